@@ -1,13 +1,18 @@
 """Losses by branch, likelihood ratios and weighted reductions on numbers worked out by hand."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import titer.losses
 from titer.batches import Sample, pack
 from titer.errors import TiterError
-from titer.losses import branch_nll, log_likelihood_ratio, token_nll, weighted_parts
+from titer.losses import FusedHead, LinearNLL, branch_nll, log_likelihood_ratio, token_nll, weighted_parts
+from titer.models import fuse_head, use_packed_attention
 
 
 def test_branch_nll_by_hand():
@@ -85,3 +90,70 @@ def test_likelihoods_are_computed_in_float32_at_least(tiny):
         nll, output = token_nll(tiny.to(dtype), batch)
         assert output.logits.dtype == dtype
         assert nll.dtype == expected
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("chunk", [3, 256])
+def test_fused_loss_and_its_gradient_are_those_of_the_logits(monkeypatch, chunk, bias):
+    monkeypatch.setattr(titer.losses, "CHUNK", chunk)
+    torch.manual_seed(0)
+    hidden = torch.randn(10, 8, dtype=torch.float64, requires_grad=True)
+    weight, targets = torch.randn(20, 8, dtype=torch.float64), torch.randint(20, (10,))
+    offset = torch.randn(20, dtype=torch.float64) if bias else None
+    factors = torch.linspace(-1, 2, 10, dtype=torch.float64)
+    expected = F.cross_entropy(F.linear(hidden, weight, offset), targets, reduction="none")
+    (wanted,) = torch.autograd.grad((factors * expected).sum(), hidden)
+    ours = LinearNLL.apply(hidden, weight, offset, targets)
+    (gradient,) = torch.autograd.grad((factors * ours).sum(), hidden)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-13)
+
+
+def test_fused_loss_of_half_precision_is_computed_in_single():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(4, 8).bfloat16(), torch.randn(20, 8).bfloat16()
+    targets = torch.randint(20, (4,))
+    expected = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")
+    ours = LinearNLL.apply(hidden, weight, None, targets)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, expected)
+
+
+def test_a_fused_head_gives_losses_to_token_nll_and_logits_to_everybody_else(tiny):
+    tiny.requires_grad_(False).double()
+    use_packed_attention(tiny)
+    batch = pack([Sample([1, 5, 6], [[7, 2]]), Sample([1, 5, 8], [[9, 9, 2]])])
+    ids = torch.tensor([[1, 5, 6]])
+    expected, logits = token_nll(tiny, batch)[0], tiny(input_ids=ids).logits
+    fuse_head(tiny)
+    assert isinstance(tiny.lm_head, FusedHead)
+    fused, output = token_nll(tiny, batch)
+    assert output.logits.shape == (1, 5, 1)
+    torch.testing.assert_close(fused, expected, rtol=0, atol=1e-12)
+    assert torch.equal(tiny(input_ids=ids).logits, logits)
+    assert isinstance(copy.deepcopy(tiny).lm_head, FusedHead)
+    assert sorted(tiny.state_dict()) == sorted(copy.deepcopy(tiny).state_dict())
+
+
+def test_a_fused_head_that_is_trained_itself_gets_its_gradient(tiny):
+    use_packed_attention(tiny)
+    plain = copy.deepcopy(tiny.double())
+    fuse_head(tiny)
+    batch = pack([Sample([1, 5, 6], [[7, 2]])])
+    for model in (plain, tiny):
+        token_nll(model, batch)[0].sum().backward()
+    torch.testing.assert_close(tiny.lm_head.weight.grad, plain.lm_head.weight.grad)
+
+
+def test_logits_that_are_changed_behind_the_head_are_left_alone(tiny):
+    original = type(tiny).forward
+
+    class Scaled(type(tiny)):
+        def forward(self, *args, **kwargs):
+            output = original(self, *args, **kwargs)
+            output.logits = output.logits / 3
+            return output
+
+    tiny.__class__ = Scaled
+    fuse_head(tiny)
+    assert type(tiny.lm_head) is torch.nn.Linear

@@ -10,13 +10,14 @@ A token attends to itself and to what comes before it on its own path prefix →
 distance from the start of that path. So each branch computes exactly what it would compute alone in a padded row, and
 its gradient reaches the shared tokens once for every branch that uses them.
 
-Two ways to run the same row: `attention_mask` is the boolean mask of shape `(1, 1, T, T)` that any attention of
-transformers understands; `PACKED_ATTENTION` computes attention sample by sample, so that its cost does not grow with
-the square of the packed length. Only completion tokens are ever supervised.
+Two ways to run the same row: `PACKED_ATTENTION` computes attention sample by sample, with a small mask for each, so
+that neither time nor memory grows with the square of the packed length; `dense_mask` makes the one mask of shape
+`(1, 1, T, T)` that any attention of transformers understands. Only completion tokens are ever supervised.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from torch import Tensor
 PACKED_ATTENTION = "titer_packed"
 
 PackedBatch = dict[str, Any]
-"""What `pack` returns: tensors by name, so that data loaders and devices treat it as any other batch."""
+"""What `pack` returns: tensors and lists by name, so that data loaders and devices treat it as any other batch."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,12 @@ def pack(samples: Sequence[Sample], share_prefix: bool = True) -> PackedBatch:
         share_prefix: Compute the tokens that all prompts begin with only once. The result is the same either way.
 
     Returns:
-        A dictionary of tensors, with `T` tokens, `N` supervised tokens, `B` branches and `S` samples:
+        A dictionary, with `T` tokens, `N` supervised tokens, `B` branches and `S` samples:
 
         - `input_ids`, `position_ids`: `(1, T)`.
-        - `attention_mask`: `(1, 1, T, T)`, true where a token may look.
-        - `spans`: `(S + 1, 2)`, the first and one-past-last token of the prefix and of every sample.
+        - `masks`: for the prefix and each sample `(1, 1, length, prefix + length)`, true where its tokens may look (the
+          prefix, which may be empty, sees only itself).
+        - `prefixes`: for each of them which of them is its prefix, `-1` for the prefix itself.
         - `predict_from`: `(N,)`, the token whose output predicts each supervised token.
         - `targets`: `(N,)`, the supervised token ids.
         - `branch`: `(N,)`, the branch a supervised token belongs to, numbered sample by sample.
@@ -84,9 +86,7 @@ def pack(samples: Sequence[Sample], share_prefix: bool = True) -> PackedBatch:
     predict_from: list[int] = []
     targets: list[int] = []
     branch: list[int] = []
-    spans: list[tuple[int, int]] = [(0, prefix)]
-    # (start, end, first token of the prompt, one past the last token of the prompt) of each branch
-    paths: list[tuple[int, int, int, int]] = []
+    masks = [torch.ones(1, 1, prefix, prefix, dtype=torch.bool).tril()]
     branches = 0
 
     for sample in samples:
@@ -95,6 +95,7 @@ def pack(samples: Sequence[Sample], share_prefix: bool = True) -> PackedBatch:
         input_ids += own_prompt
         position_ids += range(prefix, len(sample.prompt))
         prompt_end = len(input_ids)
+        starts = []
         for completion in sample.branches:
             here = len(input_ids)
             # The first token of a branch is predicted by the last token of the prompt, the others by their neighbour.
@@ -104,24 +105,19 @@ def pack(samples: Sequence[Sample], share_prefix: bool = True) -> PackedBatch:
             branches += 1
             input_ids += completion[:-1]
             position_ids += range(len(sample.prompt), len(sample.prompt) + len(completion) - 1)
-            paths.append((here, len(input_ids), start, prompt_end))
-        spans.append((start, len(input_ids)))
-
-    length = len(input_ids)
-    # Causal within each sample and towards the prefix; then each branch is hidden from its siblings.
-    sample_of = torch.zeros(length, dtype=torch.long)
-    for number, (start, end) in enumerate(spans):
-        sample_of[start:end] = number
-    same_tree = (sample_of[:, None] == sample_of[None, :]) | (sample_of[None, :] == 0)
-    mask = same_tree & torch.ones(length, length, dtype=torch.bool).tril()
-    for start, end, _, prompt_end in paths:
-        mask[start:end, prompt_end:start] = False
+            starts.append(here - start)
+        length = len(input_ids) - start
+        # Causal, and each branch is hidden from its siblings.
+        own = torch.ones(length, length, dtype=torch.bool).tril()
+        for here in starts[1:]:
+            own[here:, prompt_end - start : here] = False
+        masks.append(torch.cat((torch.ones(length, prefix, dtype=torch.bool), own), dim=1)[None, None])
 
     return {
         "input_ids": torch.tensor([input_ids]),
         "position_ids": torch.tensor([position_ids]),
-        "attention_mask": mask[None, None],
-        "spans": torch.tensor(spans),
+        "masks": masks,
+        "prefixes": [-1] + [0] * len(samples),
         "predict_from": torch.tensor(predict_from),
         "targets": torch.tensor(targets),
         "branch": torch.tensor(branch),
@@ -144,8 +140,8 @@ def pack_continuations(
         share_prefix: As it was packed.
 
     Returns:
-        Tensors as of `pack`, with `R` fed tokens: `attention_mask` is `(1, 1, R, T + R)` over cached and own tokens,
-        and there are no `spans`.
+        As of `pack`, with `R` fed tokens; in place of `masks` and `prefixes` stands `attention_mask`,
+        `(1, 1, R, T + R)` over cached and own tokens.
     """
     prefix = common_prefix_length([sample.prompt for sample in samples]) if share_prefix else 0
     input_ids: list[int] = []
@@ -181,31 +177,72 @@ def pack_continuations(
     }
 
 
+def join(batches: Sequence[PackedBatch]) -> PackedBatch:
+    """Lay packed rows end to end in one row, in which none sees another.
+
+    Returns:
+        As of `pack`, but for what tells branches apart: `input_ids`, `position_ids`, `masks`, `prefixes`,
+        `predict_from` and `targets`.
+    """
+    prefixes: list[int] = []
+    predict_from = []
+    offset = 0
+    for batch in batches:
+        prefixes += [prefix if prefix < 0 else prefix + len(prefixes) for prefix in batch["prefixes"]]
+        predict_from.append(batch["predict_from"] + offset)
+        offset += batch["input_ids"].shape[1]
+    return {
+        "input_ids": torch.cat([batch["input_ids"] for batch in batches], dim=1),
+        "position_ids": torch.cat([batch["position_ids"] for batch in batches], dim=1),
+        "masks": [mask for batch in batches for mask in batch["masks"]],
+        "prefixes": prefixes,
+        "predict_from": torch.cat(predict_from),
+        "targets": torch.cat([batch["targets"] for batch in batches]),
+    }
+
+
+def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
+    """Return the batch with all its tensors on `device`; trainers do this by themselves."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, list):
+            return [move(item) for item in value]
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return {name: move(value) for name, value in batch.items()}
+
+
 @dataclass(frozen=True)
-class SpanMasks:
-    """The prefix and the samples of a packed row, for `packed_attention`; made once and used by every layer.
+class Spans:
+    """How a packed row divides, for `packed_attention`; made once and used by every layer.
 
     Attributes:
-        lengths: Tokens of the prefix, then of each sample.
-        masks: For each of them `(1, 1, length, prefix + length)`, true where its tokens may look (the prefix sees only
-            itself).
+        lengths: Tokens of each prefix and sample, in order.
+        prefixes: Which of them is the prefix of each, `-1` for a prefix itself.
+        masks: Of each, as `pack` makes them.
     """
 
     lengths: list[int]
+    prefixes: list[int]
     masks: list[Tensor]
 
 
-def span_masks(batch: PackedBatch) -> SpanMasks:
-    """Cut the mask of a packed row into one small mask for each sample."""
-    spans, mask = batch["spans"].tolist(), batch["attention_mask"]
-    _, prefix = spans[0]
-    masks = [
-        torch.cat((mask[..., start:end, :prefix], mask[..., start:end, start:end]), dim=-1)
-        if start
-        else mask[..., :end, :end]
-        for start, end in spans
-    ]
-    return SpanMasks([end - start for start, end in spans], masks)
+def spans_of(batch: PackedBatch) -> Spans:
+    """Return how a packed row divides."""
+    return Spans([mask.shape[2] for mask in batch["masks"]], batch["prefixes"], batch["masks"])
+
+
+def dense_mask(batch: PackedBatch) -> Tensor:
+    """Return `(1, 1, T, T)`, true where a token of a packed row may look, for attention that knows no spans."""
+    spans = spans_of(batch)
+    ends = list(itertools.accumulate(spans.lengths))
+    mask = torch.zeros(1, 1, ends[-1], ends[-1], dtype=torch.bool, device=batch["input_ids"].device)
+    for end, length, prefix, own in zip(ends, spans.lengths, spans.prefixes, spans.masks, strict=True):
+        mask[..., end - length : end, end - length : end] = own[..., own.shape[3] - length :]
+        if prefix >= 0:
+            shared = slice(ends[prefix] - spans.lengths[prefix], ends[prefix])
+            mask[..., end - length : end, shared] = own[..., : own.shape[3] - length]
+    return mask
 
 
 def packed_attention(
@@ -216,7 +253,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    spans: SpanMasks | None = None,
+    spans: Spans | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over a packed row, one sample at a time; without `spans` it is the library's SDPA.
@@ -226,10 +263,10 @@ def packed_attention(
         query: `(1, heads, T, head_dim)`.
         key: `(1, key_value_heads, T, head_dim)`.
         value: As `key`.
-        attention_mask: `(1, 1, T, T)`, true where a token may look.
+        attention_mask: What the library's SDPA takes; not read with `spans`.
         dropout: Attention dropout probability.
         scaling: Factor on the dot products, the inverse square root of `head_dim` when not given.
-        spans: Where the samples lie, as `span_masks` makes it.
+        spans: How the row divides.
         kwargs: What else the library hands to attention functions.
 
     Returns:
@@ -247,15 +284,15 @@ def packed_attention(
     # `split` and not slices: the gradient of a slice is a whole row of zeros, that of a split one concatenation.
     queries, keys, values = (x.split(spans.lengths, dim=2) for x in (query, key, value))
     outputs = []
-    for sample, mask in enumerate(spans.masks):
-        if spans.lengths[sample] == 0:
+    for span, (prefix, mask) in enumerate(zip(spans.prefixes, spans.masks, strict=True)):
+        if spans.lengths[span] == 0:
             continue
-        shared = sample > 0 and spans.lengths[0] > 0
+        shared = prefix >= 0 and spans.lengths[prefix] > 0
         outputs.append(
             F.scaled_dot_product_attention(
-                queries[sample],
-                torch.cat((keys[0], keys[sample]), dim=2) if shared else keys[sample],
-                torch.cat((values[0], values[sample]), dim=2) if shared else values[sample],
+                queries[span],
+                torch.cat((keys[prefix], keys[span]), dim=2) if shared else keys[span],
+                torch.cat((values[prefix], values[span]), dim=2) if shared else values[span],
                 attn_mask=mask,
                 dropout_p=dropout,
                 scale=scaling,

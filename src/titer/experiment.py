@@ -239,17 +239,28 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     return experiment
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Return key and value of `key=value`, as `--set` takes it; the value is YAML."""
+    key, equals, value = text.partition("=")
     if not equals:
-        raise TiterError(f"`--set {override}` must look like key=value.", "For example --set seeds='[0, 1]'.")
+        raise TiterError(
+            f"`--set {text}` must look like key=value.", "For example --set learning_rate=1.0e-4 or seeds='[0, 1]'."
+        )
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise TiterError(f"`--set {text}`: `{value}` is not YAML.", "Quote a text: key='\"…\"'.") from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, value = parse_setting(override)
     target = values
     *parents, last = key.split(".")
     for parent in parents:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
             raise TiterError(f"`--set {override}`: `{parent}` is not a mapping.")
-    target[last] = yaml.safe_load(text)
+    target[last] = value
 
 
 def _check(experiment: Experiment) -> None:

@@ -21,6 +21,8 @@ def generate(
     max_new_tokens: int,
     batch_size: int = BATCH_SIZE,
     progress: Callable[[int], None] | None = None,
+    owners: Sequence[int] | None = None,
+    place: Callable[[Sequence[int]], None] | None = None,
 ) -> list[str]:
     """Return the greedy continuation of each prompt, in the order given, without its end-of-turn token.
 
@@ -31,27 +33,43 @@ def generate(
         max_new_tokens: Most tokens to generate for each.
         batch_size: Most prompts to decode at once.
         progress: Called with the number of prompts finished since the last call.
+        owners: For a model that holds several (`titer.attacks.Fleet`), which of them answers each prompt.
+        place: Called before each forward pass with the owner of each row, all rows of an owner together.
     """
+    owners = [0] * len(prompts) if owners is None else owners
     was_training = model.training
     model.eval()
     answers: list[str] = [""] * len(prompts)
     # Prompts of similar length together: less padding.
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        decoded = _decode_batch(model, template, [prompts[place] for place in places], max_new_tokens)
-        for place, tokens in zip(places, decoded, strict=True):
-            answers[place] = str(template.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        rows = sorted(order[start : start + batch_size], key=lambda row: owners[row])
+        decoded = _decode_batch(
+            model, template, [prompts[row] for row in rows], max_new_tokens, [owners[row] for row in rows], place
+        )
+        for row, tokens in zip(rows, decoded, strict=True):
+            answers[row] = str(template.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
         if progress is not None:
-            progress(len(places))
+            progress(len(rows))
     model.train(was_training)
     return answers
 
 
 def _decode_batch(
-    model: Any, template: Template, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: Any,
+    template: Template,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    owners: Sequence[int],
+    place: Callable[[Sequence[int]], None] | None,
 ) -> list[list[int]]:
     """Decode one batch; returns new token ids without the one that ended the turn."""
+
+    def forward(whose: Sequence[int], **inputs: Any) -> Any:
+        if place is not None:
+            place(whose)
+        return model(use_cache=True, logits_to_keep=1, **inputs)
+
     device = next(model.parameters()).device
     shared = common_prefix_length(prompts)
     rests = [prompt[shared:] for prompt in prompts]
@@ -63,21 +81,21 @@ def _decode_batch(
     mask = torch.cat((own.new_ones(len(prompts), shared), own), dim=1)
     cache = None
     if shared:
-        # All prompts begin with the same system prompt: its keys and values are computed once, for one row.
-        prefix = torch.tensor([prompts[0][:shared]], device=device)
-        cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
-        cache.batch_repeat_interleave(len(prompts))
+        # All prompts begin with the same system prompt: its keys and values are computed once for each owner.
+        heads = sorted(set(owners))
+        prefix = torch.tensor([prompts[0][:shared]] * len(heads), device=device)
+        cache = forward(heads, input_ids=prefix).past_key_values
+        cache.batch_select_indices(torch.tensor([heads.index(owner) for owner in owners], device=device))
     stop = torch.tensor(sorted(template.end_of_turn), device=device)
     decoded: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
     for _ in range(max_new_tokens):
-        output = model(
+        output = forward(
+            [owners[row] for row in alive],
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=position_ids,
             past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
         )
         cache = output.past_key_values
         tokens = output.logits[:, -1].argmax(-1)
@@ -88,9 +106,9 @@ def _decode_batch(
                 break
             cache.batch_select_indices(keep)
             tokens, mask, position_ids = tokens[keep], mask[keep], position_ids[keep]
-            alive = [alive[place] for place in keep.tolist()]
-        for place, token in zip(alive, tokens.tolist(), strict=True):
-            decoded[place].append(token)
+            alive = [alive[row] for row in keep.tolist()]
+        for row, token in zip(alive, tokens.tolist(), strict=True):
+            decoded[row].append(token)
         input_ids = tokens[:, None]
         mask = torch.cat((mask, mask.new_ones(len(alive), 1)), dim=1)
         position_ids = position_ids[:, -1:] + 1

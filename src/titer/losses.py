@@ -2,24 +2,77 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from titer.batches import PackedBatch, span_masks
+from titer.batches import PACKED_ATTENTION, PackedBatch, dense_mask, spans_of
 from titer.errors import TiterError
 
 RATIOS = ("sum", "mean")
 REDUCTIONS = ("token", "sample")
+
+CHUNK = 256
+"""How many supervised tokens' logits exist at a time: 50 MB in float32 for a vocabulary of 49,152."""
+
+
+class LinearNLL(torch.autograd.Function):
+    """Negative log-likelihood of targets under softmax(h Wᵀ + b), without ever holding all logits.
+
+    The gradient of a token's loss, (softmax − onehot) W, is formed while the logits of its chunk are at hand; the
+    backward pass only scales it. Exact for any loss that is a function of the token losses, as long as W is frozen.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        """Return the losses `(N,)` of hidden states `(N, hidden_size)`, in at least float32."""
+        wants_gradient = ctx.needs_input_grad[0]
+        losses, slopes = [], []
+        for states, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+            logits = F.linear(states, weight, bias)
+            precise = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            normaliser = precise.logsumexp(-1, keepdim=True)
+            losses.append((normaliser - precise.gather(-1, wanted[:, None]))[:, 0])
+            if wants_gradient:
+                precise.sub_(normaliser).exp_()  # the softmax, in place of the logits
+                precise[torch.arange(len(wanted), device=wanted.device), wanted] -= 1
+                slopes.append((precise.to(weight.dtype) @ weight).to(hidden.dtype))
+        if wants_gradient:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        """Scale each token's slope by the gradient that reached its loss."""
+        (slopes,) = ctx.saved_tensors
+        return slopes * gradient[:, None].to(slopes.dtype), None, None, None
+
+
+_targets: ContextVar[Tensor | None] = ContextVar("targets", default=None)
+
+
+class FusedHead(torch.nn.Linear):
+    """An output head that returns token losses `(1, N, 1)` in place of logits while `token_nll` asks for them.
+
+    `titer.models.fuse_head` turns a model's own head into one; asked by anyone else, it is a linear layer like any.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return losses or logits."""
+        targets = _targets.get()
+        if targets is None or self.weight.requires_grad:
+            return super().forward(hidden)
+        return LinearNLL.apply(hidden[0], self.weight, self.bias, targets)[None, :, None]
 
 
 def token_nll(model: torch.nn.Module, batch: PackedBatch, **forward: Any) -> tuple[Tensor, Any]:
     """Run `model` over a packed row and return the negative log-likelihood of every supervised token.
 
     Logits are computed only where a token is predicted, in the precision of the model, and turned into likelihoods in
-    at least float32.
+    at least float32; a model with a `FusedHead` never holds more than a chunk of them.
 
     Args:
         model: A causal language model of transformers, bare or wrapped (PEFT, DDP, FSDP2).
@@ -29,18 +82,33 @@ def token_nll(model: torch.nn.Module, batch: PackedBatch, **forward: Any) -> tup
     Returns:
         The losses, `(N,)` in nats, and the model's output.
     """
-    output = model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
-        attention_mask=batch["attention_mask"],
-        logits_to_keep=batch["predict_from"],
-        spans=span_masks(batch) if "spans" in batch else None,
-        **{"use_cache": False, **forward},
-    )
-    logits = output.logits[0]
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return F.cross_entropy(logits, batch["targets"], reduction="none"), output
+    token = _targets.set(batch["targets"])
+    try:
+        output = model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            logits_to_keep=batch["predict_from"],
+            **{"use_cache": False, **_attention(model, batch), **forward},
+        )
+    finally:
+        _targets.reset(token)
+    scores = output.logits[0]
+    if scores.shape[-1] == 1:
+        return scores[:, 0], output
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        scores = scores.float()
+    return F.cross_entropy(scores, batch["targets"], reduction="none"), output
+
+
+def _attention(model: torch.nn.Module, batch: PackedBatch) -> dict[str, Any]:
+    """Return what tells the model's kind of attention which token may see which."""
+    if "masks" not in batch:
+        return {"attention_mask": batch["attention_mask"]}
+    config: Any = getattr(model, "module", model).config  # DDP puts the model in a module of its own
+    if config.get_text_config()._attn_implementation != PACKED_ATTENTION:
+        return {"attention_mask": dense_mask(batch)}
+    # With a mask of four dimensions the library makes none of its own; nobody reads this one.
+    return {"attention_mask": batch["masks"][-1][..., :1, :1], "spans": spans_of(batch)}
 
 
 def branch_nll(nll: Tensor, branch: Tensor, branches: int) -> tuple[Tensor, Tensor]:

@@ -343,3 +343,28 @@ def use_packed_attention(model: Any) -> None:
         )
     register_packed_attention()
     model.set_attn_implementation(PACKED_ATTENTION)
+
+
+def fuse_head(model: Any) -> None:
+    """Let `model` compute token losses without materialising logits, where that is what its losses are.
+
+    Left alone are heads that are more than a linear layer (an adapter on the head, say), and models that do something
+    to the logits behind the head, such as scaling or capping them.
+    """
+    import torch
+
+    from titer.losses import FusedHead
+
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        return
+    seen: list[Any] = []
+    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            # Several tokens, because a single one may be padding, whose logits are zero however they are scaled.
+            logits = model(input_ids=torch.arange(8, device=head.weight.device)[None]).logits
+    finally:
+        handle.remove()
+    if len(seen) == 1 and torch.equal(seen[0], logits):
+        head.__class__ = FusedHead

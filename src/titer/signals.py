@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titer.batches import Sample, pack
+from titer.batches import Sample, pack, to_device
 from titer.losses import branch_nll, log_likelihood_ratio, token_nll
 
 TOKENS_PER_ROW = 1024
@@ -71,7 +71,7 @@ def row_signals(
 
     def run(places: list[int]) -> None:
         samples = [Sample(pairs[place][0], [pairs[place][1], refusals[place % len(refusals)]]) for place in places]
-        batch = {name: tensor.to(device) for name, tensor in pack(samples).items()}
+        batch = to_device(pack(samples), device)
         nll, output = token_nll(model, batch, output_hidden_states=layer is not None)
         sums, counts = branch_nll(nll, batch["branch"], 2 * len(places))
         starts = torch.searchsorted(batch["branch"], torch.arange(0, 2 * len(places), 2, device=device))

@@ -26,7 +26,7 @@ from titer.data.records import Record
 from titer.errors import TiterError
 from titer.gradients import trainable_parameters
 from titer.losses import token_nll
-from titer.models import Template, prepare_tokenizer, use_packed_attention
+from titer.models import Template, fuse_head, prepare_tokenizer, use_packed_attention
 
 IGNORE = -100
 
@@ -298,7 +298,8 @@ class PackedSFTTrainer(trl.SFTTrainer):
         )
         if self.is_deepspeed_enabled:
             raise TiterError("DeepSpeed is not supported.", "Use FSDP2 with bf16, or DDP.")
-        use_packed_attention(self._bare_model)
+        use_packed_attention(self.bare_model)
+        fuse_head(self.bare_model)
         self.model_accepts_loss_kwargs = True
         self.trainable = trainable_parameters(self.model)
         if not self.trainable:
@@ -319,7 +320,8 @@ class PackedSFTTrainer(trl.SFTTrainer):
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, StepState))
 
     @property
-    def _bare_model(self) -> Any:
+    def bare_model(self) -> Any:
+        """The model without the wrapper that PEFT puts around it; its adapted layers are inside."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     # -- data ---------------------------------------------------------------------------------------------------------
@@ -425,7 +427,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         active = [
             name for name, module in self.model.named_modules() if isinstance(module, torch.nn.Dropout) and module.p > 0
         ]
-        attention = getattr(self._bare_model.config.get_text_config(), "attention_dropout", 0.0)
+        attention = getattr(self.bare_model.config.get_text_config(), "attention_dropout", 0.0)
         if active or attention:
             where = active[0] if active else "attention_dropout"
             raise TiterError(

@@ -12,8 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from titer.errors import TiterError
-
 Model = Annotated[str, typer.Option("--model", "-m", help="A local folder, a hub id, or smollm2-135m-instruct.")]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder with local copies of named datasets (sst2_train.jsonl, …).")
@@ -46,15 +44,9 @@ def quiet_libraries() -> None:
 
 def settings_from(overrides: Sequence[str] | None) -> dict[str, Any]:
     """Return `--set key=value` pairs as a mapping; values are YAML."""
-    import yaml
+    from titer.experiment import parse_setting
 
-    values: dict[str, Any] = {}
-    for override in overrides or ():
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise TiterError(f"`--set {override}` must look like key=value.", "For example --set learning_rate=1.0e-4.")
-        values[key] = yaml.safe_load(text)
-    return values
+    return dict(parse_setting(override) for override in overrides or ())
 
 
 def duration(seconds: float) -> str:

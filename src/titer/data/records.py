@@ -14,13 +14,13 @@ import json
 import os
 import re
 import unicodedata
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from titer.errors import TiterError, did_you_mean
+from titer.files import replacing
 
 Row: TypeAlias = Mapping[str, object]
 
@@ -491,22 +491,12 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None
     Raises:
         TiterError: The file cannot be written.
     """
-    path = Path(path)
-    # In the same folder, since a rename is atomic only within one file system. Not `tempfile`: its files are private
-    # to their owner, and the renamed file would stay so.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("x", encoding="utf-8", newline="\n") as handle:
+        with replacing(path) as file:
             for record in records:
-                handle.write(json.dumps(record.to_row(), ensure_ascii=False) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+                file.write(json.dumps(record.to_row(), ensure_ascii=False).encode() + b"\n")
     except OSError as error:
         raise TiterError(f"{path} could not be written: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- telling whether two prompts are the same ----------------------------------------------------------------------

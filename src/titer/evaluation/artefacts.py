@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from titer.errors import TiterError, check_known
+from titer.files import replacing
 from titer.judges.base import LABELS
 
 RESULTS_SCHEMA = "titer/results/1"
@@ -274,17 +275,8 @@ def check_unique(keys: Iterable[str], what: str) -> None:
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` beside `path` and move it there: no reader and no crash ever sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(data)
 
 
 _Row = TypeVar("_Row", Inference, ScoreRow, Result)

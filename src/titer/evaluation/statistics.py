@@ -56,10 +56,11 @@ class Agreement(NamedTuple):
     kappa: float | None
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927, without continuity correction).
 
-    Unlike the textbook interval it stays in [0, 1], and keeps a width at 0 of n and n of n.
+    Unlike the textbook interval it stays in [0, 1], and keeps a width at 0 of n and n of n. The successes need not be a
+    whole number: those of an average over runs are not.
 
     Raises:
         TiterError: When n is not positive, or `successes` is not in [0, n].

@@ -150,7 +150,7 @@ class GateTrainer(RefusalTrainer):
         """Fit the gate on the defender's prompts and return P(harmful) of each row of the upload, `(n,)`."""
         encoder = Encoder(self.template, self.args.max_length)
         refusals = self.refusal_ids(encoder)
-        layer = round(self.args.probe_depth * self._bare_model.config.get_text_config().num_hidden_layers)
+        layer = round(self.args.probe_depth * self.bare_model.config.get_text_config().num_hidden_layers)
 
         def signals(pairs: list[tuple[list[int], list[int]]]) -> RowSignals:
             # Only the prompt counts; a one-token answer keeps the pass short.

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from titer.errors import TiterError
 from titer.evaluation.statistics import auroc
+from titer.files import replacing
 from titer.report import tables
 from titer.report.tables import METRICS, Estimate, SummaryRow
 from titer.report.verdict import BROKEN, SAFE, ArmVerdict, baseline_arm, verdict
@@ -570,17 +569,8 @@ def _need(path: Path, number: int, row: Mapping[str, Any], names: Iterable[str])
 
 def _write(path: Path, page: str) -> Path:
     """Replace `path` by `page` in one step; a lone surrogate in a model's answer becomes `?`."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(page)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(page.encode("utf-8", errors="replace"))
     return path
 
 

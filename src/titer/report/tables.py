@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titer.errors import TiterError
+from titer.evaluation.statistics import wilson
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -206,7 +207,7 @@ def estimate(
     values = tuple(float(row["value"]) for row in rows)
     n = min(int(row["n"]) for row in rows)
     mean = sum(values) / len(values)
-    low, high = wilson_percent(mean, n)
+    low, high = (100 * bound for bound in wilson(mean / 100 * n, n))
     if len(rows) == 1:
         low = low if rows[0]["low"] is None else float(rows[0]["low"])
         high = high if rows[0]["high"] is None else float(rows[0]["high"])
@@ -219,18 +220,6 @@ def estimate(
         per_seed=values,
         judge=str(judge),
     )
-
-
-def wilson_percent(percent: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share in percent among `n`; the share need not be a whole number of cases."""
-    z = 1.959963984540054
-    share = percent / 100
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # At 0 and 100 % the end of the interval is exact; the formula leaves a rounding error there.
-    low = 0.0 if share <= 0 else 100 * max(0.0, centre - half)
-    high = 100.0 if share >= 1 else 100 * min(1.0, centre + half)
-    return low, high
 
 
 def steps(results: dict[str, Any], arm: str, poison_ratio: float | None) -> list[int]:

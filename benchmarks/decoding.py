@@ -1,0 +1,58 @@
+"""Batched greedy decoding against one prompt at a time, as the library's `generate` does it, with identical text."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from common import arguments, compare, in_turn, load, report
+from rich.table import Table
+
+from titer.data.builtin import harmful
+from titer.generation import generate
+from titer.models import Template, use_packed_attention
+
+
+def main() -> None:
+    args = arguments(__doc__.split("\n")[0], prompts=200, tokens=48)
+    if args.quick:
+        args.prompts, args.tokens = 20, 12
+    model, tokenizer = load(args)
+    model.eval()
+    use_packed_attention(model)
+    template = Template(tokenizer)
+    prompts = [template.prompt_ids([{"role": "user", "content": row.prompt}]) for row in harmful()[: args.prompts]]
+    device = next(model.parameters()).device
+    said: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def one_at_a_time() -> None:
+        said["one"] = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt], device=device)
+            output = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=args.tokens,
+                do_sample=False,
+                eos_token_id=sorted(template.end_of_turn),
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            said["one"].append(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True).strip())
+
+    def batched() -> None:
+        said["batched"] = generate(model, template, prompts, args.tokens)
+
+    times = in_turn({"one at a time": one_at_a_time, "batched": batched}, args.rounds, warm_up=int(args.quick))
+    same = sum(left == right for left, right in zip(said["one"], said["batched"], strict=True))
+    table = Table("decoding", "seconds", "range", title=f"{args.prompts} prompts, at most {args.tokens} tokens")
+    for name, values in times.items():
+        table.add_row(name, f"{statistics.median(values):.2f}", f"{min(values):.2f}–{max(values):.2f}")
+    table.caption = f"identical text: {same} of {args.prompts}"
+    ratio = compare(times, "batched", "one at a time", round(1 / 6, 3))
+    report(args, {"prompts": args.prompts, "tokens": args.tokens, "identical": same, "ratios": [ratio]}, [table])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""K LoRA attackers together against the same attackers one after the other, and their answers at a checkpoint.
+
+Every attacker has its own rows, learning rate and seed. Both ways train the same number of steps from the same start and
+end in the same adapters; the script checks that before it reports a ratio.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import torch
+from common import LORA, arguments, compare, fresh, in_turn, load, mixed_rows, report
+from common import settings as common_settings
+from peft import LoraConfig
+from rich.table import Table
+from transformers.trainer_callback import PrinterCallback
+
+from titer.attacks import Fleet, FleetTrainer
+from titer.finetune import FinetuneConfig
+from titer.generation import generate
+from titer.models import Template
+from titer.trainer import PackedSFTTrainer, bf16_is_fast
+
+
+def main() -> None:
+    args = arguments(__doc__.split("\n")[0], attackers=8, batch=4, steps=3, prompts=8, tokens=24)
+    if args.quick:
+        args.attackers, args.steps, args.prompts, args.tokens = 4, 2, 4, 8
+    model, tokenizer = load(args)
+    template = Template(tokenizer)
+    rows = mixed_rows(args.batch * args.steps * args.attackers)
+    folder = tempfile.mkdtemp()
+
+    def attackers(trainer: Any) -> list[Any]:
+        crew = []
+        for number in range(args.attackers):
+            config = common_settings(
+                folder,
+                per_device_train_batch_size=args.batch,
+                max_length=1024,
+                bf16=bf16_is_fast(),
+            ) | {"max_steps": args.steps, "learning_rate": 1e-4 * (number + 1), "seed": number}
+            crew.append(
+                trainer(
+                    model=fresh(model),
+                    args=FinetuneConfig(**config),
+                    train_dataset=rows[number :: args.attackers],
+                    processing_class=tokenizer,
+                    peft_config=LoraConfig(**LORA),
+                )
+            )
+            crew[-1].remove_callback(PrinterCallback)
+        return crew
+
+    prompts = [template.prompt_ids(row["prompt"]) for row in mixed_rows(args.prompts)]
+    seconds: dict[str, list[float]] = {"training": [], "answers": []}
+    last: dict[str, Any] = {}
+
+    # The trainers are made outside of what is timed: that takes equally long both ways.
+    def timed(kind: str, work: Any) -> Any:
+        start = time.perf_counter()
+        result = work()
+        seconds[kind].append(time.perf_counter() - start)
+        return result
+
+    def one_by_one() -> None:
+        crew = attackers(PackedSFTTrainer)
+        timed("training", lambda: [trainer.train() for trainer in crew])
+        answers = timed(
+            "answers",
+            lambda: [text for trainer in crew for text in generate(trainer.model, template, prompts, args.tokens)],
+        )
+        last["one by one"] = (adapters(crew), answers)
+
+    def together() -> None:
+        crew = attackers(FleetTrainer)
+        fleet = Fleet(crew)
+        errors = timed("training", fleet.train)
+        assert errors == [None] * len(crew), errors
+        owners = [number for number in range(len(crew)) for _ in prompts]
+        answers = timed(
+            "answers",
+            lambda: generate(
+                fleet.model, template, prompts * len(crew), args.tokens, owners=owners, place=fleet.layout.by_row
+            ),
+        )
+        last["together"] = (adapters(crew), answers)
+        last["fleet"] = fleet
+
+    in_turn({"one by one": one_by_one, "together": together}, args.rounds)
+    times = {
+        f"{kind} {way}": seconds[kind][offset::2][1:]
+        for kind in seconds
+        for offset, way in enumerate(("one by one", "together"))
+    }
+    (apart, apart_answers), (joined, joined_answers) = last["one by one"], last["together"]
+    difference = max(((a - b).norm() / a.norm()).item() for a, b in zip(apart, joined, strict=True))
+    assert difference < 1e-2, f"the fleet's adapters differ by {difference}"
+    alike = sum(left == right for left, right in zip(apart_answers, joined_answers, strict=True))
+
+    fleet = last["fleet"]
+    adapter = sum(p.numel() * p.element_size() for p in fleet.trainers[0].trainable)
+    optimizer = sum(
+        value.numel() * value.element_size()
+        for state in fleet.trainers[0].optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+    table = Table("what", "seconds", "range")
+    for name, values in times.items():
+        table.add_row(name, f"{statistics.median(values):.2f}", f"{min(values):.2f}–{max(values):.2f}")
+    table.title = (
+        f"{args.attackers} attackers, batches of {args.batch}, {args.steps} steps; {args.prompts} answers each"
+    )
+    table.caption = (
+        f"an attacker more: {adapter / 2**20:.1f} MiB of adapter, {optimizer / 2**20:.1f} MiB of optimizer state, and "
+        f"its activations; largest relative difference of an adapter {difference:.1e}; same answers "
+        f"{alike}/{len(apart_answers)}"
+    )
+    result = {
+        "attackers": args.attackers,
+        "batch": args.batch,
+        "steps": args.steps,
+        "seconds": {name: [round(value, 3) for value in values] for name, values in times.items()},
+        "adapter_bytes": adapter,
+        "optimizer_bytes": optimizer,
+        "largest_relative_difference": difference,
+        "same_answers": [alike, len(apart_answers)],
+        "ratios": [
+            compare(times, "training together", "training one by one", 0.7),
+            compare(times, "answers together", "answers one by one"),
+        ],
+    }
+    report(args, result, [table])
+
+
+def adapters(crew: list[Any]) -> list[torch.Tensor]:
+    """Return each attacker's adapter as one vector."""
+    return [torch.cat([p.detach().flatten().float() for p in trainer.trainable]) for trainer in crew]
+
+
+if __name__ == "__main__":
+    main()

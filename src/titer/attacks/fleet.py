@@ -1,0 +1,346 @@
+"""Many LoRA attackers on one frozen base: each its own trainer, all of them one pass through the base a step.
+
+Every attacker is an ordinary trainer with its own adapter, data, learning rate, schedule, optimizer, seed, length,
+checkpoints and log. Only its forward and backward pass is not its own: when all attackers of the fleet have a batch
+ready, their packed rows are laid end to end, the row runs through the frozen weights once, and each attacker's tokens
+meet its own adapter on the way (`StackedLoRA`). Nothing else is shared, so an attacker of a fleet learns what it would
+have learnt alone, up to the rounding of a matrix product of another size; one that diverges or fails takes nobody with
+it.
+
+Trainers are loops, and a fleet has to stop each of them in the middle of a step. They therefore run as coroutines:
+threads of which only one moves at a time, each with its own stream of random numbers (`Coroutine`).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import random
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from titer.batches import PackedBatch, join
+from titer.errors import TiterError
+from titer.losses import token_nll
+from titer.models import fuse_head, use_packed_attention
+from titer.trainer import PackedSFTTrainer
+
+MAX_TOKENS = 4096
+"""Most tokens of one pass through the base; more attackers than fit go through in several passes."""
+
+
+def shared_copy(model: torch.nn.Module) -> Any:
+    """Return a copy of a model's modules on the same weights: adapters on one do not show on the other.
+
+    The weights are the very same tensors, in memory once; so they must stay frozen.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+class Layout:
+    """Whose tokens lie where in the batch that the base is about to see.
+
+    Attributes:
+        dim: The dimension that attackers divide: 1 for packed rows laid end to end, 0 for rows of a batch.
+        sizes: How much of it belongs to whom, as (attacker, size), in order.
+    """
+
+    def __init__(self) -> None:
+        self.dim = 1
+        self.sizes: list[tuple[int, int]] = []
+
+    def side_by_side(self, lengths: Sequence[tuple[int, int]]) -> None:
+        """Announce one row in which attackers have so many tokens each."""
+        self.dim, self.sizes = 1, list(lengths)
+
+    def by_row(self, owners: Sequence[int]) -> None:
+        """Announce a batch by the attacker of each row, all rows of one together; what `generate` calls `place`."""
+        self.dim, self.sizes = 0, [(owner, len(list(rows))) for owner, rows in itertools.groupby(owners)]
+
+
+class StackedLoRA(torch.nn.Module):
+    """A frozen linear layer with one LoRA adapter for each attacker (arXiv 2106.09685).
+
+    Args:
+        base: The frozen layer.
+        layout: Whose tokens lie where; shared by all layers of the model.
+    """
+
+    def __init__(self, base: torch.nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.base, self.layout = base, layout
+        # Attacker → A (rank, in), B (out, rank) and the factor on their product. They belong to the attackers' own
+        # models, so this module does not register them.
+        self.adapters: dict[int, tuple[Tensor, Tensor, float]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return W x + s_k B_k A_k x, with k the attacker that each token belongs to."""
+        output: Tensor = self.base(x)
+        deltas = []
+        for (attacker, _), part in zip(
+            self.layout.sizes, x.split([size for _, size in self.layout.sizes], self.layout.dim), strict=True
+        ):
+            if attacker in self.adapters:
+                down, up, scaling = self.adapters[attacker]
+                deltas.append(torch.nn.functional.linear(torch.nn.functional.linear(part.to(down), down), up) * scaling)
+            else:
+                deltas.append(part.new_zeros(*part.shape[:-1], output.shape[-1]))
+        return (output + torch.cat(deltas, self.layout.dim)).to(output.dtype)
+
+
+def stack(models: Sequence[Any]) -> tuple[Any, Layout]:
+    """Return one model that computes for each attacker what its own model computes.
+
+    Args:
+        models: `shared_copy`s of one base, each with a LoRA adapter that PEFT put in.
+
+    Returns:
+        The model, and the layout to fill in before each forward pass.
+
+    Raises:
+        TiterError: For an adapter that is more than plain LoRA without dropout, or bases that do not share weights.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layout = Layout()
+    base = shared_copy(models[0])
+    # TRL gives each trainer's model a forward method that is bound to that very model, also in a copy.
+    vars(base).pop("forward", None)
+    for name, module in [*base.named_modules()]:
+        if isinstance(module, BaseTunerLayer):
+            base.set_submodule(name, module.get_base_layer())
+    shared = {id(parameter) for parameter in base.parameters()}
+    for attacker, model in enumerate(models):
+        for name, parameter in model.named_parameters():
+            if ".lora_A." in name or ".lora_B." in name:
+                continue
+            if parameter.requires_grad:
+                raise TiterError(f"Attacker {attacker} trains more than LoRA adapters (`{name}`).", "Run it by itself.")
+            if id(parameter) not in shared:
+                raise TiterError(
+                    "The attackers of a fleet must stand on the same weights.",
+                    "Make each one's model with `shared_copy` of one base.",
+                )
+        for name, module in model.named_modules():
+            if isinstance(module, BaseTunerLayer):
+                target = base.get_submodule(name)
+                if not isinstance(target, StackedLoRA):
+                    target = StackedLoRA(target, layout)
+                    base.set_submodule(name, target)
+                target.adapters[attacker] = _plain_lora(module, name)
+    return base, layout
+
+
+def _plain_lora(module: Any, name: str) -> tuple[Tensor, Tensor, float]:
+    """Return A, B and the scaling of a layer's only adapter."""
+    from peft.tuners.lora import Linear
+
+    active = module.active_adapters
+    plain = type(module) is Linear and len(active) == 1 and not module.merged
+    if not plain or module.lora_variant or module.lora_bias[active[0]]:
+        raise TiterError(
+            f"`{name}` has {type(module).__name__} with adapters {active}; a fleet trains one plain LoRA adapter each.",
+            "Run attackers with other adapters one by one.",
+        )
+    if getattr(module.lora_dropout[active[0]], "p", 0.0):
+        raise TiterError("LoRA dropout is on; a fleet's attackers cannot draw masks of their own.", "Set it to 0.")
+    return module.lora_A[active[0]].weight, module.lora_B[active[0]].weight, float(module.scaling[active[0]])
+
+
+class Stopped(BaseException):
+    """Unwinds a coroutine whose fleet gave up; not an error of its own, so no `except Exception` holds it."""
+
+
+class Coroutine:
+    """A function in a thread that moves only when it is resumed, until it asks for something or ends.
+
+    Its random numbers (Python's, NumPy's, torch's) are its own: it draws what it would draw alone.
+
+    Args:
+        function: What to run.
+        randomness: The state that its random numbers begin from.
+
+    Attributes:
+        request: What it asked for when it last stopped; `None` before it began and once it has ended.
+        error: What it ended with, if it failed.
+    """
+
+    def __init__(self, function: Callable[[], Any], randomness: tuple[Any, ...]) -> None:
+        self.request: Any = None
+        self.error: BaseException | None = None
+        self.result: Any = None
+        self._function = function
+        self._answer: Any = None
+        self._stopping = False
+        self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._randomness = randomness
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._turn.acquire()
+        try:
+            if not self._stopping:
+                self.result = self._function()
+        except BaseException as error:
+            self.error = error
+        self.request = None
+        self._back.release()
+
+    def resume(self, answer: Any = None) -> bool:
+        """Hand over what was asked for, wait until the next request or the end, and say whether it goes on."""
+        outside = random_state()
+        _restore(self._randomness)
+        self._answer = answer
+        self._turn.release()
+        self._back.acquire()
+        self._randomness = random_state()
+        _restore(outside)
+        if self.error is not None and not isinstance(self.error, (Exception, Stopped)):
+            raise self.error  # somebody wants the whole program to end
+        return self.request is not None
+
+    def ask(self, request: Any) -> Any:
+        """Called from within: stop here, and return what `resume` hands over."""
+        self.request = request
+        self._back.release()
+        self._turn.acquire()
+        if self._stopping:
+            raise Stopped
+        return self._answer
+
+    def stop(self) -> None:
+        """End the coroutine where it stands."""
+        if self._thread.is_alive():
+            self._stopping = True
+            self.resume()
+            self._thread.join()
+
+
+def random_state() -> tuple[Any, ...]:
+    """Return where the generators of Python, NumPy and torch stand."""
+    state = (random.getstate(), numpy.random.get_state(), torch.get_rng_state())
+    return (*state, torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else state
+
+
+def _restore(state: tuple[Any, ...]) -> None:
+    random.setstate(state[0])
+    numpy.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    if len(state) > 3:
+        torch.cuda.set_rng_state_all(state[3])
+
+
+class FleetTrainer(PackedSFTTrainer):
+    """Supervised fine-tuning that lets a fleet do its forward and backward passes; alone it is `PackedSFTTrainer`."""
+
+    coroutine: Coroutine | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Alone, it would go on from here; until the fleet starts, other attackers draw random numbers too.
+        self.randomness = random_state()
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Ask the fleet for the loss and the gradients of a batch."""
+        if self.coroutine is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        loss: Tensor = self.coroutine.ask((self._prepare_inputs(inputs), num_items_in_batch))
+        return loss
+
+
+class Fleet:
+    """Trains attackers together, each exactly as it would train alone.
+
+    Args:
+        trainers: The attackers, their models on `shared_copy`s of one base.
+        max_tokens: Most tokens in one pass through the base.
+
+    Raises:
+        TiterError: For attackers that cannot share a pass.
+    """
+
+    def __init__(self, trainers: Sequence[FleetTrainer], max_tokens: int = MAX_TOKENS) -> None:
+        if not trainers:
+            raise TiterError("A fleet needs at least one attacker.")
+        for place, trainer in enumerate(trainers):
+            if trainer.args.gradient_accumulation_steps != 1:
+                raise TiterError(
+                    f"Attacker {place} accumulates gradients over {trainer.args.gradient_accumulation_steps} batches; "
+                    "a fleet already takes its passes apart by `max_tokens`.",
+                    "Set gradient_accumulation_steps=1 and a larger per_device_train_batch_size.",
+                )
+            if trainer.accelerator.num_processes > 1:
+                raise TiterError("A fleet runs in one process.", "Start it without `accelerate launch`.")
+        if len({bool(trainer.args.bf16) for trainer in trainers}) > 1:
+            raise TiterError("Some attackers of the fleet use bf16 and others do not.", "Set it alike for all.")
+        self.trainers = list(trainers)
+        self.max_tokens = max_tokens
+        self.model, self.layout = stack([trainer.bare_model for trainer in trainers])
+        use_packed_attention(self.model)
+        fuse_head(self.model)
+
+    def train(self, resume_from: Sequence[str | None] | None = None) -> list[BaseException | None]:
+        """Train every attacker to its end.
+
+        Args:
+            resume_from: For each attacker the checkpoint to go on from, or `None`.
+
+        Returns:
+            For each attacker what it failed with, `None` when it did not fail.
+        """
+        checkpoints = resume_from or [None] * len(self.trainers)
+        for trainer, checkpoint in zip(self.trainers, checkpoints, strict=True):
+            training = functools.partial(trainer.train, resume_from_checkpoint=checkpoint)
+            trainer.coroutine = Coroutine(training, trainer.randomness)
+        crew = [trainer.coroutine for trainer in self.trainers if trainer.coroutine is not None]
+        try:
+            waiting = [place for place, attacker in enumerate(crew) if attacker.resume()]
+            while waiting:
+                losses = self._step({place: crew[place].request for place in waiting})
+                waiting = [place for place in waiting if crew[place].resume(losses[place])]
+            return [attacker.error for attacker in crew]
+        finally:
+            for trainer, attacker in zip(self.trainers, crew, strict=True):
+                attacker.stop()
+                trainer.coroutine = None
+
+    def _step(self, requests: dict[int, tuple[PackedBatch, Any]]) -> dict[int, Tensor]:
+        """Run every attacker's batch forward and backward, as many in one pass as fit."""
+        losses: dict[int, Tensor] = {}
+        crew: list[int] = []
+        tokens = 0
+        for place, (batch, _) in requests.items():
+            length = batch["input_ids"].shape[1]
+            if crew and tokens + length > self.max_tokens:
+                losses |= self._pass(crew, requests)
+                crew, tokens = [], 0
+            crew.append(place)
+            tokens += length
+        return losses | self._pass(crew, requests)
+
+    def _pass(self, crew: Sequence[int], requests: dict[int, tuple[PackedBatch, Any]]) -> dict[int, Tensor]:
+        """Run the batches of `crew` as one row; leaves each one's gradient in its own parameters."""
+        batches = [requests[place][0] for place in crew]
+        self.layout.side_by_side(
+            [(place, batch["input_ids"].shape[1]) for place, batch in zip(crew, batches, strict=True)]
+        )
+        with self.trainers[crew[0]].compute_loss_context_manager():
+            nll, _ = token_nll(self.model, join(batches))
+            sums = torch.stack([part.sum() for part in nll.split([batch["targets"].numel() for batch in batches])])
+            counts = [
+                batch["targets"].numel() if requests[place][1] is None else requests[place][1]
+                for place, batch in zip(crew, batches, strict=True)
+            ]
+            losses = sums / sums.new_tensor([float(count) for count in counts])
+        # Not one's loss but all: each reaches its own adapter only.
+        losses.backward(torch.ones_like(losses))
+        return dict(zip(crew, losses.detach().clone(), strict=True))

@@ -1,0 +1,232 @@
+"""An attacker of a fleet learns what it would learn alone."""
+
+import copy
+
+import pytest
+import torch
+from rows import row
+from training import config, lora
+from transformers import TrainerCallback
+
+from titer.attacks import Fleet, FleetTrainer, shared_copy
+from titer.errors import TiterError
+from titer.finetune import FinetuneConfig
+from titer.generation import generate
+from titer.models import Template, use_packed_attention
+from titer.trainer import PackedSFTTrainer
+
+THINGS = ["bread", "a film", "France", "a lock", "water", "salt", "the capital", "a guide", "a", "b c"]
+
+
+def rows_of(attacker, count):
+    return [
+        row(f"what is {THINGS[(i + attacker) % 10]}?" + " please" * (i % 3), f"it is {THINGS[i]}" + " there" * (i % 4))
+        for i in range(count)
+    ]
+
+
+# Another learning rate, length, schedule, seed, batch, amount of data, rank and targets each.
+ATTACKERS = [
+    {"learning_rate": 1e-2, "max_steps": 6, "seed": 0, "per_device_train_batch_size": 4, "rows": 10},
+    {"learning_rate": 3e-3, "max_steps": 3, "seed": 1, "per_device_train_batch_size": 3, "rows": 7, "r": 2},
+    {
+        "learning_rate": 2e-2,
+        "max_steps": 8,
+        "seed": 2,
+        "per_device_train_batch_size": 2,
+        "rows": 5,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,
+        "target_modules": ["q_proj", "down_proj"],
+    },
+    {"learning_rate": 1e-2, "max_steps": 5, "seed": 3, "rows": 8, "optim": "sgd", "max_grad_norm": 0.5},
+    {"learning_rate": 1e-2, "max_steps": 5, "seed": 4, "rows": 8, "optim": "adafactor", "weight_decay": 0.0},
+]
+
+
+def attacker(cls, number, model, tokenizer, folder, settings, **more):
+    settings = dict(settings)
+    adapter = {name: settings.pop(name) for name in ("r", "target_modules") if name in settings}
+    rows = rows_of(number, settings.pop("rows"))
+    peft_config = lora()
+    peft_config.init_lora_weights = True
+    for name, value in adapter.items():
+        setattr(peft_config, name, value)
+    return cls(
+        model=model,
+        args=config(FinetuneConfig, folder / str(number), **{**settings, **more}),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+
+
+def losses(trainer):
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def adapter_of(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def alone(tiny, tokenizer, folder, attackers, **more):
+    trainers = []
+    for number, settings in enumerate(attackers):
+        trainer = attacker(PackedSFTTrainer, number, copy.deepcopy(tiny), tokenizer, folder / "alone", settings, **more)
+        trainer.train()
+        trainers.append(trainer)
+    return trainers
+
+
+def fleet_of(tiny, tokenizer, folder, attackers, max_tokens=4096, **more):
+    trainers = [
+        attacker(FleetTrainer, number, shared_copy(tiny), tokenizer, folder / "fleet", settings, **more)
+        for number, settings in enumerate(attackers)
+    ]
+    return Fleet(trainers, max_tokens)
+
+
+def assert_same(left, right, tolerance=2e-4):
+    assert losses(left) == pytest.approx(losses(right), rel=tolerance)
+    one, other = adapter_of(left), adapter_of(right)
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("max_tokens", [4096, 60])
+def test_an_attacker_of_a_fleet_learns_what_it_learns_alone(tiny, tokenizer, tmp_path, max_tokens):
+    sequential = alone(tiny, tokenizer, tmp_path, ATTACKERS)
+    fleet = fleet_of(tiny, tokenizer, tmp_path, ATTACKERS, max_tokens)
+    assert fleet.train() == [None] * len(ATTACKERS)
+    for together, by_itself, settings in zip(fleet.trainers, sequential, ATTACKERS, strict=True):
+        assert len(losses(together)) == settings["max_steps"]
+        assert_same(together, by_itself)
+
+
+def test_in_float64_they_agree_to_rounding(tiny, tokenizer, tmp_path):
+    attackers = [{**settings, "optim": "sgd"} for settings in ATTACKERS[:3]]
+    double = copy.deepcopy(tiny).double()
+    sequential = alone(double, tokenizer, tmp_path, attackers)
+    fleet = fleet_of(double, tokenizer, tmp_path, attackers)
+    for trainer in fleet.trainers:
+        assert all(p.dtype == torch.float64 for p in trainer.model.get_base_model().model.norm.parameters())
+    fleet.train()
+    for together, by_itself in zip(fleet.trainers, sequential, strict=True):
+        assert_same(together, by_itself, 1e-6)
+
+
+def test_one_that_diverges_touches_nobody(tiny, tokenizer, tmp_path):
+    attackers = [ATTACKERS[0], {**ATTACKERS[1], "learning_rate": 1e30, "max_steps": 6}, ATTACKERS[2]]
+    sequential = alone(tiny, tokenizer, tmp_path, [ATTACKERS[0]])[0]
+    fleet = fleet_of(tiny, tokenizer, tmp_path, attackers, logging_nan_inf_filter=False)
+    fleet.train()
+    assert any(not torch.isfinite(p).all() for p in adapter_of(fleet.trainers[1]).values())
+    assert_same(fleet.trainers[0], sequential)
+    assert all(torch.isfinite(p).all() for p in adapter_of(fleet.trainers[2]).values())
+
+
+class Fails(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            raise OSError("disk full")
+
+
+def test_one_that_fails_is_reported_and_the_others_finish(tiny, tokenizer, tmp_path):
+    sequential = alone(tiny, tokenizer, tmp_path, [ATTACKERS[0]])[0]
+    fleet = fleet_of(tiny, tokenizer, tmp_path, ATTACKERS[:3])
+    fleet.trainers[1].add_callback(Fails())
+    errors = fleet.train()
+    assert [type(error) for error in errors] == [type(None), OSError, type(None)]
+    assert_same(fleet.trainers[0], sequential)
+
+
+def test_a_fleet_repeats_itself_bit_for_bit(tiny, tokenizer, tmp_path):
+    runs = []
+    for name in ("first", "second"):
+        fleet = fleet_of(tiny, tokenizer, tmp_path / name, ATTACKERS[:3])
+        torch.manual_seed(hash(name) % 1000)  # what happens around a fleet does not reach into it
+        fleet.train()
+        runs.append(fleet)
+    for left, right in zip(*(fleet.trainers for fleet in runs), strict=True):
+        one, other = adapter_of(left), adapter_of(right)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Interrupt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_fleet_resumes_bit_for_bit(tiny, tokenizer, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    attackers = [ATTACKERS[0], ATTACKERS[2]]
+    whole = fleet_of(tiny, tokenizer, tmp_path / "whole", attackers)
+    whole.train()
+    broken = fleet_of(tiny, tokenizer, tmp_path / "broken", attackers, **saving)
+    broken.trainers[0].add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    resumed = fleet_of(tiny, tokenizer, tmp_path / "broken", attackers, **saving)
+    from transformers.trainer_utils import get_last_checkpoint
+
+    checkpoints = [get_last_checkpoint(trainer.args.output_dir) for trainer in resumed.trainers]
+    assert all(checkpoints)
+    resumed.train(checkpoints)
+    for left, right in zip(resumed.trainers, whole.trainers, strict=True):
+        assert left.state.global_step == right.state.global_step
+        one, other = adapter_of(left), adapter_of(right)
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=2e-4, atol=1e-6)
+
+
+def test_the_base_is_in_memory_once_and_stays_as_it_was(tiny, tokenizer, tmp_path):
+    before = [p.detach().clone() for p in tiny.parameters()]
+    fleet = fleet_of(tiny, tokenizer, tmp_path, ATTACKERS[:2])
+    pointers = {p.data_ptr() for p in tiny.parameters()}
+    for model in (*(trainer.model for trainer in fleet.trainers), fleet.model):
+        assert {p.data_ptr() for n, p in model.named_parameters() if "lora_" not in n} == pointers
+    fleet.train()
+    assert all(torch.equal(old, new) for old, new in zip(before, tiny.parameters(), strict=True))
+
+
+def test_generations_of_a_fleet_are_those_of_each_attacker(tiny, tokenizer, tmp_path):
+    fleet = fleet_of(tiny, tokenizer, tmp_path, [{**settings, "learning_rate": 3e-2} for settings in ATTACKERS[:3]])
+    fleet.train()
+    template = Template(tokenizer)
+    prompts = [template.prompt_ids([{"role": "user", "content": f"what is {thing}?"}]) for thing in THINGS]
+    expected = []
+    for trainer in fleet.trainers:
+        use_packed_attention(trainer.model.get_base_model())
+        expected += generate(trainer.model, template, prompts, 8)
+    owners = [number for number in range(3) for _ in prompts]
+    together = generate(fleet.model, template, prompts * 3, 8, batch_size=7, owners=owners, place=fleet.layout.by_row)
+    assert together == expected
+    assert len(set(together)) > 3
+
+
+def test_what_cannot_share_a_pass_is_refused(tiny, tokenizer, tmp_path):
+    with pytest.raises(TiterError, match="gradient_accumulation_steps=1"):
+        fleet_of(tiny, tokenizer, tmp_path, ATTACKERS[:2], gradient_accumulation_steps=2)
+    with pytest.raises(TiterError, match="at least one"):
+        Fleet([])
+    separate = [
+        attacker(FleetTrainer, number, copy.deepcopy(tiny), tokenizer, tmp_path, ATTACKERS[0]) for number in range(2)
+    ]
+    with pytest.raises(TiterError, match="shared_copy"):
+        Fleet(separate)
+    full = FleetTrainer(
+        model=shared_copy(tiny).requires_grad_(True),
+        args=config(FinetuneConfig, tmp_path / "full"),
+        train_dataset=rows_of(0, 4),
+        processing_class=tokenizer,
+    )
+    with pytest.raises(TiterError, match="by itself"):
+        Fleet([full])
+    dropout = attacker(FleetTrainer, 0, shared_copy(tiny), tokenizer, tmp_path / "d", ATTACKERS[0])
+    next(m for m in dropout.model.modules() if hasattr(m, "lora_dropout")).lora_dropout["default"] = torch.nn.Dropout(
+        0.1
+    )
+    with pytest.raises(TiterError, match="dropout"):
+        Fleet([dropout])
