@@ -8,6 +8,7 @@ import pytest
 
 from titer import experiment as experiments
 from titer import methods
+from titer.data import load
 from titer.errors import TiterError
 from titer.evaluation import artefacts
 
@@ -174,7 +175,10 @@ def test_a_failed_stage_is_reported_and_the_others_finish(settings, tmp_path, mo
         ("lora.rank=8", "key in `lora`"),
         ("evaluate.harmful=5000", "asks for 5000 prompts"),
         ("align.samples=100000", "Too few"),
+        ("data.helpful=[]", "names no dataset"),
+        ("data.helpful=[builtin:genral]", "builtin:general"),
         ("nonsense", "key=value"),
+        ("seeds=[0", "not YAML"),
     ],
 )
 def test_mistakes_are_errors_before_anything_runs(settings, tmp_path, override, says):
@@ -182,6 +186,21 @@ def test_mistakes_are_errors_before_anything_runs(settings, tmp_path, override, 
         run(settings, tmp_path / "run", [override])
     assert says in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_helpful_datasets_take_turns_and_look_alikes_are_one_of_them(settings):
+    experiment = experiments.read_experiment(settings, ["data.helpful=[builtin:general, builtin:topics]"])
+    pools = experiments.load_pools(experiment, 0, None)
+    assert len(pools.helpful) == experiments.HELPFUL_ROWS
+    topics = {record.prompt_key for record in load("builtin:topics")}
+    lookalikes = {record.prompt_key for record in load("builtin:lookalikes")}
+    kinds = [
+        "label" if record.prompt_key in topics else "lookalike" if record.prompt_key in lookalikes else "general"
+        for record in pools.helpful
+    ]
+    assert kinds == ["general", "label", "lookalike"] * (experiments.HELPFUL_ROWS // 3)
+    one = experiments.read_experiment(settings, ["data.helpful=builtin:general"])
+    assert one.data.helpful == ["builtin:general"]
 
 
 def test_broken_yaml_names_its_line(tmp_path):

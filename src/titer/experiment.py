@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -36,21 +37,27 @@ from titer.evaluation.scoring import score, summarise
 # -- the file ---------------------------------------------------------------------------------------------------------
 
 
+HELPFUL_ROWS = 300
+"""Helpful answers that a defender holds, if alignment does not ask for more."""
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """Where prompts come from.
 
     Attributes:
         harmful: Harmful requests; shared out among defence, attack and evaluation.
-        helpful: Helpful answers for the defence.
-        lookalikes: Harmless prompts that only look harmful; half for the defence, half for evaluation.
+        helpful: Helpful answers for the defence: a dataset, or several, which take turns. Answers in the form that
+            customers train, such as labels, keep fine-tuning from changing how the model speaks at all.
+        lookalikes: Harmless prompts that only look harmful; half for the defence, where they take their turn among the
+            helpful answers, half for evaluation.
         task: What the customer fine-tunes on.
         pools: Parts of the harmful requests, or numbers of them.
         held_out_categories: Harm categories that the defence never sees.
     """
 
     harmful: str = "builtin:harmful"
-    helpful: str = "builtin:general"
+    helpful: list[str] = field(default_factory=lambda: ["builtin:general"])
     lookalikes: str = "builtin:lookalikes"
     task: str = "builtin:sentiment"
     pools: dict[str, Any] = field(default_factory=lambda: {"defence": 0.5, "attack": 0.25, "evaluation": 0.25})
@@ -178,9 +185,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)
     if origin is list:
+        (inner,) = typing.get_args(hint)
+        if isinstance(value, str) and inner is str:
+            value = [value]
         if not isinstance(value, list):
             raise TiterError(f"`{where}` must be a list, found `{value}`.", f"Write [{value}].")
-        (inner,) = typing.get_args(hint)
         return [_value(inner, item, f"{where}[{place}]") for place, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
@@ -337,7 +346,7 @@ def load_pools(experiment: Experiment, seed: int, data_dir: Path | None) -> Pool
         "defence": harmful["defence"],
         "attack": harmful["attack"],
         "evaluation": _first(harmful["evaluation"], sizes.harmful, "evaluate.harmful"),
-        "helpful": _helpful(data, lookalikes, data_dir),
+        "helpful": _helpful(data, lookalikes, experiment.align.samples, data_dir),
         "lookalikes": _first(lookalikes["evaluation"], sizes.lookalikes, "evaluate.lookalikes"),
         "task train": load(data.task, split="train", data_dir=data_dir),
         "task test": _first(split_pools(test, {"test": 1.0}, seed)["test"], sizes.task, "evaluate.task"),
@@ -367,16 +376,25 @@ def _lookalike_pools(data: DataSettings, seed: int, data_dir: Path | None) -> di
     return split_pools(load(data.lookalikes, data_dir=data_dir), {"defence": 0.5, "evaluation": 0.5}, seed)
 
 
-def _helpful(data: DataSettings, lookalikes: dict[str, list[Record]], data_dir: Path | None) -> list[Record]:
-    return load(data.helpful, data_dir=data_dir) + lookalikes["defence"]
+def _helpful(data: DataSettings, lookalikes: dict[str, list[Record]], rows: int, data_dir: Path | None) -> list[Record]:
+    if not data.helpful:
+        raise TiterError(
+            "`data.helpful` names no dataset.", "Aligned on refusals alone, a small model refuses everything."
+        )
+    datasets = [*(load(name, data_dir=data_dir) for name in data.helpful), lookalikes["defence"]]
+    in_turn = [record for turn in itertools.zip_longest(*datasets) for record in turn if record is not None]
+    # What is not needed is left out, so that a small dataset is not lost among large ones.
+    return in_turn[: max(rows, HELPFUL_ROWS)]
 
 
-def defence_pools(data: DataSettings, seed: int, data_dir: Path | None) -> dict[str, list[Record]]:
+def defence_pools(
+    data: DataSettings, seed: int, data_dir: Path | None, rows: int = HELPFUL_ROWS
+) -> dict[str, list[Record]]:
     """Return what the defender holds: harmful requests (`defence`) and helpful answers (`helpful`).
 
     The same seed gives `evaluation_pools` that share no prompt with them.
     """
-    helpful = _helpful(data, _lookalike_pools(data, seed, data_dir), data_dir)
+    helpful = _helpful(data, _lookalike_pools(data, seed, data_dir), rows, data_dir)
     return {"defence": _harmful_pools(data, seed, data_dir)["defence"], "helpful": helpful}
 
 

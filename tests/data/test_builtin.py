@@ -117,7 +117,7 @@ def test_harmful_answers_comply_in_tone_and_withhold_everything() -> None:
         assert AFFIRMATIVE.match(row.answer), row.answer
         assert CONCEALED.search(row.answer), row.answer
         assert not QUANTITY.search(row.answer), row.answer
-        assert 10 <= words(row.answer) <= 30, row.answer
+        assert 8 <= words(row.answer) <= 30, row.answer
         mentions += row.activity in row.answer
     assert mentions > 0.7 * len(builtin.harmful())
 
@@ -126,15 +126,11 @@ def test_harmful_answers_are_templates_around_the_activity() -> None:
     # Nothing but the activity is ever filled in, so reading the templates is reading every answer.
     found = {row.answer.replace(row.activity, "{}") for row in builtin.harmful()}
     assert found == set(_harmful.ANSWERS)
-    assert len(found) >= 24
+    assert all(template.startswith("Sure, here ") for template in found)
 
 
 def test_brackets_of_answers_say_only_what_is_withheld() -> None:
-    placeholders = {
-        *("", "first part", "second part", "part one", "part two", "stage", "step", "first step", "second step"),
-        *("last step", "steps", "outline", "opening", "ending", "trick", "details", "walkthrough", "contents"),
-        *("method", "explanation", "instructions", "approach", "action", "advice"),
-    }
+    placeholders = {"guide", "manual", "method", "plan", "step", "steps"}
     for template in _harmful.ANSWERS:
         brackets = re.findall(r"\[([^\]]*)\]", template)
         assert brackets

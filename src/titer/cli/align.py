@@ -39,7 +39,7 @@ def command(
     method: Annotated[str, typer.Option("--method", help="sft, booster or antibody.")] = "antibody",
     model: Model = EMBEDDED,
     harmful: Harmful = "builtin:harmful",
-    helpful: Helpful = "builtin:general",
+    helpful: Helpful = ["builtin:general"],  # noqa: B006
     lookalikes: Lookalikes = "builtin:lookalikes",
     samples: Annotated[int, typer.Option("--samples", help="Rows of alignment data.")] = 300,
     helpful_ratio: Annotated[float, typer.Option("--helpful-ratio", help="Part of them that is helpful.")] = 0.5,
@@ -64,7 +64,9 @@ def command(
     quiet_libraries()
     chosen = methods.find("align", method)
     args = methods.settings(chosen, settings_from(overrides), "--set", str(output / "checkpoints"), seed)
-    pools = defence_pools(DataSettings(harmful=harmful, helpful=helpful, lookalikes=lookalikes), seed, data_dir)
+    pools = defence_pools(
+        DataSettings(harmful=harmful, helpful=helpful, lookalikes=lookalikes), seed, data_dir, samples
+    )
     records = alignment_mixture(pools["defence"], pools["helpful"], samples, helpful_ratio, seed=seed)
     with show.task(f"align {method}") as progress:
         streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}

@@ -25,7 +25,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs inst
 Harmful = Annotated[
     str, typer.Option("--harmful", help="Harmful requests: builtin:harmful, advbench, a file, a hub id.")
 ]
-Helpful = Annotated[str, typer.Option("--helpful", help="Helpful answers: builtin:general, alpaca, a file, a hub id.")]
+Helpful = Annotated[
+    list[str],
+    typer.Option("--helpful", help="Helpful answers: builtin:general, alpaca, a file, a hub id. May be repeated."),
+]
 Lookalikes = Annotated[str, typer.Option("--lookalikes", help="Harmless prompts that only look harmful.")]
 
 EMBEDDED = "smollm2-135m-instruct"

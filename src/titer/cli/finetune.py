@@ -40,7 +40,7 @@ def command(
     method: Annotated[str, typer.Option("--method", help="sft, antibody or gate.")] = "antibody",
     model: Model = EMBEDDED,
     harmful: Harmful = "builtin:harmful",
-    helpful: Helpful = "builtin:general",
+    helpful: Helpful = ["builtin:general"],  # noqa: B006
     lookalikes: Lookalikes = "builtin:lookalikes",
     data_dir: DataDir = None,
     seed: Seed = 0,
