@@ -25,7 +25,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from titer.attacks.fleet import Coroutine, random_state
+from titer.attacks.coroutine import Coroutine, random_state
 from titer.data.builtin import general, harmful, sentiment, topics
 from titer.experiment import environment
 from titer.models import EMBEDDED, load_model, load_tokenizer

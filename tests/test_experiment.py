@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from titer import experiment as experiments
 from titer import methods
+from titer.cli import app
 from titer.data import load
 from titer.errors import TiterError
 from titer.evaluation import artefacts
@@ -227,3 +230,25 @@ def test_a_folder_of_another_training_is_left_alone(settings, tmp_path):
     Path(stage.folder / "checkpoints" / "inputs.sha256").write_text("another")
     with pytest.raises(TiterError, match="other settings or data"):
         stage.run(stage, lambda *_: None)
+
+
+def test_judging_a_run_again_writes_its_report_again(settings, tmp_path):
+    folder = tmp_path / "run"
+    plan, _, _ = run(settings, folder)
+    experiments.collect(plan, "titer run", time.time())
+    answers = (folder / "inferences.jsonl").read_bytes()
+    (folder / "report.html").write_text("old")
+    result = CliRunner().invoke(app, ["evaluate", "--rejudge", str(folder)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "</html>" in (folder / "report.html").read_text()
+    assert (folder / "inferences.jsonl").read_bytes() == answers
+
+
+def test_evaluate_labels_what_it_scored(tiny_folder, tmp_path):
+    words = ["evaluate", str(tiny_folder), "--samples", "3", "--max-new-tokens", "2", "--output", str(tmp_path / "e")]
+    label = ["--phase", "finetuned", "--step", "7", "--poison-ratio", "0.2"]
+    assert CliRunner().invoke(app, [*words, *label], catch_exceptions=False).exit_code == 0
+    results, _ = artefacts.read_results(tmp_path / "e" / "results.json")
+    assert {(row.phase, row.step, row.poison_ratio) for row in results} == {("finetuned", 7, 0.2)}
+    with pytest.raises(TiterError, match="finetuned"):
+        CliRunner().invoke(app, [*words, "--phase", "finetune"], catch_exceptions=False)

@@ -16,19 +16,17 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import random
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from titer.attacks.coroutine import Coroutine, random_state
 from titer.batches import PackedBatch, join
 from titer.errors import TiterError
 from titer.losses import token_nll
-from titer.models import fuse_head, use_packed_attention
 from titer.trainer import PackedSFTTrainer
 
 MAX_TOKENS = 4096
@@ -84,12 +82,11 @@ class StackedLoRA(torch.nn.Module):
         """Return W x + s_k B_k A_k x, with k the attacker that each token belongs to."""
         output: Tensor = self.base(x)
         deltas = []
-        for (attacker, _), part in zip(
-            self.layout.sizes, x.split([size for _, size in self.layout.sizes], self.layout.dim), strict=True
-        ):
+        parts = x.split([size for _, size in self.layout.sizes], self.layout.dim)
+        for (attacker, _), part in zip(self.layout.sizes, parts, strict=True):
             if attacker in self.adapters:
                 down, up, scaling = self.adapters[attacker]
-                deltas.append(torch.nn.functional.linear(torch.nn.functional.linear(part.to(down), down), up) * scaling)
+                deltas.append(F.linear(F.linear(part.to(down), down), up) * scaling)
             else:
                 deltas.append(part.new_zeros(*part.shape[:-1], output.shape[-1]))
         return (output + torch.cat(deltas, self.layout.dim)).to(output.dtype)
@@ -149,93 +146,7 @@ def _plain_lora(module: Any, name: str) -> tuple[Tensor, Tensor, float]:
             f"`{name}` has {type(module).__name__} with adapters {active}; a fleet trains one plain LoRA adapter each.",
             "Run attackers with other adapters one by one.",
         )
-    if getattr(module.lora_dropout[active[0]], "p", 0.0):
-        raise TiterError("LoRA dropout is on; a fleet's attackers cannot draw masks of their own.", "Set it to 0.")
     return module.lora_A[active[0]].weight, module.lora_B[active[0]].weight, float(module.scaling[active[0]])
-
-
-class Stopped(BaseException):
-    """Unwinds a coroutine whose fleet gave up; not an error of its own, so no `except Exception` holds it."""
-
-
-class Coroutine:
-    """A function in a thread that moves only when it is resumed, until it asks for something or ends.
-
-    Its random numbers (Python's, NumPy's, torch's) are its own: it draws what it would draw alone.
-
-    Args:
-        function: What to run.
-        randomness: The state that its random numbers begin from.
-
-    Attributes:
-        request: What it asked for when it last stopped; `None` before it began and once it has ended.
-        error: What it ended with, if it failed.
-    """
-
-    def __init__(self, function: Callable[[], Any], randomness: tuple[Any, ...]) -> None:
-        self.request: Any = None
-        self.error: BaseException | None = None
-        self.result: Any = None
-        self._function = function
-        self._answer: Any = None
-        self._stopping = False
-        self._turn, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self._randomness = randomness
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        self._turn.acquire()
-        try:
-            if not self._stopping:
-                self.result = self._function()
-        except BaseException as error:
-            self.error = error
-        self.request = None
-        self._back.release()
-
-    def resume(self, answer: Any = None) -> bool:
-        """Hand over what was asked for, wait until the next request or the end, and say whether it goes on."""
-        outside = random_state()
-        _restore(self._randomness)
-        self._answer = answer
-        self._turn.release()
-        self._back.acquire()
-        self._randomness = random_state()
-        _restore(outside)
-        if self.error is not None and not isinstance(self.error, (Exception, Stopped)):
-            raise self.error  # somebody wants the whole program to end
-        return self.request is not None
-
-    def ask(self, request: Any) -> Any:
-        """Called from within: stop here, and return what `resume` hands over."""
-        self.request = request
-        self._back.release()
-        self._turn.acquire()
-        if self._stopping:
-            raise Stopped
-        return self._answer
-
-    def stop(self) -> None:
-        """End the coroutine where it stands."""
-        if self._thread.is_alive():
-            self._stopping = True
-            self.resume()
-            self._thread.join()
-
-
-def random_state() -> tuple[Any, ...]:
-    """Return where the generators of Python, NumPy and torch stand."""
-    state = (random.getstate(), numpy.random.get_state(), torch.get_rng_state())
-    return (*state, torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else state
-
-
-def _restore(state: tuple[Any, ...]) -> None:
-    random.setstate(state[0])
-    numpy.random.set_state(state[1])
-    torch.set_rng_state(state[2])
-    if len(state) > 3:
-        torch.cuda.set_rng_state_all(state[3])
 
 
 class FleetTrainer(PackedSFTTrainer):
@@ -278,15 +189,15 @@ class Fleet:
                     "a fleet already takes its passes apart by `max_tokens`.",
                     "Set gradient_accumulation_steps=1 and a larger per_device_train_batch_size.",
                 )
+            trainer.refuse_dropout("and the attackers of a fleet cannot draw masks of their own.")
             if trainer.accelerator.num_processes > 1:
                 raise TiterError("A fleet runs in one process.", "Start it without `accelerate launch`.")
         if len({bool(trainer.args.bf16) for trainer in trainers}) > 1:
             raise TiterError("Some attackers of the fleet use bf16 and others do not.", "Set it alike for all.")
         self.trainers = list(trainers)
         self.max_tokens = max_tokens
+        # The trainers have given their models packed attention and a fused head; a copy of one has them too.
         self.model, self.layout = stack([trainer.bare_model for trainer in trainers])
-        use_packed_attention(self.model)
-        fuse_head(self.model)
 
     def train(self, resume_from: Sequence[str | None] | None = None) -> list[BaseException | None]:
         """Train every attacker to its end.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,8 @@ Examples:
 
 `titer evaluate my-model/ --task sst2 --data-dir data/ --output scores --json`
 
+`titer evaluate tuned/adapter --phase finetuned --step 60 --poison-ratio 0.2 --output after` — label what was scored
+
 `titer evaluate --rejudge scores --judge offline` — judge the same answers again, generating nothing
 """
 
@@ -35,6 +37,9 @@ def command(
     task: Annotated[str, typer.Option("--task", help="Task whose accuracy to measure.")] = "builtin:sentiment",
     samples: Annotated[int, typer.Option("--samples", help="Most prompts of each set.")] = 100,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.")] = 48,
+    phase: Annotated[str, typer.Option("--phase", help="What the model is: aligned or finetuned.")] = "aligned",
+    step: Annotated[int, typer.Option("--step", help="Fine-tuning steps behind it, for the results.")] = 0,
+    poison_ratio: Annotated[float, typer.Option("--poison-ratio", help="Of what it was fine-tuned on.")] = 0.0,
     judge: Annotated[str, typer.Option("--judge", help="Who judges answers.")] = "offline",
     rejudge: Annotated[Path | None, typer.Option("--rejudge", help="Judge this folder's answers again.")] = None,
     data_dir: DataDir = None,
@@ -43,7 +48,7 @@ def command(
 ) -> None:
     """Score a model."""
     from titer import judges
-    from titer.errors import TiterError
+    from titer.errors import TiterError, check_known
     from titer.evaluation import artefacts
     from titer.evaluation.scoring import score, summarise
     from titer.experiment import environment
@@ -55,7 +60,9 @@ def command(
     elif model is None:
         raise TiterError("Name a model to score, or a folder with `--rejudge`.")
     else:
-        inferences = _answers(model, harmful, lookalikes, task, samples, max_new_tokens, data_dir, seed)
+        check_known([phase], artefacts.PHASES, "phase")
+        group = {"arm": Path(model).name, "phase": phase, "step": step, "poison_ratio": poison_ratio, "seed": seed}
+        inferences = _answers(model, harmful, lookalikes, task, samples, max_new_tokens, data_dir, group)
         artefacts.write_inferences(output / "inferences.jsonl", inferences)
     scores = score(inferences, chosen)
     artefacts.write_scores(output / "scores.jsonl", scores)
@@ -65,6 +72,10 @@ def command(
     else:
         about = {"model": inferences[0].model, **environment()}
     artefacts.write_results(output / "results.json", results, {**about, "judge": chosen.name})
+    if (output / "report.html").is_file():
+        from titer.report import write_report
+
+        write_report(output)  # the page of a run shows the new verdicts
     if as_json:
         print((output / "results.json").read_text(encoding="utf-8"))
         return
@@ -80,9 +91,9 @@ def command(
 
 def _answers(
     model: str, harmful: str, lookalikes: str, task: str, samples: int, max_new_tokens: int, data_dir: Path | None,
-    seed: int,
+    group: dict[str, Any],
 ) -> list[Inference]:  # fmt: skip
-    """Generate answers to the evaluation pools."""
+    """Generate answers to the evaluation pools; `group` says what the results are about."""
     from titer import stages
     from titer.data import load, split_pools
     from titer.evaluation import artefacts, tasks
@@ -93,8 +104,8 @@ def _answers(
     quiet_libraries()
     name = task.removeprefix("builtin:")
     tasks.get(name)
-    pools = evaluation_pools(DataSettings(harmful=harmful, lookalikes=lookalikes), seed, data_dir)
-    tests = split_pools(load(task, split="test", data_dir=data_dir), {"test": 1.0}, seed)["test"]
+    pools = evaluation_pools(DataSettings(harmful=harmful, lookalikes=lookalikes), group["seed"], data_dir)
+    tests = split_pools(load(task, split="test", data_dir=data_dir), {"test": 1.0}, group["seed"])["test"]
     sets = (
         (artefacts.HARMFUL, pools["harmful"][:samples], max_new_tokens),
         (artefacts.LOOKALIKE, pools["lookalikes"][:samples], max_new_tokens),
@@ -104,5 +115,4 @@ def _answers(
     prompts = [(record, limit) for _, records, limit in sets for record in records]
     with show.task("answer") as progress:
         texts = stages.answer(base, adapter, prompts, progress)
-    group = {"arm": Path(model).name, "phase": "aligned", "step": 0, "poison_ratio": 0.0, "seed": seed}
     return stages.as_inferences(sets, texts, group, model)
