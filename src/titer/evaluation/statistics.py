@@ -56,11 +56,11 @@ class Agreement(NamedTuple):
     kappa: float | None
 
 
-def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927, without continuity correction).
 
-    Unlike the textbook interval it stays in [0, 1], and keeps a width at 0 of n and n of n. The successes need not be a
-    whole number: those of an average over runs are not.
+    Unlike the textbook interval it stays in [0, 1], and keeps a width at 0 of n and n of n. Neither number need be whole:
+    the successes of an average over runs are not, nor is an effective sample size.
 
     Raises:
         TiterError: When n is not positive, or `successes` is not in [0, n].
@@ -69,7 +69,7 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
         raise TiterError("An interval needs at least one observation, got n = 0.")
     if not 0 <= successes <= n:
         raise TiterError(f"{successes} successes of {n} are impossible.")
-    z = _z(confidence)
+    z = z_score(confidence)
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -108,7 +108,7 @@ def auroc_interval(scores: ArrayLike, labels: ArrayLike, confidence: float = 0.9
     values, positive = _scores_and_labels(scores, labels)
     area = _auroc(values, positive)
     m, n = int(positive.sum()), int((~positive).sum())
-    z = _z(confidence)
+    z = z_score(confidence)
 
     def outside(theta: float) -> bool:
         return (area - theta) ** 2 > z * z * _auroc_variance(theta, m, n)
@@ -198,7 +198,8 @@ def cohen_kappa(first: Sequence[Hashable | None], second: Sequence[Hashable | No
     return agreement(first, second).kappa
 
 
-def _z(confidence: float) -> float:
+def z_score(confidence: float) -> float:
+    """Return the quantile of the standard normal distribution that bounds a two-sided interval."""
     if not 0 < confidence < 1:
         raise TiterError(f"A confidence lies between 0 and 1, got {confidence}.")
     return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,0 +1,1 @@
+"""How immune a model is: the four immunization conditions (arXiv 2402.16382), made measurable."""

@@ -1,0 +1,49 @@
+"""Stability and trainability as equivalence: not worse by more than a margin, and enough data to say so."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from numpy.typing import ArrayLike
+
+from titer.errors import TiterError
+from titer.evaluation.statistics import Difference, paired_bootstrap
+
+Finding = Literal["equivalent", "different", "undecided"]
+
+
+class Equivalence(NamedTuple):
+    """A paired difference held against a margin.
+
+    Attributes:
+        difference: Of the means, with its 90 % interval, whose two ends are two one-sided tests at 5 %.
+        margin: ε.
+        finding: `equivalent` when the interval lies within ±ε, `different` when it lies outside, `undecided` when it
+            straddles: too few prompts to say.
+    """
+
+    difference: Difference
+    margin: float
+    finding: Finding
+
+
+def equivalence(defended: ArrayLike, undefended: ArrayLike, margin: float, seed: int) -> Equivalence:
+    """Test whether two models do equally well on the same prompts, up to `margin` (two one-sided tests, Schuirmann 1987).
+
+    The absence of a significant difference is no evidence of equality; an interval inside the margin is.
+
+    Args:
+        defended: One value a prompt, the defended model's.
+        undefended: The same prompts in the same order, the other model's.
+        margin: ε, in the units of the values.
+        seed: Of the bootstrap over prompts.
+    """
+    if not margin > 0:
+        raise TiterError(f"A margin of equivalence must be above 0, not {margin}.")
+    difference = paired_bootstrap(defended, undefended, seed, confidence=0.9)
+    finding: Finding = "undecided"
+    if -margin < difference.low and difference.high < margin:
+        finding = "equivalent"
+    elif difference.high <= -margin or difference.low >= margin:
+        finding = "different"
+    return Equivalence(difference, margin, finding)

@@ -1,0 +1,45 @@
+"""Equivalence within a margin: what is decided, and what is not."""
+
+import numpy as np
+import pytest
+
+from titer.assay.equivalence import equivalence
+from titer.errors import TiterError
+
+
+def right(share, count):
+    return (np.arange(count) < share * count).astype(float)
+
+
+def test_a_model_is_equivalent_to_itself():
+    result = equivalence(right(0.7, 50), right(0.7, 50), margin=0.05, seed=0)
+    assert result.finding == "equivalent"
+    assert result.difference.mean == 0
+
+
+def test_a_large_loss_is_different_and_a_small_sample_decides_nothing():
+    assert equivalence(right(0.3, 400), right(0.9, 400), margin=0.05, seed=0).finding == "different"
+    few = np.random.default_rng(0)
+    a, b = few.integers(0, 2, 12), few.integers(0, 2, 12)
+    assert equivalence(a, b, margin=0.05, seed=0).finding == "undecided"
+
+
+def test_no_significant_difference_is_not_enough():
+    # 3 of 20 prompts differ, two of them one way: p is large, and so is the interval.
+    a, b = np.ones(20), np.ones(20)
+    a[0], b[1], b[2] = 0, 0, 0
+    result = equivalence(a, b, margin=0.05, seed=0)
+    assert result.difference.p > 0.5
+    assert result.finding == "undecided"
+
+
+def test_the_ends_of_the_interval_are_one_sided_tests_at_five_percent():
+    values = np.random.default_rng(1).normal(0.5, 1, 400)
+    result = equivalence(values, np.zeros(400), margin=1.0, seed=0)
+    expected = values.mean() + np.array([-1, 1]) * 1.644854 * values.std() / 20
+    assert (result.difference.low, result.difference.high) == pytest.approx(tuple(expected), abs=0.01)
+
+
+def test_a_margin_of_nothing_is_an_error():
+    with pytest.raises(TiterError, match="above 0"):
+        equivalence([1.0], [1.0], margin=0, seed=0)
