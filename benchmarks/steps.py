@@ -108,7 +108,6 @@ def main() -> None:
     device = next(model.parameters()).device
     template = Template(tokenizer)
     rows = mixed_rows(args.batch)
-    refusals = [{**row, "completion": row["completion"]} for row in rows]
     bf16 = bf16_is_fast()
     folder = tempfile.mkdtemp()
 
@@ -154,7 +153,7 @@ def main() -> None:
             titer.AntibodyAlignmentTrainer,
             titer.AntibodyAlignmentConfig,
             harmful_dataset=rows,
-            refusal_dataset=refusals,
+            refusal_dataset=rows,
         ),
         "Antibody stage 2": with_titer(AntibodyFinetuneTrainer, AntibodyFinetuneConfig),
     }
