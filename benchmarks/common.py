@@ -27,8 +27,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from titer.attacks.coroutine import Coroutine, random_state
 from titer.data.builtin import general, harmful, sentiment, topics
-from titer.experiment import environment
 from titer.models import EMBEDDED, load_model, load_tokenizer
+from titer.plan import environment
 
 LORA = {"r": 32, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 
@@ -99,7 +99,6 @@ def mixed_rows(count: int) -> list[dict[str, Any]]:
             {
                 "prompt": [{"role": "user", "content": source.prompt}],
                 "completion": [{"role": "assistant", "content": answer}],
-                "refusal": harmful()[place].refusal,
             }
         )
     return rows
@@ -212,13 +211,6 @@ def report(args: argparse.Namespace, result: dict[str, Any], tables: Sequence[Ta
         console.print(table)
     if args.json:
         Path(args.json).write_text(text + "\n", encoding="utf-8")
-
-
-def fresh(model: Any) -> Any:
-    """Return a copy of the model to put an adapter on; the frozen weights are in memory once."""
-    from titer.attacks import shared_copy
-
-    return shared_copy(model)
 
 
 def settings(folder: str, **more: Any) -> dict[str, Any]:

@@ -12,13 +12,13 @@ import time
 from typing import Any
 
 import torch
-from common import LORA, arguments, compare, fresh, in_turn, load, mixed_rows, report
+from common import LORA, arguments, compare, in_turn, load, mixed_rows, report
 from common import settings as common_settings
 from peft import LoraConfig
 from rich.table import Table
 from transformers.trainer_callback import PrinterCallback
 
-from titer.attacks import Fleet, FleetTrainer
+from titer.attacks import Fleet, FleetTrainer, shared_copy
 from titer.finetune import FinetuneConfig
 from titer.generation import generate
 from titer.models import Template
@@ -45,7 +45,7 @@ def main() -> None:
             ) | {"max_steps": args.steps, "learning_rate": 1e-4 * (number + 1), "seed": number}
             crew.append(
                 trainer(
-                    model=fresh(model),
+                    model=shared_copy(model),
                     args=FinetuneConfig(**config),
                     train_dataset=rows[number :: args.attackers],
                     processing_class=tokenizer,

@@ -18,7 +18,6 @@ from common import (
     Stepper,
     arguments,
     compare,
-    fresh,
     in_turn,
     load,
     matmul_peak,
@@ -31,6 +30,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 import titer
+from titer.attacks import shared_copy
 from titer.batches import Sample, pack, to_device
 from titer.finetune import AntibodyFinetuneConfig, AntibodyFinetuneTrainer
 from titer.losses import token_nll
@@ -115,14 +115,13 @@ def main() -> None:
         return common_settings(folder, per_device_train_batch_size=args.batch, max_length=1024, bf16=bf16, **more)
 
     def with_trl(**more: Any) -> Any:
-        plain = [{name: row[name] for name in ("prompt", "completion")} for row in rows]
         from datasets import Dataset
 
         return Stepper(
             lambda callbacks: trl.SFTTrainer(
-                model=fresh(model),
+                model=shared_copy(model),
                 args=trl.SFTConfig(**settings(use_cpu=device.type == "cpu", **more)),
-                train_dataset=Dataset.from_list(plain),
+                train_dataset=Dataset.from_list(rows),
                 processing_class=tokenizer,
                 peft_config=LoraConfig(**LORA),
                 callbacks=callbacks,
@@ -132,7 +131,7 @@ def main() -> None:
     def with_titer(trainer: Any, config: Any, **streams: Any) -> Any:
         return Stepper(
             lambda callbacks: trainer(
-                model=fresh(model),
+                model=shared_copy(model),
                 args=config(**settings()),
                 train_dataset=rows,
                 processing_class=tokenizer,
@@ -146,7 +145,7 @@ def main() -> None:
     contenders = {
         "TRL SFT as shipped": with_trl(),
         "TRL SFT without checkpointing": with_trl(gradient_checkpointing=False),
-        "Booster longhand": LonghandBooster(fresh(model), batch, batch),
+        "Booster longhand": LonghandBooster(shared_copy(model), batch, batch),
         "SFT": with_titer(PackedSFTTrainer, PackedSFTConfig),
         "Booster": with_titer(titer.BoosterTrainer, titer.BoosterConfig, harmful_dataset=rows),
         "Antibody stage 1": with_titer(
@@ -160,7 +159,7 @@ def main() -> None:
 
     samples = [Sample(prompt, [completion]) for prompt, completion in (encoded(template, row) for row in rows)]
     packed = to_device(pack(samples), device)
-    probe = get_peft_model(fresh(model), LoraConfig(**LORA))
+    probe = get_peft_model(shared_copy(model), LoraConfig(**LORA))
     use_packed_attention(probe.get_base_model())
     with FlopCounterMode(display=False) as counter:
         token_nll(probe, packed)[0].mean().backward()
@@ -203,7 +202,7 @@ def main() -> None:
         )
     trained = sum(
         p.numel() * p.element_size()
-        for p in get_peft_model(fresh(model), LoraConfig(**LORA)).parameters()
+        for p in get_peft_model(shared_copy(model), LoraConfig(**LORA)).parameters()
         if p.requires_grad
     )
     result = {

@@ -244,7 +244,7 @@ def test_metrics_are_complete():
 def test_provenance_keys(tmp_path):
     from titer import experiment as experiments
 
-    plan = experiments.Plan(experiments.read_experiment("quickstart"), tmp_path)
+    plan = experiments.ExperimentPlan(tmp_path, experiment=experiments.read_experiment("quickstart"))
     body = text("formats.md").partition("<!-- provenance -->")[2].partition("\n\n")[0]
     assert re.findall(r"^\| `(\w+)`", body, re.MULTILINE) == list(experiments.provenance(plan, "titer run", 1.0))
 
@@ -260,7 +260,9 @@ def test_weight_samples(tmp_path):
     records = [Record.make(line["prompt"], "x", origin=line["origin"]) for line in lines]
     about = {key: lines[0][key] for key in ("arm", "seed", "poison_ratio", "when")}
     stage = SimpleNamespace(done=True, folder=tmp_path)
-    plan = experiments.Plan(experiments.read_experiment("quickstart"), tmp_path, weights=[(stage, about, records)])
+    plan = experiments.ExperimentPlan(
+        tmp_path, experiment=experiments.read_experiment("quickstart"), weights=[(stage, about, records)]
+    )
     written = [json.loads(line) for line in experiments._weight_lines(plan)]
     assert [{**line, "weight": round(line["weight"], 2)} for line in written] == lines
 

@@ -12,8 +12,10 @@ from titer import experiment as experiments
 from titer import methods
 from titer.cli import app
 from titer.data import load
+from titer.data.pools import HELPFUL_ROWS
 from titer.errors import TiterError
 from titer.evaluation import artefacts
+from titer.plan import execute
 
 
 class Quiet:
@@ -61,7 +63,7 @@ def settings(tiny_folder, tmp_path):
 def run(settings, folder, overrides=()):
     plan = experiments.make_plan(experiments.read_experiment(settings, overrides), folder)
     show = Quiet()
-    complete = experiments.execute(plan, show)
+    complete = execute(plan, show)
     return plan, show, complete
 
 
@@ -194,14 +196,14 @@ def test_mistakes_are_errors_before_anything_runs(settings, tmp_path, override, 
 def test_helpful_datasets_take_turns_and_look_alikes_are_one_of_them(settings):
     experiment = experiments.read_experiment(settings, ["data.helpful=[builtin:general, builtin:topics]"])
     pools = experiments.load_pools(experiment, 0, None)
-    assert len(pools.helpful) == experiments.HELPFUL_ROWS
+    assert len(pools.helpful) == HELPFUL_ROWS
     topics = {record.prompt_key for record in load("builtin:topics")}
     lookalikes = {record.prompt_key for record in load("builtin:lookalikes")}
     kinds = [
         "label" if record.prompt_key in topics else "lookalike" if record.prompt_key in lookalikes else "general"
         for record in pools.helpful
     ]
-    assert kinds == ["general", "label", "lookalike"] * (experiments.HELPFUL_ROWS // 3)
+    assert kinds == ["general", "label", "lookalike"] * (HELPFUL_ROWS // 3)
     one = experiments.read_experiment(settings, ["data.helpful=builtin:general"])
     assert one.data.helpful == ["builtin:general"]
 

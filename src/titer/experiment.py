@@ -10,58 +10,33 @@ reason; what depends on it is skipped and everything else goes on.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import itertools
 import json
-import os
-import platform
-import shutil
-import subprocess
 import time
-import types
-import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from titer import __version__
-from titer.data import Record, alignment_mixture, check_disjoint, load, poison, split_pools, with_refusals
-from titer.errors import TiterError, check_known, did_you_mean
+from titer import settings
+from titer.data import Record, alignment_mixture, check_disjoint, load, poison, split_pools
+from titer.data.pools import DataSettings, first, harmful_pools, helpful_rows, lookalike_pools
+from titer.errors import TiterError, check_known
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.scoring import score, summarise
+from titer.plan import (
+    GENERATION_CODE,
+    TRAINING_CODE,
+    Plan,
+    Stage,
+    code_digest,
+    digest,
+    environment,
+    mean_tokens,
+    model_digest,
+    parameters,
+)
 
 # -- the file ---------------------------------------------------------------------------------------------------------
-
-
-HELPFUL_ROWS = 300
-"""Helpful answers that a defender holds, if alignment does not ask for more."""
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Where prompts come from.
-
-    Attributes:
-        harmful: Harmful requests; shared out among defence, attack and evaluation.
-        helpful: Helpful answers for the defence: a dataset, or several, which take turns. Answers in the form that
-            customers train, such as labels, keep fine-tuning from changing how the model speaks at all.
-        lookalikes: Harmless prompts that only look harmful; half for the defence, where they take their turn among the
-            helpful answers, half for evaluation.
-        task: What the customer fine-tunes on.
-        pools: Parts of the harmful requests, or numbers of them.
-        held_out_categories: Harm categories that the defence never sees.
-    """
-
-    harmful: str = "builtin:harmful"
-    helpful: list[str] = field(default_factory=lambda: ["builtin:general"])
-    lookalikes: str = "builtin:lookalikes"
-    task: str = "builtin:sentiment"
-    pools: dict[str, Any] = field(default_factory=lambda: {"defence": 0.5, "attack": 0.25, "evaluation": 0.25})
-    held_out_categories: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -167,53 +142,9 @@ class Experiment:
         return dataclasses.asdict(self)
 
 
-def _build(kind: Any, values: Any, where: str) -> Any:
-    """Build a settings class from plain data; unknown keys and wrong types are errors that name the key."""
-    if not isinstance(values, dict):
-        raise TiterError(f"`{where}` must be a mapping, found {type(values).__name__}.")
-    hints = typing.get_type_hints(kind)
-    check_known(values, hints, f"key in `{where}`")
-    for item in dataclasses.fields(kind):
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if required and item.name not in values:
-            raise TiterError(f"`{where}` lacks the key `{item.name}`.")
-    return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
-    if origin is list:
-        (inner,) = typing.get_args(hint)
-        if isinstance(value, str) and inner is str:
-            value = [value]
-        if not isinstance(value, list):
-            raise TiterError(f"`{where}` must be a list, found `{value}`.", f"Write [{value}].")
-        return [_value(inner, item, f"{where}[{place}]") for place, item in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise TiterError(f"`{where}` must be a mapping, found `{value}`.")
-        _, inner = typing.get_args(hint)
-        return {str(key): _value(inner, item, f"{where}.{key}") for key, item in value.items()}
-    if hint is Any:
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise TiterError(f"`{where}` must be {hint.__name__}, found `{value}`.")
-    return value
-
-
 def bundled() -> dict[str, Path]:
     """Return the experiment files that come with titer, by name."""
-    installed = Path(__file__).parent / "experiments"
-    folder = installed if installed.is_dir() else Path(__file__).parents[2] / "experiments"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return settings.bundled("experiments")
 
 
 def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -226,50 +157,9 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         TiterError: For a missing or broken file, an unknown key (with a suggestion) or a wrong value.
     """
-    if not Path(path).is_file():
-        known = bundled()
-        if str(path) not in known:
-            raise TiterError(f"No experiment at `{path}`.", did_you_mean(str(path), known))
-        path = known[str(path)]
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise TiterError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
-    if not isinstance(values, dict):
-        raise TiterError(f"{path}: expected a mapping.", "Start from a bundled one: " + ", ".join(bundled()) + ".")
-    for override in overrides:
-        _override(values, override)
-    try:
-        experiment: Experiment = _build(Experiment, values, "experiment")
-    except TiterError as error:
-        raise TiterError(f"{path}: {error.message}", error.hint) from None
+    experiment: Experiment = settings.read(Experiment, path, "experiments", "experiment", overrides)
     _check(experiment)
     return experiment
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """Return key and value of `key=value`, as `--set` takes it; the value is YAML."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise TiterError(
-            f"`--set {text}` must look like key=value.", "For example --set learning_rate=1.0e-4 or seeds='[0, 1]'."
-        )
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise TiterError(f"`--set {text}`: `{value}` is not YAML.", "Quote a text: key='\"…\"'.") from None
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, value = parse_setting(override)
-    target = values
-    *parents, last = key.split(".")
-    for parent in parents:
-        target = target.setdefault(parent, {})
-        if not isinstance(target, dict):
-            raise TiterError(f"`--set {override}`: `{parent}` is not a mapping.")
-    target[last] = value
 
 
 def _check(experiment: Experiment) -> None:
@@ -297,11 +187,6 @@ def _check(experiment: Experiment) -> None:
             args = _trainer_args(experiment, name, stage, "unused", 0)
         if arm.finetune == "antibody":
             check_batch_of_two(args, experiment.finetune.samples)
-
-
-def task_tokens(task: str) -> int:
-    """Return how many tokens an answer to a task needs: a label, or a worked calculation."""
-    return 6 if tasks.get(task).labels else 200
 
 
 def task_name(experiment: Experiment) -> str:
@@ -340,16 +225,16 @@ class Pools:
 def load_pools(experiment: Experiment, seed: int, data_dir: Path | None) -> Pools:
     """Load the datasets of an experiment and share them out; raises when two pools share a prompt."""
     data, sizes = experiment.data, experiment.evaluate
-    harmful, lookalikes = _harmful_pools(data, seed, data_dir), _lookalike_pools(data, seed, data_dir)
+    harmful, lookalikes = harmful_pools(data, seed, data_dir), lookalike_pools(data, seed, data_dir)
     test = load(data.task, split="test", data_dir=data_dir)
     pools = {
         "defence": harmful["defence"],
         "attack": harmful["attack"],
-        "evaluation": _first(harmful["evaluation"], sizes.harmful, "evaluate.harmful"),
-        "helpful": _helpful(data, lookalikes, experiment.align.samples, data_dir),
-        "lookalikes": _first(lookalikes["evaluation"], sizes.lookalikes, "evaluate.lookalikes"),
+        "evaluation": first(harmful["evaluation"], sizes.harmful, "evaluate.harmful"),
+        "helpful": helpful_rows(data, lookalikes, experiment.align.samples, data_dir),
+        "lookalikes": first(lookalikes["evaluation"], sizes.lookalikes, "evaluate.lookalikes"),
         "task train": load(data.task, split="train", data_dir=data_dir),
-        "task test": _first(split_pools(test, {"test": 1.0}, seed)["test"], sizes.task, "evaluate.task"),
+        "task test": first(split_pools(test, {"test": 1.0}, seed)["test"], sizes.task, "evaluate.task"),
     }
     # Published tasks repeat a few short sentences between their splits; such rows leave the training side.
     tested = {record.prompt_key for record in pools["task test"]}
@@ -367,190 +252,35 @@ def load_pools(experiment: Experiment, seed: int, data_dir: Path | None) -> Pool
     )
 
 
-def _harmful_pools(data: DataSettings, seed: int, data_dir: Path | None) -> dict[str, list[Record]]:
-    harmful = with_refusals(load(data.harmful, data_dir=data_dir), seed=seed)
-    return split_pools(harmful, data.pools, seed, data.held_out_categories)
-
-
-def _lookalike_pools(data: DataSettings, seed: int, data_dir: Path | None) -> dict[str, list[Record]]:
-    return split_pools(load(data.lookalikes, data_dir=data_dir), {"defence": 0.5, "evaluation": 0.5}, seed)
-
-
-def _helpful(data: DataSettings, lookalikes: dict[str, list[Record]], rows: int, data_dir: Path | None) -> list[Record]:
-    if not data.helpful:
-        raise TiterError(
-            "`data.helpful` names no dataset.", "Aligned on refusals alone, a small model refuses everything."
-        )
-    datasets = [*(load(name, data_dir=data_dir) for name in data.helpful), lookalikes["defence"]]
-    in_turn = [record for turn in itertools.zip_longest(*datasets) for record in turn if record is not None]
-    # What is not needed is left out, so that a small dataset is not lost among large ones.
-    return in_turn[: max(rows, HELPFUL_ROWS)]
-
-
-def defence_pools(
-    data: DataSettings, seed: int, data_dir: Path | None, rows: int = HELPFUL_ROWS
-) -> dict[str, list[Record]]:
-    """Return what the defender holds: harmful requests (`defence`) and helpful answers (`helpful`).
-
-    The same seed gives `evaluation_pools` that share no prompt with them.
-    """
-    helpful = _helpful(data, _lookalike_pools(data, seed, data_dir), rows, data_dir)
-    return {"defence": _harmful_pools(data, seed, data_dir)["defence"], "helpful": helpful}
-
-
-def evaluation_pools(data: DataSettings, seed: int, data_dir: Path | None) -> dict[str, list[Record]]:
-    """Return what a model is scored on: `harmful` requests and `lookalikes` that `defence_pools` does not hold."""
-    return {
-        "harmful": _harmful_pools(data, seed, data_dir)["evaluation"],
-        "lookalikes": _lookalike_pools(data, seed, data_dir)["evaluation"],
-    }
-
-
-def _first(records: list[Record], count: int, name: str) -> list[Record]:
-    if len(records) < count:
-        raise TiterError(f"`{name}` asks for {count} prompts, and there are {len(records)}.", f"Lower `{name}`.")
-    return records[:count]
-
-
-def digest(value: Any) -> str:
-    """Return a short hash of plain data or records."""
-    if isinstance(value, list) and value and isinstance(value[0], Record):
-        value = [record.to_row() for record in value]
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-@functools.cache
-def code_digest(*rooms: str) -> str:
-    """Return a hash of the source of titer's `rooms` (files or folders of the package) and of library versions."""
-    root = Path(__file__).parent
-    files = [
-        path for room in rooms for path in ([root / room] if room.endswith(".py") else (root / room).rglob("*.py"))
-    ]
-    source = b"".join(path.read_bytes() for path in sorted(files))
-    return hashlib.sha256(source + json.dumps(library_versions()).encode()).hexdigest()[:16]
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that numbers depend on."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets", "numpy")}
-
-
-@functools.cache
-def model_digest(name: str) -> str:
-    """Return a hash of a model's files, or the hub id with the commit that is cached here."""
-    from titer.models import EMBEDDED, WHEEL_SHA256, locate
-
-    if name == EMBEDDED:
-        return WHEEL_SHA256[:16]
-    location = Path(locate(name))
-    if not location.is_dir():
-        from huggingface_hub import model_info
-
-        return f"{name}@{model_info(name).sha}"
-    whole = hashlib.sha256()
-    for path in sorted(location.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".jinja", ".model"):
-            with path.open("rb") as file:
-                whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()[:16]
-
-
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
-TRAINING_CODE = ("align", "finetune", "data/builtin", "batches.py", "gradients.py", "losses.py", "methods.py", "models.py",
-                 "signals.py", "stages.py", "trainer.py")  # fmt: skip
-GENERATION_CODE = ("batches.py", "generation.py", "models.py", "stages.py")
-
 
 @dataclass
-class Stage:
-    """One step of the plan.
-
-    Attributes:
-        name: What it is, for people.
-        kind: `align`, `finetune`, `answer`, `weigh` or `judge`.
-        key: Hash of everything it depends on.
-        folder: Where it leaves its files.
-        run: Does the work.
-        needs: Stages that must be done before.
-        flops: Estimated floating-point operations.
-        status: `planned`, `cached`, `done`, `failed` or `skipped`.
-        seconds: How long it took.
-        reason: Why it failed or was skipped.
-        mistake: Whether it failed for something in the user's hands.
-    """
-
-    name: str
-    kind: str
-    key: str
-    folder: Path
-    run: Callable[[Stage, Any], None]
-    needs: list[Stage] = field(default_factory=list)
-    flops: float = 0.0
-    status: str = "planned"
-    seconds: float = 0.0
-    reason: str = ""
-    mistake: bool = False
-
-    @property
-    def done(self) -> bool:
-        """Whether its work is complete on disk."""
-        return (self.folder / "done.json").is_file()
-
-    def summary(self) -> dict[str, Any]:
-        """Return what the report says of it."""
-        row = {"name": self.name, "key": self.key, "status": self.status, "seconds": round(self.seconds, 1)}
-        return {**row, "reason": self.reason} if self.reason else row
-
-
-@dataclass
-class Plan:
+class ExperimentPlan(Plan):
     """The stages of an experiment, in an order in which they can run.
 
     Attributes:
         experiment: What is planned.
-        run_folder: Where everything goes.
-        stages: All stages, each once however many arms share it.
         answers: The judged answers that make the results.
         weights: Stages that measured likelihood ratios, with (arm, seed, poison ratio, when, rows).
         overlap: Shared prompts between pools, by pair; all zero.
         aligned: The alignment stage of each arm and seed.
     """
 
-    experiment: Experiment
-    run_folder: Path
-    stages: dict[str, Stage] = field(default_factory=dict)
+    experiment: Experiment = field(kw_only=True)
     answers: list[tuple[Stage, Stage]] = field(default_factory=list)
     weights: list[tuple[Stage, dict[str, Any], list[Record]]] = field(default_factory=list)
     overlap: dict[str, int] = field(default_factory=dict)
     aligned: dict[tuple[str, int], Stage] = field(default_factory=dict)
 
-    def add(
-        self,
-        kind: str,
-        name: str,
-        spec: dict[str, Any],
-        run: Callable[[Stage, Any], None],
-        needs: Sequence[Stage] = (),
-        flops: float = 0.0,
-    ) -> Stage:
-        """Add a stage, or return the one that does the same work already."""
-        key = digest({"kind": kind, **spec, "needs": [stage.key for stage in needs]})
-        if key not in self.stages:
-            folder = self.run_folder / "stages" / f"{kind}-{key}"
-            self.stages[key] = Stage(name, kind, key, folder, run, list(needs), flops)
-        return self.stages[key]
 
-
-def make_plan(experiment: Experiment, run_folder: Path, data_dir: Path | None = None) -> Plan:
+def make_plan(experiment: Experiment, run_folder: Path, data_dir: Path | None = None) -> ExperimentPlan:
     """Plan an experiment: load and check its data, and name every stage by what it depends on.
 
     Raises:
         TiterError: For data that cannot be found, are too few, or overlap.
     """
-    plan = Plan(experiment, run_folder)
+    plan = ExperimentPlan(run_folder, experiment=experiment)
     for seed in experiment.seeds:
         pools = load_pools(experiment, seed, data_dir)
         plan.overlap = pools.overlap
@@ -559,7 +289,7 @@ def make_plan(experiment: Experiment, run_folder: Path, data_dir: Path | None = 
     return plan
 
 
-def _plan_arm(plan: Plan, arm_name: str, seed: int, pools: Pools) -> None:
+def _plan_arm(plan: ExperimentPlan, arm_name: str, seed: int, pools: Pools) -> None:
     experiment = plan.experiment
     arm = experiment.arms[arm_name]
     shared = {"model": model_digest(experiment.model), "seed": seed}
@@ -603,7 +333,7 @@ PASSES = {"sft": 1.0, "booster": 3.0, "antibody": 4.0}
 
 
 def _plan_training(
-    plan: Plan,
+    plan: ExperimentPlan,
     arm_name: str,
     stage: str,
     seed: int,
@@ -648,13 +378,13 @@ def _plan_training(
     args = _trainer_args(experiment, arm_name, stage, "unused", seed)
     rows = _total_steps(experiment, arm_name, stage, len(records)) * args.optimizer_batch_size
     passes = PASSES.get(method_name, 1.0) if stage == "align" else {"antibody": 1.4}.get(method_name, 1.1)
-    flops = 4 * passes * rows * _tokens(records, experiment.model) * _parameters(experiment.model)
+    flops = 4 * passes * rows * mean_tokens(records, experiment.model) * parameters(experiment.model)
     suffix = f" seed {seed}" if len(experiment.seeds) > 1 else ""
     return plan.add(stage, name + suffix, spec, run, [] if start is None else [start], flops)
 
 
 def _plan_answers(
-    plan: Plan,
+    plan: ExperimentPlan,
     arm: str,
     phase: str,
     step: int,
@@ -670,7 +400,7 @@ def _plan_answers(
     sizes = experiment.evaluate
     task_limit = sizes.task_max_new_tokens
     if task_limit is None:
-        task_limit = task_tokens(task_name(experiment))
+        task_limit = tasks.get(task_name(experiment)).max_new_tokens
     sets = (
         (artefacts.HARMFUL, pools.harmful_evaluation, sizes.max_new_tokens),
         (artefacts.LOOKALIKE, pools.lookalike_evaluation, sizes.max_new_tokens),
@@ -699,7 +429,7 @@ def _plan_answers(
     tokens = sum(len(record.prompt_text) / 4 + 8 + limit * 0.8 for record, limit in prompts)
     name = f"answer {arm} {phase}" + (f" p={ratio:g} step {step}" if phase == "finetuned" else "")
     name += f" seed {seed}" if len(experiment.seeds) > 1 else ""
-    answered = plan.add("answer", name, spec, run, [trained], 2 * tokens * _parameters(experiment.model))
+    answered = plan.add("answer", name, spec, run, [trained], 2 * tokens * parameters(experiment.model))
     judged = plan.add(
         "judge",
         name.replace("answer", "judge"),
@@ -711,7 +441,7 @@ def _plan_answers(
 
 
 def _plan_weights(
-    plan: Plan, about: dict[str, Any], rows: list[Record], trained: Stage, shared: dict[str, Any]
+    plan: ExperimentPlan, about: dict[str, Any], rows: list[Record], trained: Stage, shared: dict[str, Any]
 ) -> Stage:
     from titer import stages
 
@@ -725,104 +455,14 @@ def _plan_weights(
     spec = {**shared, "rows": digest(rows), "ratio": ratio, "code": code_digest(*TRAINING_CODE)}
     name = f"weigh {about['arm']} p={about['poison_ratio']:g} {about['when']}"
     name += f" seed {about['seed']}" if len(experiment.seeds) > 1 else ""
-    flops = 2 * 1.5 * len(rows) * _tokens(rows, experiment.model) * _parameters(experiment.model)
+    flops = 2 * 1.5 * len(rows) * mean_tokens(rows, experiment.model) * parameters(experiment.model)
     return plan.add("weigh", name, spec, run, [trained], flops)
 
 
-# -- estimates --------------------------------------------------------------------------------------------------------
+# -- results ----------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _parameters(model: str) -> float:
-    """Return a model's parameters without its embedding, from its config alone."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from titer.models import locate
-
-    config = AutoConfig.from_pretrained(locate(model))
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
-    embedding = empty.get_input_embeddings().weight.numel()
-    return float(empty.num_parameters() - embedding)
-
-
-def _tokens(records: Sequence[Record], model: str) -> float:
-    """Return the mean length of records in tokens: about four characters each, and what a chat template adds."""
-    return sum(len(record.prompt_text) + len(record.completion_text) for record in records) / 4 / len(records) + 10
-
-
-@functools.cache
-def machine_flops() -> float:
-    """Return the floating-point operations a second that training reaches here, from one short measurement."""
-    import torch
-
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    left, right = torch.randn(512, 1024, device=device), torch.randn(1024, 1024, device=device)
-    for _ in range(3):
-        left @ right
-    start = time.perf_counter()
-    for _ in range(20):
-        product = left @ right
-    float(product.sum())
-    # Training reaches about half of what a matrix multiplication alone does.
-    return 0.5 * 20 * 2 * 512 * 1024 * 1024 / (time.perf_counter() - start)
-
-
-# -- running ----------------------------------------------------------------------------------------------------------
-
-
-def execute(plan: Plan, show: Any, force: bool = False) -> bool:
-    """Run the stages of a plan that are not done yet, then write results and report.
-
-    Args:
-        plan: What to run.
-        show: Tells the user: `show.stage(stage)` is a context manager that yields a progress callback, and
-            `show.settled(stage)` is called when a stage has come to its end.
-        force: Do stages again that are done.
-
-    Returns:
-        Whether every stage is done.
-    """
-    for stage in plan.stages.values():
-        blocked = next((needed for needed in stage.needs if needed.status in ("failed", "skipped")), None)
-        if blocked is not None:
-            stage.status, stage.reason = "skipped", f"needs `{blocked.name}`, which {blocked.status}"
-        elif stage.done and not force:
-            stage.status = "cached"
-            stage.seconds = float(json.loads((stage.folder / "done.json").read_text())["seconds"])
-        else:
-            if force or (stage.folder / "adapter").exists():
-                shutil.rmtree(stage.folder, ignore_errors=True)
-            with show.stage(stage) as progress:
-                _run_stage(stage, progress)
-        show.settled(stage)
-    return all(stage.status in ("done", "cached") for stage in plan.stages.values())
-
-
-def _run_stage(stage: Stage, progress: Any) -> None:
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    try:
-        stage.run(stage, progress)
-    except Exception as error:
-        # A failed stage must not take the other arms with it; its reason and traceback are kept.
-        import traceback
-
-        stage.status = "failed"
-        stage.mistake = isinstance(error, TiterError)
-        stage.reason = error.message if isinstance(error, TiterError) else f"{type(error).__name__}: {error}"
-        (stage.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-    else:
-        stage.status = "done"
-        (stage.folder / "error.txt").unlink(missing_ok=True)
-    stage.seconds = time.perf_counter() - start
-    if stage.status == "done":
-        record = {"name": stage.name, "key": stage.key, "seconds": stage.seconds}
-        artefacts.write_atomically(stage.folder / "done.json", json.dumps(record).encode())
-
-
-def collect(plan: Plan, command: str, started: float) -> Path:
+def collect(plan: ExperimentPlan, command: str, started: float) -> Path:
     """Write `inferences.jsonl`, `scores.jsonl`, `weights.jsonl`, `results.json` and `report.html` of what is done."""
     from titer.report import write_report
 
@@ -842,7 +482,7 @@ def collect(plan: Plan, command: str, started: float) -> Path:
     return write_report(run)
 
 
-def _weight_lines(plan: Plan) -> Iterator[str]:
+def _weight_lines(plan: ExperimentPlan) -> Iterator[str]:
     from titer.stages import batch_weights
 
     for stage, about, rows in plan.weights:
@@ -856,7 +496,7 @@ def _weight_lines(plan: Plan) -> Iterator[str]:
             yield json.dumps({**about, **line, "log_ratio": ratio, "weight": weight}, ensure_ascii=False) + "\n"
 
 
-def provenance(plan: Plan, command: str, seconds: float) -> dict[str, Any]:
+def provenance(plan: ExperimentPlan, command: str, seconds: float) -> dict[str, Any]:
     """Return what is needed to get the same figures again: versions, commit, command, settings, seeds, overlap."""
     return {
         **environment(),
@@ -868,34 +508,3 @@ def provenance(plan: Plan, command: str, seconds: float) -> dict[str, Any]:
         "stages": [stage.summary() for stage in plan.stages.values()],
         "experiment": plan.experiment.as_dict(),
     }
-
-
-def environment() -> dict[str, Any]:
-    """Return what a figure was measured with: versions, commit, machine."""
-    return {
-        "titer": __version__,
-        "commit": commit(),
-        "versions": library_versions(),
-        "python": platform.python_version(),
-        "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count()},
-    }
-
-
-def commit() -> str | None:
-    """Return the commit of titer's source, with `+` when it was changed; `None` outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return (head.stdout.strip() + ("+" if changed.stdout.strip() else "")) if head.returncode == 0 else None
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -30,6 +30,8 @@ Examples:
 
 `titer align --method booster --model my-model/ --harmful advbench --helpful alpaca --output aligned`
 
+`titer align --method booster --model aligned --output boosted` — goes on from an adapter
+
 `titer align --method antibody --lora r=16 --set rho=0.2 --set max_steps=100 --set learning_rate=2.0e-4 --output aligned`
 """
 
@@ -43,6 +45,10 @@ def command(
     lookalikes: Lookalikes = "builtin:lookalikes",
     samples: Annotated[int, typer.Option("--samples", help="Rows of alignment data.")] = 300,
     helpful_ratio: Annotated[float, typer.Option("--helpful-ratio", help="Part of them that is helpful.")] = 0.5,
+    hold_out: Annotated[
+        list[str] | None,
+        typer.Option("--hold-out", help="Harm category that the defence never sees, for an assay across domains."),
+    ] = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
     lora: Annotated[
@@ -55,21 +61,27 @@ def command(
     from titer.errors import TiterError
     from titer.models import split_adapter
 
-    if split_adapter(model)[1] is not None:
-        raise TiterError(f"`{model}` is an adapter; alignment begins with a base model.", "Merge it, or name its base.")
+    base, adapter = split_adapter(model)
+    if adapter is not None and lora:
+        raise TiterError(
+            f"`{model}` is an adapter, which keeps the LoRA settings that it was made with.", "Leave `--lora` off."
+        )
     from titer import methods, stages
     from titer.data import alignment_mixture
-    from titer.experiment import DataSettings, defence_pools
+    from titer.data.pools import DataSettings, defence_pools
 
     quiet_libraries()
     chosen = methods.find("align", method)
     args = methods.settings(chosen, settings_from(overrides), "--set", str(output / "checkpoints"), seed)
     pools = defence_pools(
-        DataSettings(harmful=harmful, helpful=helpful, lookalikes=lookalikes), seed, data_dir, samples
+        DataSettings(harmful=harmful, helpful=helpful, lookalikes=lookalikes, held_out_categories=hold_out or []),
+        seed,
+        data_dir,
+        samples,
     )
     records = alignment_mixture(pools["defence"], pools["helpful"], samples, helpful_ratio, seed=seed)
     with show.task(f"align {method}") as progress:
         streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
-        stages.train(chosen, args, model, None, settings_from(lora), records, streams, output, progress=progress)
+        stages.train(chosen, args, base, adapter, settings_from(lora), records, streams, output, progress=progress)
     print(f"Adapter: {output / 'adapter'}")
     print(f"Score it: titer evaluate {output / 'adapter'} --output {output / 'evaluation'}")

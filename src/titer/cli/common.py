@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from titer.plan import Plan
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A local folder, a hub id, or smollm2-135m-instruct.")]
 DataDir = Annotated[
@@ -47,7 +51,7 @@ def quiet_libraries() -> None:
 
 def settings_from(overrides: Sequence[str] | None) -> dict[str, Any]:
     """Return `--set key=value` pairs as a mapping; values are YAML."""
-    from titer.experiment import parse_setting
+    from titer.settings import parse_setting
 
     return dict(parse_setting(override) for override in overrides or ())
 
@@ -98,3 +102,33 @@ def fail(message: str, code: int) -> None:
     """Print a message and exit with a code."""
     print(message, file=sys.stderr)
     raise typer.Exit(code)
+
+
+def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool) -> None:
+    """Print the stages of a plan, their FLOPs and about how long they take on this machine."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from titer.plan import machine_flops
+
+    rate = machine_flops()
+    rows = [
+        (stage.name, stage.key, "done" if stage.done else "to do", 0.0 if stage.done else stage.flops)
+        for stage in plan.stages.values()
+    ]
+    flops = sum(cost for *_, cost in rows)
+    if as_json:
+        stages = [
+            {"stage": name, "key": key, "status": status, "flops": cost, "seconds": round(cost / rate, 1)}
+            for name, key, status, cost in rows
+        ]
+        print(json.dumps({"stages": stages, "flops": flops, "seconds": flops / rate, "overlap": overlap}, indent=1))
+        return
+    table = Table("stage", "key", "status", "FLOPs", "estimate", title=f"{title}: {len(rows)} stages")
+    for name, key, status, cost in rows:
+        table.add_row(name, key[:8], status, f"{cost:.1e}" if cost else "", duration(cost / rate) if cost else "")
+    Console().print(table)
+    print(
+        f"{flops:.1e} FLOPs, about {duration(flops / rate)} on this machine. "
+        f"Prompts shared between pools: {sum(overlap.values())}."
+    )

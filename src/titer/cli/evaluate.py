@@ -51,7 +51,7 @@ def command(
     from titer.errors import TiterError, check_known
     from titer.evaluation import artefacts
     from titer.evaluation.scoring import score, summarise
-    from titer.experiment import environment
+    from titer.plan import environment
 
     chosen = judges.get(judge)
     if rejudge is not None:
@@ -96,8 +96,8 @@ def _answers(
     """Generate answers to the evaluation pools; `group` says what the results are about."""
     from titer import stages
     from titer.data import load, split_pools
+    from titer.data.pools import DataSettings, evaluation_pools
     from titer.evaluation import artefacts, tasks
-    from titer.experiment import DataSettings, evaluation_pools, task_tokens
     from titer.models import split_adapter
 
     show = Show()
@@ -109,7 +109,7 @@ def _answers(
     sets = (
         (artefacts.HARMFUL, pools["harmful"][:samples], max_new_tokens),
         (artefacts.LOOKALIKE, pools["lookalikes"][:samples], max_new_tokens),
-        (artefacts.TASK_PREFIX + name, tests[:samples], task_tokens(name)),
+        (artefacts.TASK_PREFIX + name, tests[:samples], tasks.get(name).max_new_tokens),
     )
     base, adapter = split_adapter(model)
     prompts = [(record, limit) for _, records, limit in sets for record in records]

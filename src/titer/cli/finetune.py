@@ -50,7 +50,7 @@ def command(
     show = Show()
     from titer import methods, stages
     from titer.data import load
-    from titer.experiment import DataSettings, defence_pools
+    from titer.data.pools import DataSettings, defence_pools
     from titer.models import split_adapter
 
     quiet_libraries()

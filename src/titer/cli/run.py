@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, quiet_libraries
+from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, print_plan, quiet_libraries
 
 NAME = "run"
 HELP = "Run an experiment: align, fine-tune, score and report every arm. Resumes where it stopped."
@@ -42,18 +42,19 @@ def command(
     show = Show()
     show.console.print("[dim]Loading libraries …", highlight=False)
     from titer import experiment as experiments
+    from titer.plan import execute
 
     quiet_libraries()
     settings = experiments.read_experiment(experiment, overrides or ())
     folder = output or Path("runs") / settings.name
     plan = experiments.make_plan(settings, folder, data_dir)
     if dry_run:
-        _print_plan(plan, as_json)
+        print_plan(settings.name, plan, plan.overlap, as_json)
         return
     shared = sum(plan.overlap.values())
     show.console.print(f"{settings.name}: {settings.description}", highlight=False)
     show.console.print(f"[dim]Prompts shared between pools: {shared}. Run folder: {folder}", highlight=False)
-    complete = experiments.execute(plan, show, force)
+    complete = execute(plan, show, force)
     line = shlex.join(["titer", *sys.argv[1:]])
     report = experiments.collect(plan, line, started)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -74,33 +75,3 @@ def command(
             "Failed stages:\n" + "\n".join(failed) + f"\nTracebacks: {folder}/stages/*/error.txt",
             code=2 if by_user else 1,
         )
-
-
-def _print_plan(plan: object, as_json: bool) -> None:
-    """Print the stages of a plan with estimated times."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from titer.experiment import Plan, machine_flops
-
-    assert isinstance(plan, Plan)
-    rate = machine_flops()
-    rows = [
-        {
-            "stage": stage.name,
-            "key": stage.key,
-            "status": "done" if stage.done else "to do",
-            "seconds": 0.0 if stage.done else round(stage.flops / rate, 1),
-        }
-        for stage in plan.stages.values()
-    ]
-    total = sum(float(str(row["seconds"])) for row in rows)
-    if as_json:
-        print(json.dumps({"stages": rows, "seconds": total, "overlap": plan.overlap}, indent=1))
-        return
-    table = Table("stage", "key", "status", "estimate", title=f"{plan.experiment.name}: {len(rows)} stages")
-    for row in rows:
-        seconds = float(str(row["seconds"]))
-        table.add_row(str(row["stage"]), str(row["key"])[:8], str(row["status"]), duration(seconds) if seconds else "")
-    Console().print(table)
-    print(f"About {duration(total)} on this machine. Prompts shared between pools: {sum(plan.overlap.values())}.")

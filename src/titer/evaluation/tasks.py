@@ -33,6 +33,11 @@ class Task:
     revision: int = 1
 
     @property
+    def max_new_tokens(self) -> int:
+        """How many tokens an answer needs: a label, or a worked calculation."""
+        return 6 if self.labels else 200
+
+    @property
     def judge(self) -> str:
         """Name under which results quote this parser: `parse:<task>@<revision>`."""
         return f"parse:{self.name}@{self.revision}"

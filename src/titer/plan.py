@@ -1,0 +1,274 @@
+"""A plan of stages, each a folder named by the hash of what it depends on.
+
+A stage that is done is never done again; an interrupted training goes on from its last checkpoint; a changed setting,
+dataset, model or method gives another hash, so stale numbers cannot survive. A stage that fails is reported with its
+reason; what depends on it is skipped and everything else goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from titer import __version__
+from titer.data.records import Record
+from titer.errors import TiterError
+from titer.evaluation import artefacts
+
+# -- keys -------------------------------------------------------------------------------------------------------------
+
+TRAINING_CODE = ("align", "finetune", "data/builtin", "batches.py", "gradients.py", "losses.py", "methods.py", "models.py",
+                 "signals.py", "stages.py", "trainer.py")  # fmt: skip
+GENERATION_CODE = ("batches.py", "generation.py", "models.py", "stages.py")
+
+
+def digest(value: Any) -> str:
+    """Return a short hash of plain data or records."""
+    if isinstance(value, list) and value and isinstance(value[0], Record):
+        value = [record.to_row() for record in value]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def code_digest(*rooms: str) -> str:
+    """Return a hash of the source of titer's `rooms` (files or folders of the package) and of library versions."""
+    root = Path(__file__).parent
+    files = [
+        path for room in rooms for path in ([root / room] if room.endswith(".py") else (root / room).rglob("*.py"))
+    ]
+    source = b"".join(path.read_bytes() for path in sorted(files))
+    return hashlib.sha256(source + json.dumps(library_versions()).encode()).hexdigest()[:16]
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that numbers depend on."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets", "numpy")}
+
+
+@functools.cache
+def model_digest(name: str) -> str:
+    """Return a hash of a model's files, or the hub id with the commit that is cached here."""
+    from titer.models import EMBEDDED, WHEEL_SHA256, locate
+
+    if name == EMBEDDED:
+        return WHEEL_SHA256[:16]
+    location = Path(locate(name))
+    if not location.is_dir():
+        from huggingface_hub import model_info
+
+        return f"{name}@{model_info(name).sha}"
+    whole = hashlib.sha256()
+    for path in sorted(location.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".jinja", ".model"):
+            with path.open("rb") as file:
+                whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()[:16]
+
+
+# -- stages -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stage:
+    """One step of the plan.
+
+    Attributes:
+        name: What it is, for people.
+        kind: `align`, `finetune`, `answer`, `weigh` or `judge`.
+        key: Hash of everything it depends on.
+        folder: Where it leaves its files.
+        run: Does the work.
+        needs: Stages that must be done before.
+        flops: Estimated floating-point operations.
+        status: `planned`, `cached`, `done`, `failed` or `skipped`.
+        seconds: How long it took.
+        reason: Why it failed or was skipped.
+        mistake: Whether it failed for something in the user's hands.
+    """
+
+    name: str
+    kind: str
+    key: str
+    folder: Path
+    run: Callable[[Stage, Any], None]
+    needs: list[Stage] = field(default_factory=list)
+    flops: float = 0.0
+    status: str = "planned"
+    seconds: float = 0.0
+    reason: str = ""
+    mistake: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether its work is complete on disk."""
+        return (self.folder / "done.json").is_file()
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the report says of it."""
+        row = {"name": self.name, "key": self.key, "status": self.status, "seconds": round(self.seconds, 1)}
+        return {**row, "reason": self.reason} if self.reason else row
+
+
+@dataclass
+class Plan:
+    """Stages in an order in which they can run.
+
+    Attributes:
+        run_folder: Where everything goes.
+        stages: All stages, each once however many want it.
+    """
+
+    run_folder: Path
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    def add(
+        self,
+        kind: str,
+        name: str,
+        spec: dict[str, Any],
+        run: Callable[[Stage, Any], None],
+        needs: Sequence[Stage] = (),
+        flops: float = 0.0,
+    ) -> Stage:
+        """Add a stage, or return the one that does the same work already."""
+        key = digest({"kind": kind, **spec, "needs": [stage.key for stage in needs]})
+        if key not in self.stages:
+            folder = self.run_folder / "stages" / f"{kind}-{key}"
+            self.stages[key] = Stage(name, kind, key, folder, run, list(needs), flops)
+        return self.stages[key]
+
+
+def execute(plan: Plan, show: Any, force: bool = False) -> bool:
+    """Run the stages of a plan that are not done yet, then write results and report.
+
+    Args:
+        plan: What to run.
+        show: Tells the user: `show.stage(stage)` is a context manager that yields a progress callback, and
+            `show.settled(stage)` is called when a stage has come to its end.
+        force: Do stages again that are done.
+
+    Returns:
+        Whether every stage is done.
+    """
+    for stage in plan.stages.values():
+        blocked = next((needed for needed in stage.needs if needed.status in ("failed", "skipped")), None)
+        if blocked is not None:
+            stage.status, stage.reason = "skipped", f"needs `{blocked.name}`, which {blocked.status}"
+        elif stage.done and not force:
+            stage.status = "cached"
+            stage.seconds = float(json.loads((stage.folder / "done.json").read_text())["seconds"])
+        else:
+            if force or (stage.folder / "adapter").exists():
+                shutil.rmtree(stage.folder, ignore_errors=True)
+            with show.stage(stage) as progress:
+                _run_stage(stage, progress)
+        show.settled(stage)
+    return all(stage.status in ("done", "cached") for stage in plan.stages.values())
+
+
+def _run_stage(stage: Stage, progress: Any) -> None:
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    try:
+        stage.run(stage, progress)
+    except Exception as error:
+        # A failed stage must not take the other arms with it; its reason and traceback are kept.
+        import traceback
+
+        stage.status = "failed"
+        stage.mistake = isinstance(error, TiterError)
+        stage.reason = error.message if isinstance(error, TiterError) else f"{type(error).__name__}: {error}"
+        (stage.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    else:
+        stage.status = "done"
+        (stage.folder / "error.txt").unlink(missing_ok=True)
+    stage.seconds = time.perf_counter() - start
+    if stage.status == "done":
+        record = {"name": stage.name, "key": stage.key, "seconds": stage.seconds}
+        artefacts.write_atomically(stage.folder / "done.json", json.dumps(record).encode())
+
+
+# -- estimates --------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def parameters(model: str) -> float:
+    """Return a model's parameters without its embedding, from its config alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from titer.models import locate
+
+    config = AutoConfig.from_pretrained(locate(model))
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    embedding = empty.get_input_embeddings().weight.numel()
+    return float(empty.num_parameters() - embedding)
+
+
+def mean_tokens(records: Sequence[Record], model: str) -> float:
+    """Return the mean length of records in tokens: about four characters each, and what a chat template adds."""
+    return sum(len(record.prompt_text) + len(record.completion_text) for record in records) / 4 / len(records) + 10
+
+
+@functools.cache
+def machine_flops() -> float:
+    """Return the floating-point operations a second that training reaches here, from one short measurement."""
+    import torch
+
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    left, right = torch.randn(512, 1024, device=device), torch.randn(1024, 1024, device=device)
+    for _ in range(3):
+        left @ right
+    start = time.perf_counter()
+    for _ in range(20):
+        product = left @ right
+    float(product.sum())
+    # Training reaches about half of what a matrix multiplication alone does.
+    return 0.5 * 20 * 2 * 512 * 1024 * 1024 / (time.perf_counter() - start)
+
+
+# -- provenance -------------------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """Return what a figure was measured with: versions, commit, machine."""
+    return {
+        "titer": __version__,
+        "commit": commit(),
+        "versions": library_versions(),
+        "python": platform.python_version(),
+        "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count()},
+    }
+
+
+def commit() -> str | None:
+    """Return the commit of titer's source, with `+` when it was changed; `None` outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return (head.stdout.strip() + ("+" if changed.stdout.strip() else "")) if head.returncode == 0 else None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,123 @@
+"""Settings files: YAML becomes frozen dataclasses, and what does not fit is an error that names the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from titer.errors import TiterError, check_known, did_you_mean
+
+
+def build(kind: Any, values: Any, where: str) -> Any:
+    """Build a settings class from plain data; unknown keys and wrong types are errors that name the key."""
+    if not isinstance(values, dict):
+        raise TiterError(f"`{where}` must be a mapping, found {type(values).__name__}.")
+    hints = typing.get_type_hints(kind)
+    check_known(values, hints, f"key in `{where}`")
+    for item in dataclasses.fields(kind):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.name not in values:
+            raise TiterError(f"`{where}` lacks the key `{item.name}`.")
+    return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
+    if origin is list:
+        (inner,) = typing.get_args(hint)
+        if isinstance(value, str) and inner is str:
+            value = [value]
+        if not isinstance(value, list):
+            raise TiterError(f"`{where}` must be a list, found `{value}`.", f"Write [{value}].")
+        return [_value(inner, item, f"{where}[{place}]") for place, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise TiterError(f"`{where}` must be a mapping, found `{value}`.")
+        _, inner = typing.get_args(hint)
+        return {str(key): _value(inner, item, f"{where}.{key}") for key, item in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
+        return _value(hint, value, where)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise TiterError(f"`{where}` must be {hint.__name__}, found `{value}`.")
+    return value
+
+
+def bundled(folder: str) -> dict[str, Path]:
+    """Return the settings files that come with titer in `folder` (`experiments`, `profiles`), by name."""
+    installed = Path(__file__).parent / folder
+    found = installed if installed.is_dir() else Path(__file__).parents[2] / folder
+    return {path.stem: path for path in sorted(found.glob("*.yaml"))}
+
+
+def read(kind: Any, path: str | Path, folder: str, what: str, overrides: Sequence[str] = ()) -> Any:
+    """Read a settings file.
+
+    Args:
+        kind: The dataclass it becomes.
+        path: A YAML file, or the name of a bundled one.
+        folder: Where bundled ones are.
+        what: What the file describes, for errors (`experiment`).
+        overrides: `key=value` pairs such as `finetune.training.max_steps=40`; values are YAML.
+
+    Raises:
+        TiterError: For a missing or broken file, an unknown key (with a suggestion) or a wrong value.
+    """
+    if not Path(path).is_file():
+        known = bundled(folder)
+        if str(path) not in known:
+            raise TiterError(f"No {what} at `{path}`.", did_you_mean(str(path), known))
+        path = known[str(path)]
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise TiterError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
+    if not isinstance(values, dict):
+        raise TiterError(
+            f"{path}: expected a mapping.", "Start from a bundled one: " + ", ".join(bundled(folder)) + "."
+        )
+    for override in overrides:
+        _override(values, override)
+    try:
+        return build(kind, values, what)
+    except TiterError as error:
+        raise TiterError(f"{path}: {error.message}", error.hint) from None
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Return key and value of `key=value`, as `--set` takes it; the value is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise TiterError(
+            f"`--set {text}` must look like key=value.", "For example --set learning_rate=1.0e-4 or seeds='[0, 1]'."
+        )
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise TiterError(f"`--set {text}`: `{value}` is not YAML.", "Quote a text: key='\"…\"'.") from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, value = parse_setting(override)
+    target = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise TiterError(f"`--set {override}`: `{parent}` is not a mapping.")
+    target[last] = value
