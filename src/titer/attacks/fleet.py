@@ -7,8 +7,8 @@ meet its own adapter on the way (`StackedLoRA`). Nothing else is shared, so an a
 have learnt alone, up to the rounding of a matrix product of another size; one that diverges or fails takes nobody with
 it.
 
-Trainers are loops, and a fleet has to stop each of them in the middle of a step. They therefore run as coroutines:
-threads of which only one moves at a time, each with its own stream of random numbers (`Coroutine`).
+Trainers are loops, and a fleet has to stop each of them in the middle of a step. They therefore run as coroutines, of which
+only one moves at a time, each with its own stream of random numbers (`Coroutine`).
 """
 
 from __future__ import annotations
@@ -223,6 +223,23 @@ class Fleet:
             for trainer, attacker in zip(self.trainers, crew, strict=True):
                 attacker.stop()
                 trainer.coroutine = None
+
+    @classmethod
+    def run(
+        cls, trainers: Sequence[FleetTrainer], resume_from: Sequence[str | None], max_tokens: int = MAX_TOKENS
+    ) -> list[BaseException | None]:
+        """Train attackers together, or a single one as it is; returns what each failed with, `None` when it did not.
+
+        A single one need not be a LoRA attacker.
+        """
+        if len(trainers) > 1:
+            return cls(trainers, max_tokens).train(resume_from)
+        for trainer, checkpoint in zip(trainers, resume_from, strict=True):
+            try:
+                trainer.train(resume_from_checkpoint=checkpoint)
+            except Exception as error:
+                return [error]
+        return [None] * len(trainers)
 
     def _step(self, requests: dict[int, tuple[PackedBatch, Any]]) -> dict[int, Tensor]:
         """Run every attacker's batch forward and backward, as many in one pass as fit."""
