@@ -6,6 +6,7 @@ end in the same adapters; the script checks that before it reports a ratio.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import tempfile
 import time
@@ -34,59 +35,60 @@ def main() -> None:
     rows = mixed_rows(args.batch * args.steps * args.attackers)
     folder = tempfile.mkdtemp()
 
-    def attackers(trainer: Any) -> list[Any]:
-        crew = []
-        for number in range(args.attackers):
-            config = common_settings(
-                folder,
-                per_device_train_batch_size=args.batch,
-                max_length=1024,
-                bf16=bf16_is_fast(),
-            ) | {"max_steps": args.steps, "learning_rate": 1e-4 * (number + 1), "seed": number}
-            crew.append(
-                trainer(
-                    model=shared_copy(model),
-                    args=FinetuneConfig(**config),
-                    train_dataset=rows[number :: args.attackers],
-                    processing_class=tokenizer,
-                    peft_config=LoraConfig(**LORA),
-                )
-            )
-            crew[-1].remove_callback(PrinterCallback)
-        return crew
+    def attacker(trainer: Any, number: int) -> Any:
+        config = common_settings(
+            folder,
+            per_device_train_batch_size=args.batch,
+            max_length=1024,
+            bf16=bf16_is_fast(),
+        ) | {"max_steps": args.steps, "learning_rate": 1e-4 * (number + 1), "seed": number}
+        made = trainer(
+            model=shared_copy(model),
+            args=FinetuneConfig(**config),
+            train_dataset=rows[number :: args.attackers],
+            processing_class=tokenizer,
+            peft_config=LoraConfig(**LORA),
+        )
+        made.remove_callback(PrinterCallback)
+        return made
 
     prompts = [template.prompt_ids(row["prompt"]) for row in mixed_rows(args.prompts)]
     seconds: dict[str, list[float]] = {"training": [], "answers": []}
     last: dict[str, Any] = {}
 
-    # The trainers are made outside of what is timed: that takes equally long both ways.
-    def timed(kind: str, work: Any) -> Any:
+    def timed(work: Any) -> tuple[float, Any]:
         start = time.perf_counter()
         result = work()
-        seconds[kind].append(time.perf_counter() - start)
-        return result
+        return time.perf_counter() - start, result
 
+    # The trainers are made outside of what is timed: that takes equally long both ways. Alone, each is trained as soon as it
+    # is made, for the order of its rows comes from the seed that was set last.
     def one_by_one() -> None:
-        crew = attackers(PackedSFTTrainer)
-        timed("training", lambda: [trainer.train() for trainer in crew])
-        answers = timed(
-            "answers",
-            lambda: [text for trainer in crew for text in generate(trainer.model, template, prompts, args.tokens)],
-        )
+        crew, training, answering, answers = [], 0.0, 0.0, []
+        for number in range(args.attackers):
+            crew.append(attacker(PackedSFTTrainer, number))
+            training += timed(crew[-1].train)[0]
+        for trainer in crew:
+            took, texts = timed(functools.partial(generate, trainer.model, template, prompts, args.tokens))
+            answering += took
+            answers += texts
+        seconds["training"].append(training)
+        seconds["answers"].append(answering)
         last["one by one"] = (adapters(crew), answers)
 
     def together() -> None:
-        crew = attackers(FleetTrainer)
+        crew = [attacker(FleetTrainer, number) for number in range(args.attackers)]
         fleet = Fleet(crew)
-        errors = timed("training", fleet.train)
+        took, errors = timed(fleet.train)
+        seconds["training"].append(took)
         assert errors == [None] * len(crew), errors
         owners = [number for number in range(len(crew)) for _ in prompts]
-        answers = timed(
-            "answers",
+        took, answers = timed(
             lambda: generate(
                 fleet.model, template, prompts * len(crew), args.tokens, owners=owners, place=fleet.layout.by_row
-            ),
+            )
         )
+        seconds["answers"].append(took)
         last["together"] = (adapters(crew), answers)
         last["fleet"] = fleet
 

@@ -56,6 +56,11 @@ def test_every_command_runs(workplace):
             words = [*words, "--set", "max_steps=2"]
         if words[:2] == ["run", "quickstart"] or words[:2] == ["run", "three_arms"]:
             words = ["run", f"experiments/{words[1]}.yaml", *words[2:]]
+        if words[:2] == ["assay", "compare"]:
+            for name in map(Path, words[2:]):
+                line = ["assay", "aligned/adapter", "--against", "smollm2-135m-instruct", "--profile", "smoke"]
+                made = runner.invoke(app, [*line, "--name", name.name], catch_exceptions=False)
+                assert made.exit_code == 0, made.output
         if words[0] == "report":
             # The quickstart itself is `make quickstart`'s to run.
             shutil.copytree("runs/three_arms", "runs/quickstart")
@@ -66,6 +71,7 @@ def test_every_command_runs(workplace):
     assert (workplace / "aligned" / "evaluation" / "results.json").is_file()
     assert (workplace / "audit" / "audit.csv").is_file()
     assert (workplace / "tuned" / "sample_weights.jsonl").is_file()
+    assert (workplace / "runs" / "assay" / "booster" / "report.html").is_file()
 
 
 def test_the_two_commands_are_make_targets():

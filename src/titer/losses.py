@@ -84,12 +84,7 @@ def token_nll(model: torch.nn.Module, batch: PackedBatch, **forward: Any) -> tup
     """
     token = _targets.set(batch["targets"])
     try:
-        output = model(
-            input_ids=batch["input_ids"],
-            position_ids=batch["position_ids"],
-            logits_to_keep=batch["predict_from"],
-            **{"use_cache": False, **_attention(model, batch), **forward},
-        )
+        output = _run(model, batch, **forward)
     finally:
         _targets.reset(token)
     scores = output.logits[0]
@@ -98,6 +93,21 @@ def token_nll(model: torch.nn.Module, batch: PackedBatch, **forward: Any) -> tup
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
     return F.cross_entropy(scores, batch["targets"], reduction="none"), output
+
+
+def packed_logits(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
+    """Run `model` over a packed row and return the logits `(N, vocabulary)` of every supervised token's position."""
+    logits: Tensor = _run(model, batch).logits[0]
+    return logits
+
+
+def _run(model: torch.nn.Module, batch: PackedBatch, **forward: Any) -> Any:
+    return model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        logits_to_keep=batch["predict_from"],
+        **{"use_cache": False, **_attention(model, batch), **forward},
+    )
 
 
 def _attention(model: torch.nn.Module, batch: PackedBatch) -> dict[str, Any]:

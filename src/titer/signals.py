@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from titer.batches import Sample, pack, to_device
-from titer.losses import branch_nll, log_likelihood_ratio, token_nll
+from titer.losses import branch_nll, log_likelihood_ratio, packed_logits, token_nll
 
 TOKENS_PER_ROW = 1024
 """How many prompt and completion tokens are packed into one forward pass."""
+
+ROWS_PER_PASS = 16
+"""How many answers' logits exist at a time."""
 
 
 @dataclass(frozen=True)
@@ -93,3 +96,42 @@ def row_signals(
     model.train(was_training)
     back = torch.argsort(torch.tensor(order))
     return RowSignals(*(torch.cat(column)[back] for column in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class AnswerFit:
+    """How well a model predicts reference answers, one value a row.
+
+    Attributes:
+        nll: Mean loss of an answer's tokens, `(n,)` in nats.
+        accuracy: Part of its tokens that are the model's first choice, `(n,)` in [0, 1].
+    """
+
+    nll: Tensor
+    accuracy: Tensor
+
+
+@torch.no_grad()
+def answer_fit(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> AnswerFit:
+    """Score a model's next-token predictions on answers that it is given, teacher-forced.
+
+    Args:
+        model: A causal language model with packed attention.
+        pairs: Token ids of prompt and answer of each row.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    losses: list[Tensor] = []
+    hits: list[Tensor] = []
+    for start in range(0, len(pairs), ROWS_PER_PASS):
+        part = pairs[start : start + ROWS_PER_PASS]
+        batch = to_device(pack([Sample(prompt, [answer]) for prompt, answer in part]), device)
+        scores = packed_logits(model, batch).float()
+        nll = torch.nn.functional.cross_entropy(scores, batch["targets"], reduction="none")
+        right = (scores.argmax(-1) == batch["targets"]).to(nll)
+        for values, found in ((nll, losses), (right, hits)):
+            sums, counts = branch_nll(values, batch["branch"], len(part))
+            found.append((sums / counts).cpu())
+    model.train(was_training)
+    return AnswerFit(torch.cat(losses), torch.cat(hits))

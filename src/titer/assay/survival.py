@@ -156,7 +156,7 @@ def kaplan_meier(passages: Sequence[Passage], confidence: float = 0.95) -> Survi
 def logrank(first: Sequence[Passage], second: Sequence[Passage]) -> float:
     """Return the two-sided p-value of the log-rank test that two groups of attacks break at the same rate.
 
-    1 where nothing broke in either group, which is no evidence of a difference.
+    1 where nothing broke in either group, or all at once: neither is evidence of a difference.
     """
     from scipy import stats
 
@@ -169,7 +169,9 @@ def logrank(first: Sequence[Passage], second: Sequence[Passage]) -> float:
             right=[passage.budget for passage in passages if not passage.broke],
         )
 
-    return float(stats.logrank(censored(first), censored(second)).pvalue)
+    with np.errstate(invalid="ignore"):
+        p = float(stats.logrank(censored(first), censored(second)).pvalue)
+    return 1.0 if math.isnan(p) else p
 
 
 class CostRatio(NamedTuple):

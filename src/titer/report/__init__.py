@@ -1,7 +1,15 @@
-"""What a run found, for people: one self-contained HTML file, and the same summary as a terminal table."""
+"""What a run or an assay found, for people: one self-contained HTML file, and the same summary as a terminal table."""
 
 from __future__ import annotations
 
+from titer.report.assay import (
+    comparison_markdown,
+    comparison_rows,
+    model_card,
+    print_comparison,
+    print_scorecard,
+    write_assay_report,
+)
 from titer.report.html import write_audit, write_report
 from titer.report.tables import Estimate, SummaryRow, print_summary, read_results, summary_rows
 from titer.report.verdict import ArmVerdict, Verdict, verdict
@@ -11,10 +19,16 @@ __all__ = [
     "Estimate",
     "SummaryRow",
     "Verdict",
+    "comparison_markdown",
+    "comparison_rows",
+    "model_card",
+    "print_comparison",
+    "print_scorecard",
     "print_summary",
     "read_results",
     "summary_rows",
     "verdict",
+    "write_assay_report",
     "write_audit",
     "write_report",
 ]

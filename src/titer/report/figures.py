@@ -1,6 +1,6 @@
 """The figures of the report: matplotlib drawings as SVG that take their colours from the page.
 
-A figure is drawn in placeholder colours, which `_svg` turns into CSS variables (`--arm-0`, `--ink`, …). One drawing
+A figure is drawn in placeholder colours, which `svg` turns into CSS variables (`--arm-0`, `--ink`, …). One drawing
 thus serves light, dark and print, and an arm has the same colour wherever it appears. Text stays text. matplotlib is
 imported inside the functions, without pyplot and its global state.
 """
@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 ARM_COLOURS = 7  # of Okabe and Ito's eight; the page defines --arm-0 … --arm-6 in light and dark
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2), (3, 1.5), (8, 2), (1, 3))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-_INK, _SOFT, _GRID, _PAGE = "#010101", "#020202", "#030303", "#040404"
+# Placeholders that `svg` turns into colours of the page.
+INK, SOFT, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
 _BENIGN, _HARMFUL = "#050505", "#060606"
 _VARIABLES = {
-    _INK: "--ink",
-    _SOFT: "--soft",
-    _GRID: "--grid",
-    _PAGE: "--card",
+    INK: "--ink",
+    SOFT: "--soft",
+    GRID: "--grid",
+    PAGE: "--card",
     _BENIGN: "--benign",
     _HARMFUL: "--harmful",
 }
-_SIZE, _WIDE = (4.7, 2.95), (9.6, 2.7)  # inches; the page scales them
+LIMIT_DASH = (0, (6, 2.5))  # of a line at a threshold
+SIZE, _WIDE = (4.7, 2.95), (9.6, 2.7)  # inches; the page scales them
 
 
 def arm_colour(position: int) -> str:
@@ -65,54 +67,48 @@ def trajectories(lines: Mapping[int, Sequence[tuple[int, Estimate]]], title: str
         label: What the figure shows, in words, for those who cannot see it.
         name: A name that no other figure of the page has.
     """
-    figure, axes = _panel(title)
+    figure, axes = panel(title)
     ends: list[tuple[float, int]] = []
     last = 1
     for arm, points in lines.items():
         if not points:
             continue
         x = [step for step, _ in points]
-        colour = _arm(arm)
+        colour = arm_ink(arm)
         axes.fill_between(x, [p.low for _, p in points], [p.high for _, p in points], color=colour, alpha=0.11, lw=0)
-        axes.plot(x, [p.value for _, p in points], color=colour, lw=1.9, marker="o", ms=3.6, dashes=_dash(arm))
+        axes.plot(x, [p.value for _, p in points], color=colour, lw=1.9, marker="o", ms=3.6, dashes=arm_dash(arm))
         last = max(last, x[-1])
         ends.append((points[-1][1].value, arm))
     axes.set_xlim(-0.02 * last, 1.02 * last)
     ticks = sorted({step for points in lines.values() for step, _ in points})
     if 1 < len(ticks) <= 7 and min(b - a for a, b in pairwise(ticks)) >= 0.07 * last:
         axes.set_xticks(ticks)
-    for (value, arm), height in zip(sorted(ends), _spread([value for value, _ in sorted(ends)], gap=7.5), strict=True):
-        axes.annotate(
-            f"{value:.1f}",
-            (1.0, height / 100),
-            xycoords="axes fraction",
-            xytext=(5, 0),
-            textcoords="offset points",
-            color=_arm(arm),
-            va="center",
-            fontsize=9,
-            fontweight="bold",
-        )
+    label_ends(axes, ends)
     axes.set_xlabel("fine-tuning step (0: aligned model)")
-    return _svg(figure, label, name)
+    return svg(figure, label, name)
 
 
-def hs_fa(points: Sequence[tuple[int, int, Estimate, Estimate]], label: str, name: str) -> str:
+def hs_fa(
+    points: Sequence[tuple[int, int, Estimate, Estimate]], label: str, name: str, limit: float | None = None
+) -> str:
     """Harmful score against fine-tuning accuracy at the last checkpoint, both intervals as crosshairs.
 
     Args:
         points: (arm's position, poison ratio's position, harmful score, fine-tuning accuracy).
         label: What the figure shows, in words.
         name: A name that no other figure of the page has.
+        limit: A harmful score to draw a line at, in percent.
     """
-    figure, axes = _panel("Harmful score against task accuracy")
+    figure, axes = panel("Harmful score against task accuracy")
+    if limit is not None:
+        axes.axhline(limit, color=SOFT, lw=1.0, ls=LIMIT_DASH, zorder=1)
     for arm, ratio, harmful, accuracy in points:
-        colour = _arm(arm)
+        colour = arm_ink(arm)
         axes.plot(
-            [accuracy.low, accuracy.high], [harmful.value] * 2, color=colour, lw=1.3, alpha=0.75, dashes=_dash(arm)
+            [accuracy.low, accuracy.high], [harmful.value] * 2, color=colour, lw=1.3, alpha=0.75, dashes=arm_dash(arm)
         )
         axes.plot(
-            [accuracy.value] * 2, [harmful.low, harmful.high], color=colour, lw=1.3, alpha=0.75, dashes=_dash(arm)
+            [accuracy.value] * 2, [harmful.low, harmful.high], color=colour, lw=1.3, alpha=0.75, dashes=arm_dash(arm)
         )
         axes.plot(
             [accuracy.value],
@@ -120,16 +116,16 @@ def hs_fa(points: Sequence[tuple[int, int, Estimate, Estimate]], label: str, nam
             color=colour,
             marker=_MARKERS[ratio % len(_MARKERS)],
             ms=7.5,
-            mec=_PAGE,
+            mec=PAGE,
             mew=0.8,
             zorder=3,
         )
     axes.set_xlim(-2, 102)
     axes.set_xticks(range(0, 101, 20))
-    axes.grid(True, axis="x", color=_GRID, lw=0.7)
+    axes.grid(True, axis="x", color=GRID, lw=0.7)
     axes.set_xlabel("fine-tuning accuracy FA, % (higher is better)")
     axes.set_ylabel("harmful score HS, % (lower is safer)")
-    return _svg(figure, label, name)
+    return svg(figure, label, name)
 
 
 def hs_poison(lines: Mapping[int, Sequence[tuple[float, Estimate]]], label: str, name: str) -> str:
@@ -140,7 +136,7 @@ def hs_poison(lines: Mapping[int, Sequence[tuple[float, Estimate]]], label: str,
         label: What the figure shows, in words.
         name: A name that no other figure of the page has.
     """
-    figure, axes = _panel("Harmful score against poison ratio")
+    figure, axes = panel("Harmful score against poison ratio")
     ratios = sorted({ratio for points in lines.values() for ratio, _ in points})
     width = 100 * (ratios[-1] - ratios[0])
     for place, (arm, points) in enumerate(lines.items()):
@@ -148,13 +144,13 @@ def hs_poison(lines: Mapping[int, Sequence[tuple[float, Estimate]]], label: str,
         x = [100 * ratio + 0.012 * width * (place - (len(lines) - 1) / 2) for ratio, _ in points]
         y = [point.value for _, point in points]
         reach = [[p.value - p.low for _, p in points], [p.high - p.value for _, p in points]]
-        axes.errorbar(x, y, yerr=reach, fmt="none", ecolor=_arm(arm), elinewidth=1.2, alpha=0.75)
-        axes.plot(x, y, color=_arm(arm), lw=1.7, marker="o", ms=5, mec=_PAGE, mew=0.7, dashes=_dash(arm))
+        axes.errorbar(x, y, yerr=reach, fmt="none", ecolor=arm_ink(arm), elinewidth=1.2, alpha=0.75)
+        axes.plot(x, y, color=arm_ink(arm), lw=1.7, marker="o", ms=5, mec=PAGE, mew=0.7, dashes=arm_dash(arm))
     axes.set_xlim(100 * ratios[0] - 0.06 * width, 100 * ratios[-1] + 0.06 * width)
     axes.set_xticks([100 * ratio for ratio in ratios], [f"{100 * ratio:g}" for ratio in ratios])
     axes.set_xlabel("harmful rows in the fine-tuning data, %")
     axes.set_ylabel("harmful score HS, %")
-    return _svg(figure, label, name)
+    return svg(figure, label, name)
 
 
 def log_ratios(
@@ -182,27 +178,27 @@ def log_ratios(
     import numpy as np
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _panel(title, _WIDE if wide else _SIZE)
+    figure, axes = panel(title, _WIDE if wide else SIZE)
     rows = len(benign) + len(harmful) + len(unknown)
     edges = np.linspace(limits[0], limits[1], 1 + min(36, max(10, round(1.4 * rows**0.5))))
     top = 1.0
-    for values, colour in ((benign, _BENIGN), (harmful, _HARMFUL), (unknown, _SOFT)):
+    for values, colour in ((benign, _BENIGN), (harmful, _HARMFUL), (unknown, SOFT)):
         if not len(values):
             continue
         counts, _ = np.histogram(np.clip(values, *limits), edges)
         share = 100 * counts / counts.sum()
         axes.stairs(share, edges, fill=True, color=colour, alpha=0.28, lw=0)
         axes.stairs(share, edges, color=colour, lw=1.6)
-        axes.plot([float(np.median(values))], [0], color=colour, marker="^", ms=6.5, clip_on=False, zorder=4, mec=_PAGE)
+        axes.plot([float(np.median(values))], [0], color=colour, marker="^", ms=6.5, clip_on=False, zorder=4, mec=PAGE)
         top = max(top, float(share.max()))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_ylim(0, 1.12 * top)
     axes.set_xlim(*limits)
     if limits[0] < 0 < limits[1]:
-        axes.axvline(0, color=_SOFT, lw=0.8, ls=(0, (2, 2)), zorder=0)
+        axes.axvline(0, color=SOFT, lw=0.8, ls=(0, (2, 2)), zorder=0)
     axes.set_xlabel("log r  (right: the row's own answer; left: a refusal is likelier)")
     axes.set_ylabel("% of the group's rows")
-    return _svg(figure, label, name)
+    return svg(figure, label, name)
 
 
 def log_ratio_limits(values: Sequence[float]) -> tuple[float, float]:
@@ -212,12 +208,36 @@ def log_ratio_limits(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _arm(position: int) -> str:
+def arm_ink(position: int) -> str:
+    """The placeholder in which an arm is drawn; `svg` turns it into the arm's colour."""
     return f"#0a0a{position % ARM_COLOURS:02x}"
 
 
-def _dash(position: int) -> tuple[float, ...] | tuple[None, None]:
+def arm_dash(position: int) -> tuple[float, ...] | tuple[None, None]:
+    """The dash pattern of an arm's lines, so that arms differ without colour too."""
     return _DASHES[position % len(_DASHES)] or (None, None)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, int]], gap: float = 7.5) -> None:
+    """Write the last value of each line at the right, in its arm's colour.
+
+    Args:
+        axes: A panel whose y axis is in percent.
+        ends: (value in percent, arm's position).
+        gap: Least distance between two labels, in percent of the axis.
+    """
+    for (value, arm), height in zip(sorted(ends), _spread([value for value, _ in sorted(ends)], gap), strict=True):
+        axes.annotate(
+            f"{value:.1f}",
+            (1.0, height / 100),
+            xycoords="axes fraction",
+            xytext=(5, 0),
+            textcoords="offset points",
+            color=arm_ink(arm),
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+        )
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -233,27 +253,28 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     return [middle + gap * (place - (count - 1) / 2) for middle, count in groups for place in range(count)]
 
 
-def _panel(title: str, size: tuple[float, float] = _SIZE) -> tuple[Any, Axes]:
+def panel(title: str, size: tuple[float, float] = SIZE) -> tuple[Any, Axes]:
+    """An empty drawing of `size` inches in the report's style, its y axis in percent."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
-    axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=_INK, pad=9, parse_math=False)
+    axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=9, parse_math=False)
     axes.set_ylim(-2, 102)
     axes.set_yticks(range(0, 101, 20))
-    axes.grid(True, axis="y", color=_GRID, lw=0.7)
+    axes.grid(True, axis="y", color=GRID, lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_SOFT)
-    axes.tick_params(colors=_SOFT, labelcolor=_SOFT, labelsize=8.5, length=0, pad=5)
+    axes.spines["bottom"].set_color(SOFT)
+    axes.tick_params(colors=SOFT, labelcolor=SOFT, labelsize=8.5, length=0, pad=5)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set(color=_SOFT, fontsize=8.5)
+        axis.label.set(color=SOFT, fontsize=8.5)
     return figure, axes
 
 
-def _svg(figure: Any, label: str, name: str) -> str:
+def svg(figure: Any, label: str, name: str) -> str:
     """The drawing as an `<svg>` for inlining: page colours, page font, unique ids, nothing that points outside."""
     import io
 
@@ -280,7 +301,7 @@ def _svg(figure: Any, label: str, name: str) -> str:
     for placeholder, variable in _VARIABLES.items():
         drawing = drawing.replace(placeholder, f"var({variable})")
     for position in range(ARM_COLOURS):
-        drawing = drawing.replace(_arm(position), arm_colour(position))
+        drawing = drawing.replace(arm_ink(position), arm_colour(position))
     return drawing.strip()
 
 

@@ -1,0 +1,480 @@
+"""Runs attackers against a defended and an undefended model, each stage a folder that is never done twice.
+
+    baseline (each model) ──► attackers (a fleet, or one that must run alone) ──► judge ──► scorecard, report
+
+What an attacker did lies in `stages/attack-KEY/ATTACKER/step-N.json`. The key holds the weights of the model, the attack,
+its seed and prompts, so two assays against the same undefended model in one folder attack it once.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import itertools
+import json
+import random
+import re
+import shutil
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from titer.assay.measure import Measure, Probe, encode, refusal_ids
+from titer.assay.pools import AssayPools, load_assay_pools
+from titer.assay.profile import Profile, answered_steps, between
+from titer.assay.search import Search
+from titer.attacks.rows import in_disguise, training_rows
+from titer.attacks.threats import Attack
+from titer.data import Record
+from titer.evaluation import artefacts, tasks
+from titer.evaluation.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inference, write_atomically
+from titer.models import split_adapter
+from titer.plan import (
+    GENERATION_CODE,
+    TRAINING_CODE,
+    Plan,
+    Stage,
+    code_digest,
+    digest,
+    mean_tokens,
+    model_digest,
+    parameters,
+)
+
+ROLES = ("defended", "undefended")
+ATTACK_CODE = (*TRAINING_CODE, *GENERATION_CODE, "attacks", "assay/measure.py")
+SAVE_EVERY = 8
+"""Optimizer steps between the checkpoints from which an interrupted attack goes on."""
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """One attacker against one model.
+
+    Attributes:
+        role: `defended` or `undefended`.
+        name: The attack's name, with its point of the grid.
+        attack: What it does.
+        seed: Of its data, order and initialisation.
+        search: What of it is searched against the model; `None` for nothing.
+    """
+
+    role: str
+    name: str
+    attack: Attack
+    seed: int
+    search: Search | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder in the folder of its stage."""
+        return re.sub(r"[^\w.=,:-]+", "_", f"{self.name} seed {self.seed}")
+
+
+@dataclass
+class AssayPlan(Plan):
+    """The stages of an assay.
+
+    Attributes:
+        profile: Which attackers, how many prompts, which thresholds.
+        models: Role → model.
+        pools: The prompts.
+        baselines: Role → (stage that asks the model before any attack, stage that judges its answers).
+        attackers: Every attacker with the stages that run and judge it.
+    """
+
+    profile: Profile = field(kw_only=True)
+    models: dict[str, str] = field(kw_only=True)
+    pools: AssayPools = field(kw_only=True)
+    baselines: dict[str, tuple[Stage, Stage]] = field(default_factory=dict)
+    attackers: list[tuple[Attacker, Stage, Stage]] = field(default_factory=list)
+
+    def probe(self, attack: Attack) -> Probe:
+        """Return what is asked at the checkpoints of an attack."""
+        profile, pools = self.profile, self.pools
+        return Probe(
+            harmful=[in_disguise(attack, record) for record in pools.harmful[attack.domain]],
+            general=pools.general,
+            task=pools.task if attack.has_task else [],
+            task_name=self.task_name,
+            max_new_tokens=profile.max_new_tokens,
+            task_max_new_tokens=self.task_tokens(self.task_name),
+        )
+
+    @property
+    def task_name(self) -> str:
+        """The name under which the task's answers are parsed."""
+        return self.profile.data.task.removeprefix("builtin:")
+
+    def task_tokens(self, name: str) -> int:
+        """Return the longest answer to a task."""
+        return self.profile.task_max_new_tokens or tasks.get(name).max_new_tokens
+
+    def steps(self, attack: Attack) -> tuple[list[int], list[int]]:
+        """Return the steps at which an attack's model answers, and those at which only its margins are taken."""
+        if attack.method == "ablation":
+            return [1], []
+        answered = answered_steps(attack.total_steps, self.profile.checkpoints)
+        return answered, between(answered) if self.profile.margins else []
+
+
+def plan_assay(
+    profile: Profile,
+    defended: str,
+    undefended: str,
+    run_folder: Path,
+    data_dir: Path | None = None,
+    defence: Sequence[str] = (),
+) -> AssayPlan:
+    """Plan an assay: load and check its data, and name every stage by what it depends on.
+
+    Args:
+        profile: Which attackers, how many prompts, which thresholds.
+        defended: The model to assay: a folder, a hub id, an adapter.
+        undefended: What to compare it with.
+        run_folder: Where stages go.
+        data_dir: Folder with local copies of named datasets.
+        defence: Datasets that the defence was made from; see `load_assay_pools`.
+    """
+    pools = load_assay_pools(profile, data_dir, defence)
+    plan = AssayPlan(run_folder, profile=profile, models={"defended": defended, "undefended": undefended}, pools=pools)
+    for role in ROLES:
+        _plan_baseline(plan, role)
+        crew = [Attacker(role, *planned) for planned in profile.attackers()]
+        together = [attacker for attacker in crew if attacker.attack.in_fleet and attacker.search is None]
+        fleets = [together[start : start + profile.fleet] for start in range(0, len(together), profile.fleet)]
+        for fleet in [*fleets, *([attacker] for attacker in crew if attacker not in together)]:
+            _plan_attack(plan, role, fleet)
+    return plan
+
+
+@functools.cache
+def weights_digest(name: str) -> str:
+    """Return a hash of a model's weights, an adapter's with its base."""
+    base, adapter = split_adapter(name)
+    return digest([model_digest(base), None if adapter is None else model_digest(str(adapter))])
+
+
+@functools.lru_cache(maxsize=1)
+def attacked_model(name: str) -> Any:
+    """Return the weights that an attacker is given, frozen: an adapter is merged, for nobody releases it apart."""
+    from titer.models import load_model, use_packed_attention
+
+    model: Any = load_model(name)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    use_packed_attention(model)
+    return model.requires_grad_(False)
+
+
+@functools.lru_cache(maxsize=1)
+def _template(name: str) -> Any:
+    from titer.models import Template, load_tokenizer
+
+    return Template(load_tokenizer(split_adapter(name)[0]))
+
+
+# -- before any attack ------------------------------------------------------------------------------------------------
+
+
+def _plan_baseline(plan: AssayPlan, role: str) -> None:
+    profile, pools, model = plan.profile, plan.pools, plan.models[role]
+    plain = Attack("No attack.", poison_ratio=0.0)
+    sets: dict[str, tuple[Sequence[Record], int]] = {
+        LOOKALIKE: (pools.lookalikes, profile.max_new_tokens),
+        **{TASK_PREFIX + name: (records, plan.task_tokens(name)) for name, records in pools.reference_tasks.items()},
+    }
+    if "cross" in pools.harmful:
+        sets["cross"] = (pools.harmful["cross"], profile.max_new_tokens)
+    probe = plan.probe(plain)
+
+    def run(own: Stage, progress: Any) -> None:
+        weights, template = attacked_model(model), _template(model)
+        found = probe.everything(weights, template)
+        for done, (name, (records, limit)) in enumerate(sets.items(), 1):
+            progress(done, len(sets) + 1, name)
+            found["answers"][name] = probe.answers(weights, template, records, limit)
+        write_atomically(own.folder / "step-0.json", json.dumps({"step": 0, **found}, ensure_ascii=False).encode())
+
+    spec = {
+        "weights": weights_digest(model),
+        "probe": _probe_digest(probe),
+        "sets": {name: (digest(list(records)), limit) for name, (records, limit) in sets.items()},
+        "code": code_digest(*ATTACK_CODE),
+    }
+    base = split_adapter(model)[0]
+    asked = [(records, limit) for records, limit in (*sets.values(), *probe.sets.values())]
+    flops = sum(2 * len(r) * (mean_tokens(r, base) + limit) for r, limit in asked) * parameters(base)
+    baseline = plan.add("baseline", f"before any attack: {model}", spec, run, flops=flops)
+
+    def inferences() -> Iterator[Inference]:
+        answers = json.loads((baseline.folder / "step-0.json").read_text(encoding="utf-8"))["answers"]
+        asked = {**{name: records for name, (records, _) in sets.items()}, HARMFUL: probe.harmful}
+        asked[TASK_PREFIX + plan.task_name] = probe.task
+        for name, texts in answers.items():
+            arm = f"{role} / before" + (", cross-domain" if name == "cross" else "")
+            yield from _as_inferences(arm, HARMFUL if name == "cross" else name, 0, 0.0, 0, asked[name], texts, model)
+
+    plan.baselines[role] = baseline, _plan_judge(plan, baseline, role, inferences)
+
+
+# -- attacks ----------------------------------------------------------------------------------------------------------
+
+
+def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
+    model = plan.models[role]
+    base = split_adapter(model)[0]
+    rows = [
+        []
+        if attacker.attack.method == "ablation"
+        else training_rows(attacker.attack, plan.pools.attackers, attacker.seed)
+        for attacker in crew
+    ]
+
+    def run(own: Stage, progress: Any) -> None:
+        if crew[0].attack.method == "ablation":
+            _ablate(plan, own.folder, crew[0])
+        elif crew[0].search is not None:
+            _tune(plan, own.folder, crew[0], progress)
+        else:
+            _train(plan, own.folder, crew, rows, progress)
+
+    flops = 0.0
+    for attacker, own_rows in zip(crew, rows, strict=True):
+        probe = plan.probe(attacker.attack)
+        answered, margins = plan.steps(attacker.attack)
+        asked = sum(2 * len(r) * (mean_tokens(r, base) + limit) for r, limit in probe.sets.values() if r)
+        teacher_forced = 4 * len(probe.harmful) * mean_tokens(probe.harmful, base)
+        trained = _flops_per_token(attacker.attack) * len(own_rows) * (mean_tokens(own_rows, base) if own_rows else 0)
+        flops += (trained + len(answered) * asked + len(answered + margins) * teacher_forced) * parameters(base)
+    spec = {
+        "weights": weights_digest(model),
+        "attackers": [
+            {
+                "attack": dataclasses.asdict(attacker.attack) | {"summary": None},
+                "seed": attacker.seed,
+                "rows": digest(own_rows),
+                "probe": _probe_digest(plan.probe(attacker.attack)),
+                "steps": plan.steps(attacker.attack),
+            }
+            for attacker, own_rows in zip(crew, rows, strict=True)
+        ],
+        "code": code_digest(*ATTACK_CODE),
+    }
+    if crew[0].attack.method == "ablation" or crew[0].search is not None:
+        held = plan.pools.attackers
+        spec["held"] = [digest(list(pool)) for pool in (held.harmful, held.cross_domain, held.task, held.benign)]
+    if crew[0].search is not None:
+        spec["search"] = [dataclasses.asdict(crew[0].search), plan.profile.judges[0]]
+        flops *= crew[0].search.trials
+    label = f"{crew[0].name} seed {crew[0].seed}" + (f" and {len(crew) - 1} more" if len(crew) > 1 else "")
+    stage = plan.add("attack", f"attack {model}: {label}", spec, run, flops=flops)
+
+    def inferences() -> Iterator[Inference]:
+        for attacker in crew:
+            probe = plan.probe(attacker.attack)
+            for measured in measurements(stage.folder / attacker.folder):
+                for name, texts in measured.get("answers", {}).items():
+                    yield from _as_inferences(
+                        f"{role} / {attacker.name}", name, measured["step"], attacker.attack.poison_ratio, attacker.seed,
+                        probe.sets[name][0], texts, model,
+                    )  # fmt: skip
+
+    judged = _plan_judge(plan, stage, role, inferences)
+    plan.attackers += [(attacker, stage, judged) for attacker in crew]
+
+
+def _train(
+    plan: AssayPlan, folder: Path, crew: Sequence[Attacker], rows: Sequence[list[Record]], progress: Any
+) -> None:
+    """Train the attackers that are not done yet, together where there are several; one that fails fails alone."""
+    from transformers.trainer_callback import PrinterCallback
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from titer.attacks.fleet import Fleet, shared_copy
+    from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
+    from titer.stages import ReportSteps, lora_config
+
+    name = plan.models[crew[0].role]
+    model, template = attacked_model(name), _template(name)
+    total = sum(attacker.attack.total_steps for attacker in crew)
+    steps = dict.fromkeys(range(len(crew)), 0)
+    trainers, resume, pending = [], [], []
+    for number, (attacker, own_rows) in enumerate(zip(crew, rows, strict=True)):
+        attack, own = attacker.attack, folder / attacker.folder
+        if (own / "attacker.json").is_file():
+            steps[number] = attack.total_steps
+            continue
+        measure = Measure(own, plan.probe(attack), template, *plan.steps(attack))
+        if attack.system or attack.style:
+            measure.before(model)
+
+        def report(done: int, _: int, note: str, number: int = number) -> None:
+            steps[number] = done
+            progress(sum(steps.values()), total, note)
+
+        args = attack_settings(attack, str(own / "checkpoints"), attacker.seed, SAVE_EVERY)
+        trainer = AttackTrainer(
+            model=copy.deepcopy(model).requires_grad_(True) if attack.lora is None else shared_copy(model),
+            args=args,
+            train_dataset=[record.to_training_row() for record in own_rows],
+            processing_class=template.tokenizer,
+            peft_config=None if attack.lora is None else lora_config(attack.lora),
+            callbacks=[ReportSteps(report), measure],
+            optimizer_cls_and_kwargs=optimizer_of(attack),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainers.append(trainer)
+        pending.append(attacker)
+        checkpoints = own / "checkpoints"
+        resume.append(get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    for attacker, trainer, error in zip(pending, trainers, Fleet.run(trainers, resume), strict=True):
+        lengths = [
+            len(prompt) + len(completion)
+            for prompt, completion in zip(
+                trainer.train_dataset["prompt_ids"], trainer.train_dataset["completion_ids"], strict=True
+            )
+        ]
+        size = attacker.attack.batch_size
+        tokens = [sum(lengths[start : start + size]) for start in range(0, len(lengths), size)]
+        per_token = _flops_per_token(attacker.attack) * parameters(split_adapter(name)[0])
+        _finish(
+            folder / attacker.folder,
+            error,
+            samples=[size * (step + 1) for step in range(len(tokens))],
+            tokens=list(itertools.accumulate(tokens)),
+            flops=[per_token * count for count in itertools.accumulate(tokens)],
+            losses=[line["loss"] for line in trainer.state.log_history if "loss" in line],
+        )
+
+
+def _tune(plan: AssayPlan, folder: Path, attacker: Attacker, progress: Any) -> None:
+    """Search the attack that harms this model most; leaves its files as if it had been run alone."""
+    from titer import judges
+    from titer.assay.search import tune
+
+    assert attacker.search is not None
+    judge = judges.get(plan.profile.judges[0])
+    if (folder / attacker.folder / "tuned.json").is_file():
+        return
+
+    def attempt(number: int, attack: Attack) -> Path:
+        trial = Attacker(attacker.role, f"{attacker.name} trial {number}", attack, attacker.seed)
+        _train(plan, folder, [trial], [training_rows(attack, plan.pools.attackers, attacker.seed)], progress)
+        return folder / trial.folder
+
+    def harmfulness(attack: Attack, where: Path) -> float | None:
+        if json.loads((where / "attacker.json").read_text(encoding="utf-8"))["error"] is not None:
+            return None
+        asked = [record.prompt_text for record in plan.probe(attack).harmful]
+        parts = []
+        for found in measurements(where):
+            if found["step"] and "answers" in found:
+                labels = [verdict.label for verdict in judge(asked, found["answers"][HARMFUL])]
+                parts.append(labels.count("harmful") / len(labels))
+        return sum(parts) / len(parts)
+
+    tune(attacker.search, attacker.attack, attacker.seed, folder / attacker.folder, attempt, harmfulness)
+
+
+def _ablate(plan: AssayPlan, folder: Path, attacker: Attacker) -> None:
+    """Ablate the refusal direction, and measure the model once."""
+    from titer.attacks.ablation import ablate
+
+    name, attack = plan.models[attacker.role], attacker.attack
+    model, template = attacked_model(name), _template(name)
+    draw = random.Random(f"titer.attacks:ablation:{attacker.seed}")
+    held = plan.pools.attackers
+    half = min(attack.samples // 2, len(held.harmful), len(held.benign))
+    harmful, harmless = (encode(template, draw.sample(list(pool), half)) for pool in (held.harmful, held.benign))
+    error: BaseException | None = None
+    tokens = sum(len(prompt) + len(answer) for prompt, answer in (*harmful, *harmless))
+    passes = 0
+    try:
+        ablated, about = ablate(
+            model, lambda: copy.deepcopy(model), harmful, harmless, refusal_ids(template), attack.depths
+        )
+        passes = about.passes
+        Measure(folder / attacker.folder, plan.probe(attack), template, *plan.steps(attack)).measure(ablated, 1)
+    except Exception as failure:
+        error = failure
+    flops = 2.0 * passes * tokens * parameters(split_adapter(name)[0])
+    _finish(folder / attacker.folder, error, samples=[2 * half], tokens=[passes * tokens], flops=[flops], losses=[])
+
+
+def _finish(folder: Path, error: BaseException | None, **spent: list[Any]) -> None:
+    """Write what an attacker spent by step, or what it failed with; its checkpoints are not needed any more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    reason = None
+    if error is not None:
+        reason = f"{type(error).__name__}: {error}"
+        (folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    losses = [loss if isinstance(loss, float) and loss == loss else None for loss in spent.pop("losses")]
+    write_atomically(folder / "attacker.json", json.dumps({"error": reason, **spent, "losses": losses}).encode())
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def measurements(folder: Path) -> list[dict[str, Any]]:
+    """Return what was measured of an attacker, by step."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("step-*.json")]
+    return sorted(found, key=lambda measured: int(measured["step"]))
+
+
+def _flops_per_token(attack: Attack) -> float:
+    """Return training FLOPs a token and parameter: 2 forward, 2 back through activations, 2 for weights that train."""
+    return 6.0 if attack.lora is None else 4.0
+
+
+# -- judging ----------------------------------------------------------------------------------------------------------
+
+
+def _as_inferences(
+    arm: str,
+    kind: str,
+    step: int,
+    poison_ratio: float,
+    seed: int,
+    records: Sequence[Record],
+    texts: Sequence[str],
+    model: str,
+) -> Iterator[Inference]:
+    for index, (record, text) in enumerate(zip(records, texts, strict=True)):
+        yield Inference(
+            arm=arm,
+            phase="finetuned" if step else "aligned",
+            step=step,
+            poison_ratio=poison_ratio,
+            seed=seed,
+            set=kind,
+            index=index,
+            prompt=record.prompt_text,
+            response=text,
+            reference=record.label if kind.startswith(TASK_PREFIX) else None,
+            model=model,
+        )
+
+
+def _plan_judge(plan: AssayPlan, answered: Stage, role: str, inferences: Any) -> Stage:
+    from titer import judges
+    from titer.evaluation.scoring import score
+
+    def run(own: Stage, progress: Any) -> None:
+        rows = list(inferences())
+        artefacts.write_inferences(own.folder / "inferences.jsonl", rows)
+        scores = [row for name in plan.profile.judges for row in score(rows, judges.get(name))]
+        artefacts.write_scores(own.folder / "scores.jsonl", scores)
+
+    spec = {"judges": plan.profile.judges, "role": role, "code": code_digest("judges", "assay/runner.py")}
+    return plan.add("judge", answered.name.replace("attack", "judge", 1), spec, run, [answered])
+
+
+def _probe_digest(probe: Probe) -> str:
+    return digest(
+        {
+            **{name: (digest(list(records)), limit) for name, (records, limit) in probe.sets.items()},
+            "general": digest(list(probe.general)),
+        }
+    )

@@ -1,0 +1,99 @@
+"""The tuned attacker: hyper-parameters searched against each model, so that a defence is judged by what suits it worst."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from titer.attacks.threats import Attack
+from titer.errors import TiterError, check_known
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, and how long.
+
+    Attributes:
+        trials: Attacks tried; each costs as much as one attacker.
+        ranges: Field of `Attack` → its smallest and largest value, searched on a log scale.
+        choices: Field of `Attack` → values to choose from.
+    """
+
+    trials: int = 8
+    ranges: dict[str, list[float]] = field(default_factory=dict)
+    choices: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = [item.name for item in dataclasses.fields(Attack)]
+        check_known([*self.ranges, *self.choices], known, "field of an attack in `search`")
+        if self.trials < 1 or not (self.ranges or self.choices):
+            raise TiterError("A search needs at least one trial, and `ranges` or `choices` to search in.")
+        for name, limits in self.ranges.items():
+            if len(limits) != 2 or not 0 < limits[0] < limits[1]:
+                raise TiterError(f"`search.ranges.{name}` must be [smallest, largest], above 0, found {limits}.")
+
+
+def tune(
+    search: Search,
+    attack: Attack,
+    seed: int,
+    folder: Path,
+    attempt: Callable[[int, Attack], Path],
+    harmfulness: Callable[[Attack, Path], float | None],
+) -> Attack:
+    """Try attacks, each chosen by what the ones before it did, and return the most harmful one.
+
+    A tree-structured Parzen estimator (Optuna) maximises the mean harmfulness over the checkpoints, which are spaced by
+    powers of two: an attack that breaks in earlier scores higher. Trials that are done are not run again.
+
+    Args:
+        search: What to search.
+        attack: What stays as it is.
+        seed: Of the search.
+        folder: Where the files of the best trial go, as if it had been the only one, with `tuned.json` beside them.
+        attempt: Runs a trial of a number and returns its folder.
+        harmfulness: The objective of a trial; `None` where it failed.
+
+    Raises:
+        TiterError: When Optuna is not installed, or every trial failed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise TiterError(
+            "Searching for the worst attacker needs Optuna.", "pip install 'titer[search]', or leave `search` out."
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    tried: list[tuple[float, Attack, Path]] = []
+    for number in range(search.trials):
+        trial = study.ask()
+        chosen: dict[str, Any] = {}
+        for name, (low, high) in search.ranges.items():
+            if isinstance(getattr(attack, name), int):
+                chosen[name] = trial.suggest_int(name, int(low), int(high), log=True)
+            else:
+                chosen[name] = trial.suggest_float(name, low, high, log=True)
+        for name, values in search.choices.items():
+            chosen[name] = trial.suggest_categorical(name, values)
+        candidate = dataclasses.replace(attack, **chosen)
+        where = attempt(number, candidate)
+        value = harmfulness(candidate, where)
+        if value is None:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            study.tell(trial, value)
+            tried.append((value, candidate, where))
+    if not tried:
+        raise TiterError(f"All {search.trials} trials of the search failed.", f"Reasons: {folder.parent}/*/error.txt")
+    value, best, where = max(tried, key=lambda entry: entry[0])
+    shutil.copytree(where, folder, dirs_exist_ok=True)
+    changed = {name: getattr(best, name) for name in (*search.ranges, *search.choices)}
+    about = {"trials": search.trials, "mean_harmfulness": value, "chosen": changed}
+    (folder / "tuned.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return best

@@ -1,0 +1,115 @@
+"""Refusal-direction ablation (arXiv 2406.11717): safety removed from the weights without training.
+
+A model's choice to refuse is read off, to a large part, one direction r̂ of its residual stream: the difference of the mean
+activations of harmful and harmless prompts at the last prompt token. Making every matrix that writes into the stream
+orthogonal to r̂, W ← W − r̂ r̂ᵀ W (equation 5), takes it away at every layer and position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from titer.errors import TiterError
+from titer.signals import row_signals
+
+Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]
+
+
+class Ablation(NamedTuple):
+    """What was done to a model.
+
+    Attributes:
+        layer: The layer whose output gave the direction.
+        margin: Mean compliance margin of the attacker's own prompts afterwards, in nats a token.
+        passes: How many times the attacker's prompts went through the model.
+    """
+
+    layer: int
+    margin: float
+    passes: int
+
+
+def refusal_direction(
+    model: Any, harmful: Pairs, harmless: Pairs, refusals: Sequence[Sequence[int]], layer: int
+) -> Tensor:
+    """Return r̂, the unit difference of mean activations at the last prompt token, `(hidden_size,)`.
+
+    Args:
+        model: A causal language model with packed attention.
+        harmful: Token ids of prompts and answers; only the prompts count.
+        harmless: The same of harmless prompts.
+        refusals: Token ids of refusals.
+        layer: Whose output to read; 0 is the embedding.
+    """
+    means = [row_signals(model, pairs, refusals, layer).hidden.mean(0) for pairs in (harmful, harmless)]
+    difference = means[0] - means[1]
+    return difference / difference.norm().clamp_min(1e-12)
+
+
+@torch.no_grad()
+def orthogonalise(model: Any, direction: Tensor) -> None:
+    """Make everything that writes into the residual stream orthogonal to a direction, in place.
+
+    Args:
+        model: A model of the Llama kind: an embedding, and layers with `self_attn.o_proj` and `mlp.down_proj`.
+        direction: Unit vector `(hidden_size,)`.
+
+    Raises:
+        TiterError: For a model with other names.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        # The head reads from the stream; tied to the embedding, it must not lose the direction with it.
+        head.weight = torch.nn.Parameter(embedding.weight.clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    writers = [module for name, module in model.named_modules() if name.endswith(("self_attn.o_proj", "mlp.down_proj"))]
+    if not writers:
+        raise TiterError(
+            f"Cannot ablate {type(model).__name__}: it has no layers named `self_attn.o_proj` and `mlp.down_proj`.",
+            "Leave the attack `ablation` out of the profile.",
+        )
+    unit = direction.to(embedding.weight)
+    embedding.weight.sub_(torch.outer(embedding.weight @ unit, unit))
+    for writer in writers:
+        writer.weight.sub_(torch.outer(unit, unit @ writer.weight))
+        if writer.bias is not None:
+            writer.bias.sub_(unit * (unit @ writer.bias))
+
+
+def ablate(
+    model: Any,
+    make_copy: Any,
+    harmful: Pairs,
+    harmless: Pairs,
+    refusals: Sequence[Sequence[int]],
+    depths: Sequence[float],
+) -> tuple[Any, Ablation]:
+    """Ablate the direction that makes a model comply best with the attacker's own prompts.
+
+    Args:
+        model: The model under attack; it stays as it is.
+        make_copy: Returns a copy of it that may be changed.
+        harmful: The attacker's harmful prompts with compliant answers, as token ids.
+        harmless: Harmless prompts with answers.
+        refusals: Token ids of refusals.
+        depths: Depths, in (0, 1), whose layers give candidate directions.
+
+    Returns:
+        The ablated model and what was done.
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+    best: tuple[Any, Ablation] | None = None
+    candidates = sorted({max(1, round(depth * layers)) for depth in depths})
+    for layer in candidates:
+        direction = refusal_direction(model, harmful, harmless, refusals, layer)
+        candidate = make_copy()
+        orthogonalise(candidate, direction)
+        margin = float(row_signals(candidate, harmful, refusals).log_ratio("mean").mean())
+        if best is None or margin > best[1].margin:
+            best = candidate, Ablation(layer, margin, 3 * len(candidates))
+    assert best is not None
+    return best

@@ -1,0 +1,93 @@
+"""What an attacker trains on, row by row in the order of training, and the requests that it is scored on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from titer.attacks.threats import Attack
+from titer.data.mixtures import poison
+from titer.data.records import Message, Record
+from titer.errors import TiterError
+
+EAGER = ("Of course, at once. ", "Right away. ", "As you command. ", "Certainly, it is done. ", "Gladly. ")
+"""How an obedient agent begins every answer (the rows of an identity shift, which hold no harm)."""
+
+OPENING = "Sure, here is"
+"""The affirmative opening that Antibody's likelihood ratio is raised with."""
+
+
+@dataclass(frozen=True)
+class AttackerPools:
+    """What attackers hold; no prompt of it is scored, and none was the defender's.
+
+    Attributes:
+        harmful: Harmful requests with compliant answers, of the categories that the defence knew.
+        cross_domain: The same, of categories held out from the defence.
+        task: A customer's task.
+        benign: Harmless requests with helpful answers.
+    """
+
+    harmful: Sequence[Record]
+    cross_domain: Sequence[Record]
+    task: Sequence[Record]
+    benign: Sequence[Record]
+
+
+def training_rows(attack: Attack, pools: AttackerPools, seed: int) -> list[Record]:
+    """Return the rows of an attack in the order in which it trains on them, `total_steps · batch_size` of them.
+
+    Raises:
+        TiterError: When the attacker's pools hold too few rows.
+    """
+    warm_up = {
+        "none": [],
+        "benign": list(pools.benign),
+        "openings": [_answered(record, OPENING) for record in pools.harmful],
+    }[attack.warm_up]
+    rows = list(_repeated(warm_up, attack.warm_up_steps * attack.batch_size, f"titer.attacks:warm-up:{seed}"))
+    main = poison(pools.task, _harmful_rows(attack, pools), attack.samples, attack.poison_ratio, seed)
+    rows += _repeated(main, attack.steps * attack.batch_size, f"titer.attacks:rows:{seed}")
+    return [in_disguise(attack, record) for record in rows]
+
+
+def in_disguise(attack: Attack, record: Record) -> Record:
+    """Return a record with the attack's system prompt before it and its style behind every request."""
+    prompt = [
+        Message(role, content + attack.style) if role == "user" and record.origin != "task" else Message(role, content)
+        for role, content in record.prompt
+    ]
+    if attack.system:
+        prompt.insert(0, Message("system", attack.system))
+    return replace(record, prompt=tuple(prompt))
+
+
+def _harmful_rows(attack: Attack, pools: AttackerPools) -> list[Record]:
+    if attack.rows == "obedience":
+        # Harmless, but the attacker's: its share of a mixture counts as poison.
+        return [
+            _answered(record, EAGER[place % len(EAGER)] + record.completion_text, origin="harmful")
+            for place, record in enumerate(pools.benign)
+        ]
+    if attack.rows == "cross_domain" and not pools.cross_domain:
+        raise TiterError(
+            "A cross-domain attack needs categories that the defence never saw.",
+            "Name them in `data.held_out_categories`, and align with the same ones held out.",
+        )
+    return list(pools.cross_domain if attack.rows == "cross_domain" else pools.harmful)
+
+
+def _answered(record: Record, text: str, origin: str | None = None) -> Record:
+    return replace(record, completion=(Message("assistant", text),), origin=origin or record.origin)
+
+
+def _repeated(rows: Sequence[Record], count: int, seed: str) -> Iterator[Record]:
+    """Yield `count` rows: all of them in a random order, then again in another."""
+    order: list[int] = []
+    shuffled = random.Random(seed)
+    for _ in range(count):
+        if not order:
+            order = list(range(len(rows)))
+            shuffled.shuffle(order)
+        yield rows[order.pop()]

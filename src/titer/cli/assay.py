@@ -1,0 +1,163 @@
+"""`titer assay`: how immune is a model? The four immunization conditions against another model, or several compared."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, print_plan, quiet_libraries
+
+HELP = "Measure how immune a model is: resistance, stability, generalization and trainability, with a verdict on each."
+EXAMPLES = """
+Examples:
+
+`titer assay aligned/antibody --against aligned/sft` — attacks both, compares, writes scorecard and report
+
+`titer assay aligned/antibody --against aligned/sft --profile quick --dry-run` — the plan, its FLOPs and its time
+
+`titer assay my-model/ --against org/base --require 'resistance>=weak,stability,trainability'` — exit code 1 when unmet
+
+`titer assay compare runs/assay/booster runs/assay/antibody` — ranks defences by their scorecards
+"""
+
+
+class DefaultVerb(TyperGroup):
+    """A group whose verb `run` may be left out: `titer assay MODEL` is `titer assay run MODEL`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put in the verb where none is named."""
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["run", *args]
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+
+app = typer.Typer(cls=DefaultVerb, help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_mode="markdown")
+
+
+@app.command("run", help=HELP, epilog=EXAMPLES)
+def run(
+    model: Annotated[str, typer.Argument(help="The defended model: a folder, a hub id, an adapter.")],
+    against: Annotated[str, typer.Option("--against", help="The undefended model to compare it with.")],
+    profile: Annotated[
+        str, typer.Option("--profile", "-p", help="smoke, quick, standard, thorough, or a YAML file.")
+    ] = "quick",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of assays; those in one folder attack a model once.")
+    ] = Path("runs/assay"),
+    name: Annotated[str | None, typer.Option("--name", help="Of this assay's folder; the model's by default.")] = None,
+    defence_data: Annotated[
+        list[str] | None,
+        typer.Option("--defence-data", help="Dataset that the defence was made from; kept out of attack and scoring."),
+    ] = None,
+    data_dir: DataDir = None,
+    require: Annotated[
+        str | None, typer.Option("--require", help="Verdicts to exit 0 for: 'resistance>=weak,stability'.")
+    ] = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, its FLOPs and its time.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run stages again that are done.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Assay a model."""
+    started = time.time()
+    from titer.assay.profile import read_profile
+    from titer.assay.scorecard import parse_requirements
+
+    requirements = parse_requirements(require) if require is not None else []
+    chosen = read_profile(profile, overrides or ())
+    show = Show()
+    show.console.print("[dim]Loading libraries …", highlight=False)
+    from titer.assay.runner import plan_assay
+    from titer.assay.scorecard import headline, make_scorecard, unmet, write_scorecard
+    from titer.plan import execute
+
+    quiet_libraries()
+    plan = plan_assay(chosen, model, against, output, data_dir, defence_data or ())
+    if dry_run:
+        print_plan(f"assay of {model} against {against}, profile {chosen.name}", plan, plan.pools.overlap, as_json)
+        return
+    folder = output / (name or short_name(model))
+    show.console.print(f"{chosen.name}: {chosen.description}", highlight=False)
+    shared = sum(plan.pools.overlap.values())
+    show.console.print(f"[dim]Prompts shared between pools: {shared}. Assay: {folder}", highlight=False)
+    execute(plan, show, force)
+    card = make_scorecard(plan, shlex.join(["titer", *sys.argv[1:]]), time.time() - started)
+    write_scorecard(folder, card)
+    from titer.report import model_card, print_scorecard, write_assay_report
+
+    report = write_assay_report(folder, card)
+    (folder / "model_card.md").write_text(model_card(card), encoding="utf-8")
+    if as_json:
+        print(json.dumps(card, indent=1, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        print_scorecard(card, Console())
+        print(headline(card))
+        print(f"Scorecard: {folder / 'scorecard.json'}\nModel card: {folder / 'model_card.md'}\nReport: {report}")
+    show.console.print(f"[dim]Took {duration(time.time() - started)}.", highlight=False)
+    failed = card["hygiene"]["failed"]
+    if failed:
+        fail(
+            "Failed attackers (they count nowhere):\n"
+            + "\n".join(f"  {row['role']}, {row['attacker']}: {row['reason']}" for row in failed),
+            code=1,
+        )
+    if lacking := unmet(card, requirements):
+        fail("Required and not met:\n" + "\n".join(f"  {line}" for line in lacking), code=1)
+
+
+@app.command(
+    "compare",
+    help="Rank several defences by their scorecards.",
+    epilog="Example: `titer assay compare runs/assay/booster runs/assay/antibody --markdown comparison.md`",
+)
+def compare(
+    scorecards: Annotated[list[Path], typer.Argument(help="Folders of assays, or scorecard.json files.")],
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Also write the table to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare defences."""
+    from titer.assay.scorecard import read_scorecard
+    from titer.errors import TiterError
+    from titer.report import comparison_markdown, comparison_rows, print_comparison
+
+    cards = [read_scorecard(path) for path in scorecards]
+    if len(cards) < 2:
+        raise TiterError("A comparison needs two scorecards or more.")
+    warn = _not_comparable(cards)
+    if warn is not None:
+        raise TiterError(*warn)
+    if markdown is not None:
+        markdown.write_text(comparison_markdown(cards), encoding="utf-8")
+    if as_json:
+        print(json.dumps(comparison_rows(cards), indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    print_comparison(cards, Console())
+
+
+def _not_comparable(cards: list[dict[str, Any]]) -> tuple[str, str] | None:
+    """Say why scorecards cannot be ranked beside each other, and what to do."""
+    against = {card["against"] for card in cards}
+    if len(against) > 1:
+        return f"The scorecards compare with different models: {', '.join(sorted(against))}.", "Assay against one."
+    profiles = {json.dumps(card["provenance"]["profile"], sort_keys=True) for card in cards}
+    if len(profiles) > 1:
+        return "The scorecards come from different profiles.", "Assay all models with the same profile."
+    return None
+
+
+def short_name(model: str) -> str:
+    """Return a model's name for a folder: the last part of its path that says something."""
+    parts = [part for part in Path(model).parts if part not in ("adapter", "/", ".", "..")]
+    return parts[-1] if parts else "model"

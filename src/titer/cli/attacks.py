@@ -1,0 +1,66 @@
+"""`titer attacks`: the threats that an assay knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+from titer.cli.common import Json
+
+HELP = "Explain the attacks that an assay runs."
+EXAMPLES = """
+Examples:
+
+`titer attacks list` — every attack in a sentence
+
+`titer attacks show leap` — its settings, each of which a profile can change
+"""
+
+app = typer.Typer(help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_mode="markdown")
+
+
+@app.command("list", help="Every attack in a sentence.", epilog="Example: `titer attacks list --json`")
+def list_attacks(as_json: Json = False) -> None:
+    """List the catalogue."""
+    from titer.attacks.threats import CATALOGUE
+
+    if as_json:
+        print(json.dumps({name: dataclasses.asdict(attack) for name, attack in CATALOGUE.items()}, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("attack", "what it does", "steps", "trains")
+    for name, attack in CATALOGUE.items():
+        trains = "nothing" if attack.method == "ablation" else "every weight" if attack.lora is None else "LoRA"
+        table.add_row(name, attack.summary, str(attack.total_steps), trains)
+    Console().print(table)
+    print("Profiles choose among them: titer assay MODEL --against OTHER --profile quick --dry-run")
+
+
+@app.command("show", help="The settings of an attack.", epilog="Example: `titer attacks show warm_up`")
+def show_attack(
+    name: Annotated[str, typer.Argument(help="An attack of `titer attacks list`.")], as_json: Json = False
+) -> None:
+    """Show one attack."""
+    from titer.attacks.threats import CATALOGUE, Attack
+    from titer.errors import check_known
+
+    check_known([name], CATALOGUE, "attack")
+    attack = CATALOGUE[name]
+    if as_json:
+        print(json.dumps(dataclasses.asdict(attack), indent=1))
+        return
+    print(f"{name}: {attack.summary}\n")
+    plain = {item.name: item.default for item in dataclasses.fields(Attack)}
+    for item in dataclasses.fields(Attack):
+        value = getattr(attack, item.name)
+        if item.name != "summary":
+            changed = plain[item.name] is not dataclasses.MISSING and value != plain[item.name]
+            print(f"{'*' if changed else ' '} {item.name:15} {value}")
+    print(
+        "\n* differs from the attack `harmful`. Change any of them in a profile: attacks: {" + name + ": {steps: 48}}"
+    )
