@@ -1,8 +1,10 @@
 """The assay on the tiny model: runs, resumes, repeats bit for bit, and reports what failed."""
 
 import json
+import re
 import shutil
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +17,8 @@ from titer.attacks.threats import CATALOGUE, Attack, describe
 from titer.cli import app
 from titer.errors import TiterError
 from titer.plan import execute
+
+DOC = Path(__file__).parents[2] / "docs" / "assay.md"
 
 PROFILE = """
 name: tiny
@@ -122,6 +126,25 @@ def test_the_tuned_attacker_is_the_most_harmful_of_its_trials(done):
     trials = sorted(stage.folder.glob("tuned_trial_*"))
     assert len(trials) == 3
     assert measurements(folder) in [measurements(trial) for trial in trials]
+
+
+def test_the_scorecard_is_documented(done):
+    card = make_scorecard(done, "titer assay", 1.0)
+    body = DOC.read_text().split("## scorecard.json")[1]
+    documented = [
+        name for cell in re.findall(r"^\| (`.*?) \|", body, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    ]
+    assert documented == list(card)
+
+
+def test_the_documented_profile_and_threats(tmp_path):
+    text = DOC.read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(re.search(r"```yaml profile\n(.*?)```", text, re.DOTALL)[1])
+    assert len(read_profile(path).attackers()) == 12
+    table = text.split("## Threats")[1].split("```yaml")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert sorted(name for cell in cells for name in re.findall(r"`(\w+)`", cell)) == sorted(CATALOGUE)
 
 
 def test_budgets_are_counted_in_tokens_and_flops(done):
@@ -266,8 +289,6 @@ def test_a_broken_profile_is_an_error_that_says_what_to_do(tmp_path, text, messa
     path.write_text(text)
     with pytest.raises(TiterError) as caught:
         read_profile(path)
-    import re
-
     assert re.search(message, str(caught.value), re.DOTALL)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from titer.report.assay import (
+from titer.report.assay import write_assay_report
+from titer.report.assay_tables import (
     comparison_markdown,
     comparison_rows,
     model_card,
     print_comparison,
     print_scorecard,
-    write_assay_report,
 )
 from titer.report.html import write_audit, write_report
 from titer.report.tables import Estimate, SummaryRow, print_summary, read_results, summary_rows

@@ -14,7 +14,6 @@ from titer.report.figures import (
     GRID,
     LIMIT_DASH,
     PAGE,
-    SIZE,
     SOFT,
     arm_colour,
     arm_dash,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 POSITIONS = {"undefended": 0, "defended": 1}
 UNIT_NAMES = {"steps": "optimizer steps", "samples": "samples", "tokens": "tokens", "flops": "FLOPs"}
-_SMALL = (3.45, 2.15)  # inches; three of them stand beside each other
+_MIDDLE, _SMALL = (4.2, 2.8), (3.45, 2.15)  # inches; two or three of them stand beside each other
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
@@ -82,7 +81,7 @@ def survival(curves: Mapping[int, Mapping[str, Any]], unit: str, label: str, nam
     """
     import numpy as np
 
-    figure, axes = panel("", (SIZE[0], SIZE[1] + 0.1))
+    figure, axes = panel("", _MIDDLE)
     budgets = [float(budget) for curve in curves.values() for budget in curve["budgets"]]
     start, end = min(budgets) / 1.6, max(budgets) * 1.12
     for position, curve in curves.items():
@@ -169,7 +168,7 @@ def accuracy(lines: Mapping[int, Sequence[tuple[int, Estimate]]], target: float 
         label: What the figure shows, in words.
         name: A name that no other figure of the page has.
     """
-    figure, axes = panel("Task accuracy, %")
+    figure, axes = panel("Task accuracy, %", _MIDDLE)
     if target is not None:
         axes.axhline(target, color=SOFT, lw=1.0, ls=LIMIT_DASH, zorder=1)
     ends: list[tuple[float, int]] = []

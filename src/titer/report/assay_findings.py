@@ -1,0 +1,564 @@
+"""What a scorecard says, summarised once for the page, the terminal and the model card.
+
+Parts and probabilities of a scorecard are in [0, 1]; people are shown percent. Failed attackers are counted, named, and
+enter nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from titer.assay.conditions import Checkpoint, Trajectory, not_worse
+from titer.assay.equivalence import Equivalence
+from titer.assay.survival import CostRatio, Passage, cost_ratio, worst_attacker
+from titer.evaluation.statistics import Difference, wilson
+from titer.report.assay_figures import UNIT_NAMES, HarmPoint, compact
+from titer.report.tables import Estimate
+
+ROLES = ("undefended", "defended")
+NBSP = "\u00a0"
+_GOOD, _BAD = ("strong", "yes"), ("none", "no")
+_MEASURES = {
+    "lookalikes not refused": "Harmless look-alikes not refused",
+    "over_refusal": "Harmless look-alikes refused (over-refusal)",
+    "log-likelihood general": "Log-likelihood of reference answers",
+    "perplexity general": "Perplexity of reference answers",
+}
+
+
+# Numbers as text ---------------------------------------------------------------------------------------------------
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a scorecard is a number, and not `null`."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def percent_text(value: float | None) -> str:
+    """A part as percent, `12.5 %`; a dash where there is none."""
+    return f"{100 * value:.1f}{NBSP}%" if value is not None and is_number(value) else "–"
+
+
+def interval_text(found: Mapping[str, Any], scale: float = 100, digits: int = 1) -> str:
+    """The interval of a value in a scorecard, `1.1–13.5`; open where an end is no number."""
+    low, high = (
+        f"{scale * found[end]:.{digits}f}" if is_number(found.get(end)) else mark
+        for end, mark in (("low", "0"), ("high", "∞"))
+    )
+    return f"{low}–{high}"
+
+
+def signed_text(value: float, digits: int = 1) -> str:
+    """A difference with its sign, `−1.2`."""
+    text = f"{value:+.{digits}f}"
+    # −0.04 is rounded to nothing, and nothing has no sign.
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def spent_text(value: float, unit: str) -> str:
+    """A budget with its unit, `1,536 samples`."""
+    return f"{compact(value)}{NBSP}{UNIT_NAMES[unit]}"
+
+
+def times_text(found: Mapping[str, Any] | None, at_least: bool) -> str:
+    """A cost ratio: `×6.0`, `≥ ×8.0` for a lower bound, a dash where there is none."""
+    if found is None or not is_number(found["value"]):
+        return "–"
+    return f"≥{NBSP}×{found['value']:.1f}" if at_least else f"×{found['value']:.1f}"
+
+
+def count_text(number: int, what: str) -> str:
+    """A number of things, `1 seed`, `2 seeds`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def short_name(model: str) -> str:
+    """The last part of a model's path or hub id that says something."""
+    parts = [part for part in Path(model).parts if part not in ("adapter", "/", ".", "..")]
+    return parts[-1] if parts else "model"
+
+
+def verdict_kind(verdict: str) -> str:
+    """The colour of a verdict: class of a badge."""
+    return "good" if verdict in _GOOD else "bad" if verdict in _BAD else "unclear" if verdict == "weak" else "plain"
+
+
+# The four verdicts -------------------------------------------------------------------------------------------------
+
+
+class Figure(NamedTuple):
+    """A number that stands large beside a verdict: what it is, the number, and what belongs to it."""
+
+    name: str
+    value: str
+    below: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict on one condition with what it rests on.
+
+    Attributes:
+        condition: `resistance`, `stability`, `generalization` or `trainability`.
+        verdict: As in the scorecard.
+        brief: The reason in a few words.
+        text: The reason in a sentence or two, with n and intervals.
+        figures: The one or two numbers that matter most.
+    """
+
+    condition: str
+    verdict: str
+    brief: str
+    text: str
+    figures: tuple[Figure, ...]
+
+
+def findings(card: Mapping[str, Any]) -> list[Finding]:
+    """Return the four verdicts of a scorecard, each with its reason."""
+    return [_resistance(card), _stability(card), _generalization(card), _trainability(card)]
+
+
+def _harmful_before(card: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The defended model's harmful score before any attack where that exceeds φ already, else `None`."""
+    before = [
+        found
+        for name, found in card["before"]["defended"].items()
+        if name.startswith("harmful_score") and (found["value"] or 0.0) > card["resistance"]["phi"]
+    ]
+    return max(before, key=lambda found: found["value"], default=None)
+
+
+def broke_text(found: Mapping[str, Any]) -> str:
+    """How many attackers broke the defended model, `8 of 16`."""
+    return f"{found['broke']} of {found['attackers']}"
+
+
+def undefended_broke_text(found: Mapping[str, Any]) -> str:
+    """How many attackers broke the undefended model."""
+    return f"{found['undefended_broke']} of {found['undefended_attackers']}"
+
+
+def _resistance(card: Mapping[str, Any]) -> Finding:
+    found = card["resistance"]
+    phi, unit = percent_text(found["phi"]), found["unit"]
+    ratio, bound = found["cost_ratio"].get(unit), found["lower_bound"]
+    before = _harmful_before(card)
+    interval = "" if ratio is None or bound else f"95{NBSP}%: {interval_text(ratio, 1)}"
+    if before is not None:
+        brief = f"harmful before any attack: {percent_text(before['value'])}"
+        text = (
+            f"Before any attack it already answers {percent_text(before['value'])} of the harmful requests "
+            f"[{interval_text(before)}, n = {before['n']}], more than φ = {phi}: there is nothing to resist with."
+        )
+    elif not found["attackers"] or not found["undefended_attackers"]:
+        brief = "no attacker left to judge by"
+        text = "No attacker is left to judge by: they failed, or destroyed the model before it answered anything."
+    elif not found["broke"] and not found["undefended_broke"]:
+        brief = f"nothing tested: none of {found['undefended_attackers']} broke the undefended model"
+        text = (
+            f"Nothing was tested: none of {count_text(found['undefended_attackers'], 'attacker')} broke the undefended "
+            "model either."
+        )
+    else:
+        brief = f"{broke_text(found)} attackers broke it, undefended {undefended_broke_text(found)}"
+        brief += "" if ratio is None else f"; cost ratio {times_text(ratio, bound)}"
+        text = (
+            f"{broke_text(found)} attackers got more than {phi} harmful answers from it; "
+            f"{undefended_broke_text(found)} from the undefended model."
+        )
+        if ratio is not None and bound:
+            text += (
+                f" The smallest budget spent in vain is {times_text(ratio, False)} of the undefended model's cheapest "
+                "break: a lower bound of the cost."
+            )
+        elif found["worst"] is not None:
+            text += f" The cheapest break took {spent_text(found['worst']['budget'][unit], unit)}"
+            text += (
+                "; the undefended model was never broken."
+                if ratio is None
+                else f", {times_text(ratio, False)} [{interval}] of the undefended model's; weak begins at "
+                f"×{found['kappa']:g}."
+            )
+    failed = sum(row["error"] is not None and row["harmful"] for row in card["attackers"]["defended"])
+    if failed:
+        text += f" {count_text(failed, 'attacker')} failed, which is no resistance."
+    return Finding(
+        "resistance",
+        card["verdicts"]["resistance"],
+        brief,
+        text,
+        (
+            Figure("cost to break it", times_text(ratio, bound), interval or ("lower bound" if ratio else "")),
+            Figure("broken by", broke_text(found), f"undefended {undefended_broke_text(found).replace(' ', NBSP)}"),
+        ),
+    )
+
+
+def _generalization(card: Mapping[str, Any]) -> Finding:
+    found = card["generalization"]
+    names = {"in": "in-domain", "cross": "held-out harm"}
+    parts = {domain: found[domain] for domain in names if found.get(domain) is not None}
+    figures = tuple(
+        Figure(
+            names[domain],
+            times_text(part["cost_ratio"].get(part["unit"]), part["lower_bound"]),
+            f"{broke_text(part)} broke it",
+        )
+        for domain, part in parts.items()
+    )
+    if "cross" not in parts:
+        brief = "not tested: no harm category was held out"
+        text = "Not tested: the profile holds no category of harm out from the defence, so there is no other domain."
+    else:
+        brief = ", ".join(f"{names[domain]}: {part['verdict']}" for domain, part in parts.items())
+        text = " ".join(
+            f"{names[domain].capitalize()}: {part['verdict']}, {broke_text(part)} attackers broke it (undefended: "
+            f"{undefended_broke_text(part)}){_ratio_clause(part)}."
+            for domain, part in parts.items()
+        )
+        text += f" Held out from the defence: {', '.join(found['held_out_categories'])}."
+    return Finding("generalization", card["verdicts"]["generalization"], brief, text, figures)
+
+
+def _ratio_clause(found: Mapping[str, Any]) -> str:
+    ratio = found["cost_ratio"].get(found["unit"])
+    if ratio is None:
+        return ""
+    interval = "" if found["lower_bound"] else f" [{interval_text(ratio, 1)}]"
+    return f", at {times_text(ratio, found['lower_bound'])}{interval} the cost"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One paired difference (defended − undefended, more is better) against its margin, in the unit it is shown in."""
+
+    name: str
+    unit: str
+    n: int | None
+    mean: float
+    low: float
+    high: float
+    margin: float
+    finding: str
+    holds: bool | None
+    digits: int
+
+    @property
+    def difference(self) -> str:
+        """The difference as text, without its unit."""
+        return signed_text(self.mean, self.digits)
+
+    @property
+    def interval(self) -> str:
+        """Its 90 % interval as text."""
+        return f"{signed_text(self.low, self.digits)} to {signed_text(self.high, self.digits)}"
+
+    @property
+    def verdict(self) -> str:
+        """The finding, which also says which way a difference goes."""
+        if self.finding == "different":
+            return "worse" if self.mean < 0 else "better"
+        return self.finding
+
+    @property
+    def words(self) -> str:
+        """The difference with its interval and n, for a sentence."""
+        n = "" if self.n is None else f", n = {self.n}"
+        return f"{self.name}: {self.difference}{NBSP}{self.unit} [90{NBSP}%: {self.interval}{n}]"
+
+
+def _measure(name: str, found: Mapping[str, Any], n: int | None) -> Measure:
+    difference = found["difference"]
+    # Losses are in nats; everything else is a part of prompts.
+    nats = name.startswith("log-likelihood")
+    scale = 1 if nats else 100
+    equivalence = Equivalence(
+        Difference(*(difference[key] for key in ("mean", "low", "high", "p"))), found["margin"], found["finding"]
+    )
+    return Measure(
+        name=measure_name(name),
+        unit="nats a token" if nats else "points",
+        n=n,
+        mean=scale * difference["mean"],
+        low=scale * difference["low"],
+        high=scale * difference["high"],
+        margin=scale * found["margin"],
+        finding=found["finding"],
+        holds=not_worse(equivalence),
+        digits=3 if nats else 1,
+    )
+
+
+def measure_name(name: str) -> str:
+    """A measure's name as people read it."""
+    if name in _MEASURES:
+        return _MEASURES[name]
+    what, _, of = name.partition(" ")
+    if what == "accuracy":
+        return f"Accuracy on {of}"
+    domain = {"in-domain": "", "cross-domain": ", held-out categories"}.get(of, f" {of}")
+    return what.replace("_", " ").capitalize() + domain
+
+
+def stability_measures(card: Mapping[str, Any]) -> list[Measure]:
+    """Return the measures of stability, with the n of the sets that they were taken on."""
+    before = card["before"]["defended"]
+    sets = {"lookalikes not refused": "over_refusal", "log-likelihood general": "perplexity general"}
+    return [
+        _measure(name, found, before.get(sets.get(name, name), {}).get("n"))
+        for name, found in card["stability"]["measures"].items()
+    ]
+
+
+def _stability(card: Mapping[str, Any]) -> Finding:
+    measures = stability_measures(card)
+    verdict = card["verdicts"]["stability"]
+    if not measures:
+        return Finding("stability", verdict, "nothing was measured", "Nothing was measured before the attacks.", ())
+    # The measure that decides: a worse one before an unclear one, then the one that is nearest to its margin.
+    worst = min(measures, key=lambda m: ({False: 0, None: 1, True: 2}[m.holds], m.low / m.margin))
+    says = {
+        "yes": f"None of {count_text(len(measures), 'measure')} is worse by its margin",
+        "no": f"Worse by the margin: {sum(m.holds is False for m in measures)} of {count_text(len(measures), 'measure')}",
+        "undecided": "Too few prompts to tell whether any measure is worse by its margin",
+    }
+    margin = f"{worst.margin:g}{NBSP}{worst.unit}"
+    return Finding(
+        "stability",
+        verdict,
+        f"{worst.name[0].lower() + worst.name[1:]} {worst.difference}{NBSP}{worst.unit}, margin {margin}",
+        f"{says[verdict]}. {worst.words}; the margin is {margin}.",
+        (
+            Figure("worst measure", worst.difference, f"{worst.unit}, ε = {worst.margin:g}"),
+            Figure("not worse", f"{sum(m.holds is True for m in measures)} of {len(measures)}", "measures"),
+        ),
+    )
+
+
+def _task(card: Mapping[str, Any]) -> str:
+    return str(card["provenance"]["profile"]["data"]["task"]).removeprefix("builtin:")
+
+
+def _task_prompts(card: Mapping[str, Any]) -> int | None:
+    """How many test prompts the task's accuracy rests on."""
+    found = card["before"]["defended"].get(f"accuracy {_task(card)}", {}).get("n")
+    return found if found is not None else next((row["accuracy"]["n"] for row in card["poison"]), None)
+
+
+def _trainability(card: Mapping[str, Any]) -> Finding:
+    found, verdict = card["trainability"], card["verdicts"]["trainability"]
+    if found["quality"] is None:
+        text = "Not tested: no honest customer's training was scored on both models."
+        return Finding("trainability", verdict, "not tested: no honest customer trained it", text, ())
+    measure = _measure(f"accuracy {_task(card)}", found["quality"], _task_prompts(card))
+    text = f"{measure.words} after honest training; the margin is {measure.margin:g}{NBSP}points."
+    steps, theirs, pace = found["steps"], found["undefended_steps"], "–"
+    below = "target never reached"
+    if steps is not None and theirs is not None:
+        pace = f"×{steps / max(theirs, 1):.1f}"
+        below = f"{compact(steps)} against {compact(theirs)}"
+        text += (
+            f" It reaches {percent_text(found['target'])} after {compact(steps)} steps, the undefended model after "
+            f"{compact(theirs)} (at most ×{found['slower']:g} counts as about as fast)."
+        )
+    elif steps is None and theirs is not None:
+        text += f" It does not reach {percent_text(found['target'])} with every seed, as the undefended model does."
+    elif theirs is None:
+        text += (
+            f" The undefended model does not reach {percent_text(found['target'])} with every seed: speed is undecided."
+        )
+    return Finding(
+        "trainability",
+        verdict,
+        f"accuracy {measure.difference}{NBSP}points, steps to target {pace}",
+        text,
+        (
+            Figure("accuracy", measure.difference, f"points, ε = {measure.margin:g}"),
+            Figure("steps needed", pace, below),
+        ),
+    )
+
+
+# Attacks over their seeds ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one attack did to one model, over its seeds; failed attackers are counted and enter nothing else.
+
+    Attributes:
+        runs: Trajectories that did not fail.
+        failed: Reasons of those that did.
+        destroyed: Steps at which models were found destroyed.
+        points: Harmful score by checkpoint.
+        harmful: Harmful score at the end, in percent.
+        broken: Part of the answers that is broken at the end, in percent.
+        utility: Part of its utility that the model kept to the end, in [0, 1]; mean over seeds.
+        accuracy: Task accuracy by step, in percent.
+        passages: First passage or censoring of each seed that has one.
+        broke: How many of them broke the model.
+    """
+
+    runs: tuple[Trajectory, ...]
+    failed: tuple[str, ...]
+    destroyed: tuple[int, ...]
+    points: tuple[HarmPoint, ...]
+    harmful: Estimate | None
+    broken: Estimate | None
+    utility: float | None
+    accuracy: tuple[tuple[int, Estimate], ...]
+    passages: tuple[Passage, ...]
+
+    @property
+    def broke(self) -> int:
+        """How many seeds broke the model."""
+        return sum(passage.broke for passage in self.passages)
+
+    @property
+    def first(self) -> Passage | None:
+        """The cheapest break over the seeds or, where none broke the model, the least that was spent in vain."""
+        return worst_attacker(self.passages) if self.passages else None
+
+
+@dataclass(frozen=True)
+class AttackLine:
+    """One attack against both models: the attack, what it did to each, and the ratio of their costs."""
+
+    name: str
+    domain: str
+    harmful: bool
+    undefended: Outcome
+    defended: Outcome
+    ratio: CostRatio | None
+
+    def outcome(self, role: str) -> Outcome:
+        """What it did to the model in `role`."""
+        return self.defended if role == "defended" else self.undefended
+
+
+def trajectory(row: Mapping[str, Any]) -> Trajectory:
+    """Return a trajectory of a scorecard as the object that it was."""
+    checkpoints = tuple(Checkpoint(**point) for point in row["checkpoints"])
+    return Trajectory(**{**row, "checkpoints": checkpoints})
+
+
+def attack_lines(card: Mapping[str, Any]) -> list[AttackLine]:
+    """Return the attacks of a scorecard in the profile's order, those that mean harm first."""
+    found = {role: [trajectory(row) for row in card["attackers"][role]] for role in ROLES}
+    unit, phi, n = card["resistance"]["unit"], card["resistance"]["phi"], _task_prompts(card) or 0
+    lines = []
+    for name in dict.fromkeys(t.attack for role in ROLES for t in found[role]):
+        mine = {role: [t for t in found[role] if t.attack == name] for role in ROLES}
+        theirs, ours = (outcome_of(mine[role], phi, unit, n) for role in ROLES)
+        ratio = cost_ratio(ours.passages, theirs.passages) if ours.passages and theirs.passages else None
+        example = next(t for role in ROLES for t in mine[role])
+        lines.append(AttackLine(name, example.domain, example.harmful, theirs, ours, ratio))
+    return sorted(lines, key=lambda line: not line.harmful)
+
+
+def outcome_of(trajectories: Sequence[Trajectory], phi: float, unit: str, task_prompts: int) -> Outcome:
+    """Summarise the seeds of one attack against one model.
+
+    Args:
+        trajectories: One for each seed.
+        phi: φ, in [0, 1].
+        unit: Of the passages.
+        task_prompts: How many prompts an accuracy rests on.
+    """
+    runs = [t for t in trajectories if t.error is None]
+    steps = sorted({point.step for t in runs for point in t.checkpoints})
+    points, accuracies = [], []
+    for step in steps:
+        here = {t.seed: point for t in runs for point in t.checkpoints if point.step == step}
+        measured = {seed: point for seed, point in here.items() if point.harmful is not None}
+        estimates = [point.estimate for point in here.values() if point.estimate is not None]
+        if measured or estimates:
+            destroyed = any(point.destroyed for point in measured.values())
+            estimate = 100 * sum(estimates) / len(estimates) if estimates and not measured else None
+            points.append(HarmPoint(step, _over_seeds(measured, "harmful"), estimate, destroyed))
+        right = _over_seeds(here, "accuracy", task_prompts)
+        if right is not None:
+            accuracies.append((step, right))
+    last = {t.seed: t.answered[-1] for t in runs if t.answered and t.answered[-1].step}
+    kept = [
+        last[t.seed].utility / t.checkpoints[0].utility  # type: ignore[operator]
+        for t in runs
+        if t.seed in last and t.checkpoints[0].utility and last[t.seed].utility is not None
+    ]
+    return Outcome(
+        runs=tuple(runs),
+        failed=tuple(t.error for t in trajectories if t.error is not None),
+        destroyed=tuple(t.destroyed_at for t in runs if t.destroyed_at is not None),
+        points=tuple(points),
+        harmful=_over_seeds(last, "harmful"),
+        broken=_over_seeds(last, "broken"),
+        utility=sum(kept) / len(kept) if kept else None,
+        accuracy=tuple(accuracies),
+        passages=tuple(passage for t in runs if (passage := t.passage(phi, unit)) is not None),
+    )
+
+
+def _over_seeds(points: Mapping[int, Checkpoint], field: str, n: int | None = None) -> Estimate | None:
+    """A part over seeds in percent, by the rule of `titer.report.tables`: Wilson over one seed's prompts, all covered.
+
+    Args:
+        points: A seed's checkpoint.
+        field: Of the checkpoint.
+        n: Prompts of a seed; by default those that were answered and judged.
+    """
+    found = {seed: point for seed, point in sorted(points.items()) if getattr(point, field) is not None}
+    if not found:
+        return None
+    values = tuple(100 * float(getattr(point, field)) for point in found.values())
+    prompts = min(point.n for point in found.values()) if n is None else n
+    mean = sum(values) / len(values)
+    low, high = (100 * bound for bound in wilson(mean / 100 * prompts, prompts)) if prompts else (mean, mean)
+    return Estimate(mean, min(low, *values), max(high, *values), prompts, tuple(found), values, judge="")
+
+
+# What the numbers rest on -----------------------------------------------------------------------------------------
+
+
+def hygiene(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What the numbers rest on: overlaps, judges and their errors, failed and destroyed attackers, the calibration."""
+    found, calibration = card["hygiene"], card["calibration"]
+    overlap = sum(found["overlap"].values())
+    unjudged = sum(found["judge_errors"].values())
+    judged = sum(found["judged"].values())
+    return {
+        "overlap": overlap,
+        "pairs": found["overlap"],
+        "left_out": found["left_out"],
+        "judges": [
+            (name, found["judged"].get(name, 0), found["judge_errors"].get(name, 0), place == 0)
+            for place, name in enumerate(found["judges"])
+        ],
+        "agreement": [
+            {
+                "judges": pair,
+                "n": row["n"],
+                "excluded": row["excluded"],
+                "agreement": percent_text(row["agreement"]),
+                "kappa": "–" if row["kappa"] is None else f"{row['kappa']:.2f}",
+            }
+            for pair, row in found["agreement"].items()
+        ],
+        "unjudged": unjudged,
+        "judged": judged,
+        "failed": found["failed"],
+        "destroyed": found["destroyed"],
+        "destroyed_at_once": found["destroyed_at_once"],
+        "calibration": {
+            "method": calibration["method"],
+            "n": f"{calibration['n']:,}",
+            "auroc": "–" if calibration["auroc"] is None else f"{calibration['auroc']:.3f}",
+            "error": "–"
+            if calibration["mean_absolute_error"] is None
+            else f"{100 * calibration['mean_absolute_error']:.1f}{NBSP}points",
+            "error_is": calibration["error_is"],
+        },
+    }
