@@ -468,7 +468,7 @@ def _plan_judge(plan: AssayPlan, answered: Stage, role: str, inferences: Any) ->
         artefacts.write_scores(own.folder / "scores.jsonl", scores)
 
     spec = {"judges": plan.profile.judges, "role": role, "code": code_digest("judges", "assay/runner.py")}
-    return plan.add("judge", answered.name.replace("attack", "judge", 1), spec, run, [answered])
+    return plan.add("judge", f"judge {answered.name}", spec, run, [answered])
 
 
 def _probe_digest(probe: Probe) -> str:
