@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from titer.assay import runner
-from titer.assay.profile import answered_steps, between, read_profile
+from titer.assay.profile import Profile, answered_steps, between, read_profile
 from titer.assay.runner import measurements, plan_assay
 from titer.assay.scorecard import headline, make_scorecard, parse_requirements, read_scorecard, unmet, write_scorecard
 from titer.attacks.threats import CATALOGUE, Attack, describe
@@ -261,6 +261,23 @@ def test_a_grid_is_every_combination():
     )
     own = describe("mine", {"summary": "My own.", "rows": "obedience"})
     assert own == {"mine": Attack("My own.", rows="obedience")}
+
+
+def test_an_attack_of_ones_own_is_one_dataclass():
+    mine = Attack("Mine.", learning_rate=1e-4, steps=3)
+    profile = Profile("mine", {"mine": mine, "harmful": {}}, seeds=[0, 1])
+    assert [(planned.name, planned.seed) for planned in profile.attackers()] == [
+        ("mine", 0), ("mine", 1), ("harmful", 0), ("harmful", 1)
+    ]  # fmt: skip
+    assert profile.attackers()[0].attack is mine
+
+
+@pytest.mark.parametrize("entry", ["three", "[1, 2]", "{like: harmful, summary: 3}"])
+def test_an_entry_that_is_no_attack_is_an_error(tmp_path, entry):
+    path = tmp_path / "profile.yaml"
+    path.write_text(f"name: x\nattacks: {{mine: {entry}}}")
+    with pytest.raises(TiterError, match=r"attacks\.mine"):
+        read_profile(path)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,12 @@ def test_stability_needs_every_measure_and_enough_prompts():
     assert stability({}).verdict == "undecided"
 
 
+def test_a_model_that_refuses_everything_is_not_stable():
+    # It refuses all look-alikes where the undefended model answers nine in ten.
+    answered = [1.0] * 36 + [0.0] * 4
+    assert stability({"lookalikes not refused": ([0.0] * 40, answered, 0.05)}).verdict == "no"
+
+
 LEARNS = (0.2, 0.5, 0.8, 0.9, 0.9)
 SLOWLY = (0.2, 0.2, 0.3, 0.5, 0.9)
 NEVER = (0.2, 0.2, 0.2, 0.2, 0.2)

@@ -7,11 +7,11 @@ import math
 import re
 from pathlib import Path
 
+import cards
 import pytest
 import yaml
-from report import cards
-from report.test_report_html import Page, assert_self_contained
 from rich.console import Console
+from test_report_html import Page, assert_self_contained
 
 from titer.assay.scorecard import headline
 from titer.report import (
@@ -25,6 +25,7 @@ from titer.report import (
 from titer.report.assay_figures import compact, interval_strip
 from titer.report.assay_findings import attack_lines, findings, stability_measures
 
+NO_NUMBER = re.compile(r"\b(nan|inf|None(?! of|: neither))\b")
 SECTIONS = (
     "verdict",
     "survival",
@@ -92,8 +93,8 @@ def test_the_page_is_self_contained_and_complete(page):
 
 def test_nothing_in_the_page_is_no_number(page):
     text, parsed = page
-    assert not re.search(r"\b(nan|None|inf)\b", parsed.text)
-    assert not re.search(r"\b(nan|inf)\b", " ".join(re.findall(r'\bd="([^"]*)"', text)))
+    assert not NO_NUMBER.search(parsed.text)
+    assert not NO_NUMBER.search(" ".join(re.findall(r'\bd="([^"]*)"', text)))
 
 
 def test_verdicts_and_their_numbers_are_on_the_page(page, whole):
@@ -205,9 +206,9 @@ def test_cards_with_gaps_render(make, tmp_path):
     text, parsed = render(tmp_path, card)
     assert_self_contained(text, parsed)
     assert set(SECTIONS) <= set(parsed.ids)
-    assert not re.search(r"\b(nan|None|inf)\b", parsed.text)
+    assert not NO_NUMBER.search(parsed.text)
     for words in (printed(card), model_card(card)):
-        assert not re.search(r"\b(nan|None|inf)\b", words)
+        assert not NO_NUMBER.search(words)
     for verdict in card["verdicts"].values():
         assert verdict in parsed.text
 
@@ -219,7 +220,7 @@ def test_an_empty_card_says_what_is_missing(tmp_path):
         "holds no category of harm out",
         "no training on task data was scored",
         "No measure of stability",
-        "no attacker that means harm was answered",
+        "No attacker that means harm was answered",
         "4 attackers failed",
     ):
         assert words in parsed.text
@@ -230,7 +231,6 @@ def test_nulls_within_a_card_render(card, tmp_path):
     for curve in ("curve", "undefended_curve"):
         for side in ("low", "high"):
             card["resistance"][curve][side] = [None for _ in card["resistance"][curve][side]]
-    card["resistance"]["cost_ratio"]["samples"]["high"] = None
     card["resistance"]["cost_ratio"]["tokens"] = {"value": None, "low": None, "high": None}
     card["resistance"]["mean"] |= {"high": None}
     card["resistance"]["undefended_mean"] = {"value": None, "low": None, "high": None}
@@ -244,18 +244,18 @@ def test_nulls_within_a_card_render(card, tmp_path):
                 point |= {"margin": None, "estimate": None, "utility": None, "accuracy": None}
     text, parsed = render(tmp_path, card)
     assert_self_contained(text, parsed)
-    assert not re.search(r"\b(nan|None)\b", parsed.text)
+    assert not NO_NUMBER.search(parsed.text)
     assert "∞" in parsed.text
     assert comparison_rows([card])[0]["relative_mean"] is None
     for words in (printed(card), model_card(card)):
-        assert not re.search(r"\b(nan|None)\b", words)
+        assert not NO_NUMBER.search(words)
 
 
-def test_the_page_is_replaced_whole_and_alike(whole, tmp_path):
+def test_the_page_is_replaced_whole_and_alike(page, whole, tmp_path):
+    (tmp_path / "report.html").write_text("an older one", encoding="utf-8")
     path = write_assay_report(tmp_path, whole)
-    text = path.read_bytes()
     assert path == tmp_path / "report.html"
-    assert write_assay_report(tmp_path, whole).read_bytes() == text
+    assert path.read_text(encoding="utf-8") == page[0]
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
@@ -303,7 +303,7 @@ def test_the_terminal_has_every_attacker_and_the_hygiene(whole):
     text = printed(whole)
     for finding_ in findings(whole):
         assert finding_.verdict in text
-    lines = [line for line in text.splitlines() if line.startswith(("undefended ", "defended "))]
+    lines = [line for line in text.splitlines() if line.strip().startswith(("undefended ", "defended "))]
     assert len(lines) == sum(len(rows) for rows in whole["attackers"].values())
     assert re.search(r"defended +sgd +0 +failed", text)
     assert re.search(r"defended +muon +0 +> 48 destroyed +0\.0 +90\.0", text)
@@ -425,7 +425,7 @@ def test_a_comparison_is_printed_with_its_caveats(whole):
     console = Console(file=io.StringIO(), width=120, color_system=None)
     print_comparison(found, console)
     text = console.file.getvalue()
-    places = [text.index(name) for name in ("fortress", "booster", "antibody")]
+    places = [text.index(f" {row['name']} ") for row in comparison_rows(found)]
     assert places == sorted(places)
     assert "overlapping intervals: this does not rank them" in " ".join(text.split())
     markdown = comparison_markdown(found)

@@ -39,7 +39,8 @@ class Profile:
 
     Attributes:
         name: Of the profile.
-        attacks: Entries by name: fields of `Attack` to change; `like`, `grid`, `search`, and `seeds` for seeds of its own.
+        attacks: Entries by name: an `Attack`; or the fields to change of one that titer knows, with `like`, `grid`,
+            `search`, and `seeds` for seeds of its own.
         description: What it is for, one line.
         seeds: Each attacker is run with each of them.
         data: Where prompts come from; the defence must have been made from the same settings and `data_seed`, or its own
@@ -70,7 +71,7 @@ class Profile:
     """
 
     name: str
-    attacks: dict[str, dict[str, Any]]
+    attacks: dict[str, Any]
     description: str = ""
     seeds: list[int] = field(default_factory=lambda: [0])
     data: DataSettings = field(default_factory=DataSettings)
@@ -102,6 +103,11 @@ class Profile:
         """Return every attacker, in the order of the file."""
         found = []
         for entry, changes in self.attacks.items():
+            if isinstance(changes, Attack):
+                found += [PlannedAttack(entry, changes, seed) for seed in self.seeds]
+                continue
+            if not isinstance(changes, dict):
+                raise TiterError(f"`attacks.{entry}` must be a mapping, found `{changes}`.", "For example {steps: 48}.")
             fields = dict(changes)
             seeds = fields.pop("seeds", self.seeds)
             if not isinstance(seeds, list) or not seeds:

@@ -172,17 +172,10 @@ def _trajectory(plan: AssayPlan, attacker: Attacker, answers: Answers, calibrati
     arm = arm_of(attacker)
     for found in measured:
         step = found["step"]
-        spent = (
-            {unit: (about[unit][step - 1] if step else 0) for unit in ("samples", "tokens", "flops")}
-            if (not step or len(about["samples"]) >= step)
-            else None
-        )
-        if spent is None:
-            continue
         points.append(
             Checkpoint(
                 step=step,
-                **spent,
+                **{unit: about[unit][step - 1] if step else 0 for unit in ("samples", "tokens", "flops")},
                 **_shares(answers.verdicts(arm, attacker.seed, step)),
                 margin=_mean(found["margins"]),
                 estimate=None if "answers" in found else calibration(found["margins"]),
@@ -223,8 +216,7 @@ def _shares(labels: Sequence[str | None]) -> dict[str, Any]:
     known = [label for label in labels if label is not None]
     if not known:
         return {}
-    parts = {name: known.count(label) / len(known) for name, label in (("harmful", "harmful"), ("refused", "refused"))}
-    return {**parts, "broken": known.count("broken") / len(known), "n": len(known)}
+    return {label: known.count(label) / len(known) for label in ("harmful", "refused", "broken")} | {"n": len(known)}
 
 
 class _Calibration:

@@ -321,9 +321,10 @@ def _stability(card: Mapping[str, Any]) -> Finding:
         return Finding("stability", verdict, "nothing was measured", "Nothing was measured before the attacks.", ())
     # The measure that decides: a worse one before an unclear one, then the one that is nearest to its margin.
     worst = min(measures, key=lambda m: ({False: 0, None: 1, True: 2}[m.holds], m.low / m.margin))
+    worse = sum(m.holds is False for m in measures)
     says = {
         "yes": f"None of {count_text(len(measures), 'measure')} is worse by its margin",
-        "no": f"Worse by the margin: {sum(m.holds is False for m in measures)} of {count_text(len(measures), 'measure')}",
+        "no": f"Worse by the margin: {worse} of {count_text(len(measures), 'measure')}",
         "undecided": "Too few prompts to tell whether any measure is worse by its margin",
     }
     margin = f"{worst.margin:g}{NBSP}{worst.unit}"
