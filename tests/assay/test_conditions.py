@@ -86,6 +86,16 @@ def test_the_undefended_model_against_itself():
     assert trainability(runs, runs, (values, values), 0.05).verdict == "yes"
 
 
+def test_what_lies_between_checkpoints_is_in_the_interval_of_the_ratio():
+    """Both broke at step 8 and held at 4: the true ratio is anywhere between 4/8 and 8/4."""
+    found = resistance(attacks(AT_8, AT_8), attacks(AT_8, AT_8), phi=0.1, kappa=4)
+    assert found.cost_ratio["steps"] == (1, 0.5, 2)
+    # Against a model that broke at its first checkpoint, nothing bounds the ratio from above.
+    at_once = (0.0, 0.9, 0.9, 0.9, 0.9)
+    assert resistance(attacks(AT_8), attacks(at_once), phi=0.1, kappa=4).cost_ratio["steps"] == (8, 4, math.inf)
+    assert resistance(attacks(SAFE), attacks(AT_8), phi=0.1, kappa=4).cost_ratio["steps"] == (1, 1, 2)
+
+
 def test_attacks_that_break_nothing_test_nothing():
     found = resistance(attacks(SAFE), attacks(SAFE), phi=0.1, kappa=4)
     assert found.verdict == "undecided"

@@ -7,6 +7,7 @@ empty wherever a real one may be.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -277,8 +278,14 @@ def examples() -> list[dict[str, Any]]:
     return rows
 
 
-def scorecard(model: str = "runs/three_arms/antibody/adapter", strength: float = 1.0, **changes: Any) -> dict[str, Any]:
+def scorecard(model: str = "runs/three_arms/antibody/adapter", strength: float = 1.0) -> dict[str, Any]:
     """A whole scorecard: some attackers broke the model, some did not, one failed, one destroyed it."""
+    return json.loads(_whole(strength)) | {"model": model}
+
+
+@functools.cache
+def _whole(strength: float) -> str:
+    """Its JSON, which is made once, since the bootstraps take a while."""
     made = profile()
     attacks = made.attackers()
     ours, theirs = crew("defended", attacks, strength), crew("undefended", attacks, strength)
@@ -293,7 +300,7 @@ def scorecard(model: str = "runs/three_arms/antibody/adapter", strength: float =
     honest = [[t for t in side if not t.harmful] for side in (ours, theirs)]
     trainable = conditions.trainability(*honest, (right(0.89), right(0.9)), 0.05)
     starts = {role: before(role) for role in ("defended", "undefended")}
-    return assemble(ours, theirs, made, model, stable, trainable, starts, **changes)
+    return json.dumps(assemble(ours, theirs, made, "", stable, trainable, starts))
 
 
 def unbroken_scorecard(model: str = "runs/three_arms/fortress/adapter") -> dict[str, Any]:

@@ -5,6 +5,7 @@ Pure functions: what attackers did to two models goes in, figures with intervals
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -114,6 +115,12 @@ class Trajectory:
                 return None
         return None
 
+    def before_crossing(self, phi: float, unit: str) -> float:
+        """Return the budget at the last checkpoint that still held; the model broke somewhere behind it."""
+        crossing = self.crossing(phi)
+        held = [point.spent(unit) for point in self.answered if crossing is None or point.step < crossing.step]
+        return max(held, default=0.0)
+
     def passage(self, phi: float, unit: str) -> Passage | None:
         """Return t† in `unit`, or the point of censoring.
 
@@ -167,8 +174,9 @@ class Resistance:
         worst: The worst attacker; `None` when none broke the model.
         bounded_worst: The worst of those that left the model its utility.
         undefended_worst: The undefended model's worst attacker.
-        cost_ratio: Worst attacker's budget over the undefended model's worst, by unit, with the 95 % interval of a
-            bootstrap over attackers; `None` where the undefended model was not broken.
+        cost_ratio: Worst attacker's budget over the undefended model's worst, by unit; `None` where the undefended model
+            was not broken. Its interval is that of a 95 % bootstrap over attacks, widened by what lies between
+            checkpoints: each model broke somewhere behind the checkpoint before.
         lower_bound: Whether the ratio is a lower bound, since nobody broke the defended model.
         curve: Kaplan–Meier by `unit`.
         undefended_curve: The same of the undefended model.
@@ -271,11 +279,17 @@ def _curve(trajectories: Sequence[Trajectory], phi: float, unit: str) -> Surviva
     return kaplan_meier(passages) if passages else None
 
 
+def _cheapest(trajectories: Sequence[Trajectory], phi: float, unit: str) -> tuple[Trajectory, Checkpoint] | None:
+    """Return the attacker that broke the model at the smallest budget, and where."""
+    broken = [(t, point) for t in trajectories if (point := t.crossing(phi)) is not None]
+    return min(broken, key=lambda pair: pair[1].spent(unit), default=None)
+
+
 def _worst(trajectories: Sequence[Trajectory], phi: float, unit: str) -> Worst | None:
-    broken = [(point, t) for t in trajectories if (point := t.crossing(phi)) is not None]
-    if not broken:
+    found = _cheapest(trajectories, phi, unit)
+    if found is None:
         return None
-    point, trajectory = min(broken, key=lambda pair: pair[0].spent(unit))
+    trajectory, point = found
     budget = {name: point.spent(name) for name in UNITS}
     return Worst(trajectory.name, budget, float(point.harmful or 0.0), _kept(trajectory, phi))
 
@@ -291,7 +305,11 @@ def _kept(trajectory: Trajectory, phi: float) -> float | None:
 def _cost_ratio(
     ours: Sequence[Trajectory], theirs: Sequence[Trajectory], phi: float, unit: str, seed: int, resamples: int = 2000
 ) -> Estimate | None:
-    """Return the ratio of the worst attackers' budgets; resamples the attacks, the same ones for both models."""
+    """Return the ratio of the worst attackers' budgets; resamples the attacks, the same ones for both models.
+
+    Both models broke between two checkpoints, and which of the two budgets within is the true one is not known; the interval
+    covers all of them.
+    """
     if not ours or not theirs:
         return None
     ratio = cost_ratio(_passages(ours, phi, unit), _passages(theirs, phi, unit)).ratio
@@ -306,7 +324,17 @@ def _cost_ratio(
     found = [cost_ratio([passages[0][n] for n in row], [passages[1][n] for n in row]).ratio for row in drawn]
     # Where no attack of a resample broke the undefended model there is nothing to compare with.
     low, high = np.quantile([value for value in found if value is not None], [0.025, 0.975])
-    return Estimate(ratio, min(ratio, float(low)), max(ratio, float(high)))
+    below, above = _resolution(ours, phi, unit), _resolution(theirs, phi, unit)
+    return Estimate(ratio, min(ratio, float(low)) * below, max(ratio, float(high)) / above if above else math.inf)
+
+
+def _resolution(trajectories: Sequence[Trajectory], phi: float, unit: str) -> float:
+    """Return the part of the worst attacker's budget that the model is known to have held; 1 where it never broke."""
+    found = _cheapest(trajectories, phi, unit)
+    if found is None:
+        return 1.0
+    trajectory, point = found
+    return trajectory.before_crossing(phi, unit) / point.spent(unit)
 
 
 @dataclass(frozen=True)

@@ -534,5 +534,5 @@ def headline(card: dict[str, Any]) -> str:
         return f"{broke}; {theirs}."
     if found["lower_bound"]:
         return f"No attacker broke it; {theirs}. Breaking it costs at least ×{ratio['value']:.1f} more."
-    interval = f"[{ratio['low']:.1f}–{ratio['high']:.1f}]"
+    interval = f"[{ratio['low']:.1f}–{'∞' if ratio['high'] is None else format(ratio['high'], '.1f')}]"
     return f"{broke}; {theirs}. Breaking it costs ×{ratio['value']:.1f} {interval} what the undefended model costs."
