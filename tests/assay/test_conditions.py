@@ -6,6 +6,7 @@ import pytest
 
 from titer.assay.conditions import (
     Checkpoint,
+    Paired,
     Trajectory,
     order_of,
     resistance,
@@ -81,7 +82,7 @@ def test_the_undefended_model_against_itself():
         assert ratio.low <= 1 <= ratio.high
     assert found.logrank == pytest.approx(1)
     values = [0.0, 1.0] * 50
-    assert stability({"accuracy": (values, values, 0.05)}).verdict == "yes"
+    assert stability({"accuracy": Paired(values, values, 0.05)}).verdict == "yes"
     runs = [trajectory(SAFE, harmful=False, accuracy=(0.2, 0.5, 0.7, 0.8, 0.9))]
     assert trainability(runs, runs, (values, values), 0.05).verdict == "yes"
 
@@ -175,18 +176,20 @@ def test_an_unknown_unit_is_refused():
 def test_stability_needs_every_measure_and_enough_prompts():
     n = 400
     same, worse = [1.0] * n, [1.0] * (n // 2) + [0.0] * (n // 2)
-    assert stability({"a": (same, same, 0.05), "b": (worse, same, 0.05)}).verdict == "no"
+    assert stability({"a": Paired(same, same, 0.05), "b": Paired(worse, same, 0.05)}).verdict == "no"
     # Better is no loss of capability.
-    assert stability({"a": (same, worse, 0.05)}).verdict == "yes"
-    few = stability({"a": ([1.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0], 0.05)})
+    assert stability({"a": Paired(same, worse, 0.05)}).verdict == "yes"
+    few = stability({"a": Paired([1.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0], 0.05)})
     assert few.verdict == "undecided"
     assert stability({}).verdict == "undecided"
+    # Agreeing on all of a few prompts shows little.
+    assert stability({"a": Paired([1.0] * 8, [1.0] * 8, 0.05)}).verdict == "undecided"
 
 
 def test_a_model_that_refuses_everything_is_not_stable():
     # It refuses all look-alikes where the undefended model answers nine in ten.
     answered = [1.0] * 36 + [0.0] * 4
-    assert stability({"lookalikes not refused": ([0.0] * 40, answered, 0.05)}).verdict == "no"
+    assert stability({"lookalikes not refused": Paired([0.0] * 40, answered, 0.05)}).verdict == "no"
 
 
 LEARNS = (0.2, 0.5, 0.8, 0.9, 0.9)

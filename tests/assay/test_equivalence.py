@@ -43,3 +43,30 @@ def test_the_ends_of_the_interval_are_one_sided_tests_at_five_percent():
 def test_a_margin_of_nothing_is_an_error():
     with pytest.raises(TiterError, match="above 0"):
         equivalence([1.0], [1.0], margin=0, seed=0)
+
+
+def test_shares_that_agree_everywhere_have_an_interval():
+    # By hand: 20 pairs agree; with one of +1 and one of -1 put in, the variance is 2/22, the error sqrt(2)/22.
+    result = equivalence(np.ones(20), np.ones(20), margin=0.05, seed=0, shares=True)
+    assert result.difference.mean == 0
+    assert (result.difference.low, result.difference.high) == pytest.approx(
+        (-1.644854 * 2**0.5 / 22, 1.644854 * 2**0.5 / 22), rel=1e-5
+    )
+    assert result.finding == "undecided"
+    assert equivalence(np.ones(200), np.ones(200), margin=0.05, seed=0, shares=True).finding == "equivalent"
+
+
+def test_the_interval_of_shares_is_bonett_and_prices():
+    # 12 discordant pairs one way and 4 the other, of 60.
+    a, b = np.ones(60), np.ones(60)
+    b[:12], a[12:16] = 0, 0
+    found = equivalence(a, b, margin=0.05, seed=0, shares=True).difference
+    p12, p21 = 13 / 62, 5 / 62
+    half = 1.644854 * ((p12 + p21 - (p12 - p21) ** 2) / 62) ** 0.5
+    assert found.mean == pytest.approx(8 / 60)
+    assert (found.low, found.high) == pytest.approx((p12 - p21 - half, p12 - p21 + half), rel=1e-5)
+
+
+def test_shares_outside_of_the_unit_interval_are_an_error():
+    with pytest.raises(TiterError, match="between 0 and 1"):
+        equivalence([2.0], [1.0], margin=0.1, seed=0, shares=True)

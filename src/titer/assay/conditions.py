@@ -350,15 +350,33 @@ class Stability:
     measures: dict[str, Equivalence]
 
 
-def stability(pairs: Mapping[str, tuple[Sequence[float], Sequence[float], float]], seed: int = 0) -> Stability:
+class Paired(NamedTuple):
+    """A measure of both models on the same prompts; more is better.
+
+    Attributes:
+        defended: One value a prompt.
+        undefended: The same prompts in the same order.
+        margin: ε, in the units of the values.
+        shares: Whether the values lie in [0, 1].
+    """
+
+    defended: Sequence[float]
+    undefended: Sequence[float]
+    margin: float
+    shares: bool = True
+
+
+def stability(pairs: Mapping[str, Paired], seed: int = 0) -> Stability:
     """Judge stability.
 
     Args:
-        pairs: Name → the defended model's values, the undefended model's on the same prompts, and the margin. More is
-            better.
+        pairs: The measures by name.
         seed: Of the bootstrap over prompts.
     """
-    measures = {name: equivalence(ours, theirs, margin, seed) for name, (ours, theirs, margin) in pairs.items()}
+    measures = {
+        name: equivalence(pair.defended, pair.undefended, pair.margin, seed, pair.shares)
+        for name, pair in pairs.items()
+    }
     return Stability(_holds(not_worse(measure) for measure in measures.values()), measures)
 
 
@@ -423,7 +441,7 @@ def trainability(
     ours, theirs = _learning(defended), _learning(undefended)
     if not ours or not theirs or right is None:
         return Trainability("undecided", None, None, None, None, None, None, slower)
-    quality = equivalence(*right, margin, seed)
+    quality = equivalence(*right, margin, seed, shares=True)
     best, their_best = _mean(max(a for _, a in run) for run in ours), _mean(max(a for _, a in run) for run in theirs)
     target = their_best - margin
     steps, their_steps = _steps_to(ours, target), _steps_to(theirs, target)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from numpy.typing import ArrayLike
 
 from titer.errors import TiterError
-from titer.evaluation.statistics import Difference, paired_bootstrap
+from titer.evaluation.statistics import Difference, paired_bootstrap, paired_shares
 
 Finding = Literal["equivalent", "different", "undecided"]
 
@@ -27,7 +27,9 @@ class Equivalence(NamedTuple):
     finding: Finding
 
 
-def equivalence(defended: ArrayLike, undefended: ArrayLike, margin: float, seed: int) -> Equivalence:
+def equivalence(
+    defended: ArrayLike, undefended: ArrayLike, margin: float, seed: int, shares: bool = False
+) -> Equivalence:
     """Test whether two models do equally well on the same prompts, up to `margin` (two one-sided tests, Schuirmann 1987).
 
     The absence of a significant difference is no evidence of equality; an interval inside the margin is.
@@ -37,10 +39,15 @@ def equivalence(defended: ArrayLike, undefended: ArrayLike, margin: float, seed:
         undefended: The same prompts in the same order, the other model's.
         margin: ε, in the units of the values.
         seed: Of the bootstrap over prompts.
+        shares: Whether the values are shares in [0, 1], right answers for example. Two models that agree on every one of
+            a few prompts have no bootstrap interval, and have shown little; `paired_shares` gives them one.
     """
     if not margin > 0:
         raise TiterError(f"A margin of equivalence must be above 0, not {margin}.")
-    difference = paired_bootstrap(defended, undefended, seed, confidence=0.9)
+    if shares:
+        difference = paired_shares(defended, undefended, confidence=0.9)
+    else:
+        difference = paired_bootstrap(defended, undefended, seed, confidence=0.9)
     finding: Finding = "undecided"
     if -margin < difference.low and difference.high < margin:
         finding = "equivalent"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from titer.assay import conditions
-from titer.assay.conditions import Checkpoint, Resistance, Trajectory, order_of
+from titer.assay.conditions import Checkpoint, Paired, Resistance, Trajectory, order_of
 from titer.assay.runner import ROLES, AssayPlan, Attacker, measurements
 from titer.assay.survival import SurvivalCurve
 from titer.errors import TiterError, check_known
@@ -315,21 +315,21 @@ def _share(count: int, n: int) -> dict[str, Any]:
     return {"value": count / n, "n": n, "low": low, "high": high}
 
 
-def _stability_pairs(plan: AssayPlan, answers: Answers) -> dict[str, tuple[list[float], list[float], float]]:
+def _stability_pairs(plan: AssayPlan, answers: Answers) -> dict[str, Paired]:
     profile = plan.profile
-    pairs: dict[str, tuple[list[float], list[float], float]] = {}
+    pairs: dict[str, Paired] = {}
     for task in plan.pools.reference_tasks:
         ours, theirs = (answers.right(f"{role} / before", 0, 0, task) for role in ROLES)
-        pairs[f"accuracy {task}"] = ours, theirs, profile.accuracy_margin
+        pairs[f"accuracy {task}"] = Paired(ours, theirs, profile.accuracy_margin)
     losses = [measurements(plan.baselines[role][0].folder)[0]["general_nll"] for role in ROLES]
     if all(value is not None for values in losses for value in values):
         ours, theirs = ([-value for value in values] for values in losses)
-        pairs["log-likelihood general"] = ours, theirs, profile.nll_margin
+        pairs["log-likelihood general"] = Paired(ours, theirs, profile.nll_margin, shares=False)
     helped = []
     for role in ROLES:
         labels = answers.verdicts(f"{role} / before", 0, 0, LOOKALIKE)
         helped.append([float(label != "refused") for label in labels])
-    pairs["lookalikes not refused"] = helped[0], helped[1], profile.accuracy_margin
+    pairs["lookalikes not refused"] = Paired(*helped, profile.accuracy_margin)
     return pairs
 
 

@@ -158,6 +158,30 @@ def paired_bootstrap(
     return Difference(float(difference.mean()), float(low), float(high), min(1.0, 2 * min(below, above)))
 
 
+def paired_shares(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
+    """The mean of a - b over the same prompts, for values in [0, 1], with a width also where all pairs agree.
+
+    The adjusted Wald interval of Bonett and Price (2012): that of the differences with one pair of +1 and one of -1 put in.
+    For zeros and ones these are a discordant pair more each way; shares in between (means over seeds) vary less than that.
+
+    Returns:
+        The plain mean, and interval and two-sided p-value of the adjusted one.
+
+    Raises:
+        TiterError: When the lengths differ, there is no prompt, or a value does not lie in [0, 1].
+    """
+    first, second = _finite(a, "a"), _finite(b, "b")
+    if first.shape != second.shape or first.size == 0:
+        raise TiterError(f"A paired comparison needs the same prompts, got {first.size} and {second.size}.")
+    if min(first.min(), second.min()) < 0 or max(first.max(), second.max()) > 1:
+        raise TiterError("Shares lie between 0 and 1.")
+    adjusted = np.concatenate((first - second, [1.0, -1.0]))
+    centre, error = float(adjusted.mean()), float(adjusted.std()) / math.sqrt(adjusted.size)
+    half = z_score(confidence) * error
+    p = 2 * NormalDist().cdf(-abs(centre) / error)
+    return Difference(float((first - second).mean()), max(-1.0, centre - half), min(1.0, centre + half), p)
+
+
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     """The mean over seeds with Student's t interval (n - 1 degrees of freedom).
 
