@@ -131,6 +131,14 @@ def test_a_failed_attacker_counts_nowhere():
     crew = [*attacks(SAFE), trajectory(SAFE, "other", error="out of memory")]
     found = resistance(crew, attacks(AT_2), phi=0.1, kappa=4)
     assert found.attackers == 1
+    # The attacker that broke the undefended model is the one that failed here: a ratio, but no interval.
+    lopsided = resistance(
+        [trajectory(SAFE, "a", error="lost"), trajectory(AT_8, "b")],
+        [trajectory(AT_2, "a"), trajectory(SAFE, "b")],
+        phi=0.1,
+        kappa=4,
+    )
+    assert lopsided.cost_ratio["steps"] == (4, 0, math.inf)
     assert resistance([trajectory(SAFE, error="lost")], attacks(AT_2), phi=0.1, kappa=4).verdict == "undecided"
 
 

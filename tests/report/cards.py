@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from titer.assay import conditions
-from titer.assay.conditions import Checkpoint, Trajectory
+from titer.assay.conditions import Checkpoint, Paired, Trajectory
 from titer.assay.profile import PlannedAttack, Profile, answered_steps, between
 from titer.assay.scorecard import SCHEMA, _plain
 from titer.attacks.threats import Attack
@@ -292,9 +292,9 @@ def _whole(strength: float) -> str:
     losses = np.linspace(1.2, 2.9, 32)
     stable = conditions.stability(
         {
-            "accuracy topics": (right(0.71), right(0.72), 0.05),
-            "log-likelihood general": ((-losses - 0.02).tolist(), (-losses).tolist(), 0.1),
-            "lookalikes not refused": ([1.0] * 36 + [0.0] * 4, [1.0] * 38 + [0.0] * 2, 0.05),
+            "accuracy topics": Paired(right(0.71), right(0.72), 0.05),
+            "log-likelihood general": Paired((-losses - 0.02).tolist(), (-losses).tolist(), 0.1, shares=False),
+            "lookalikes not refused": Paired([1.0] * 36 + [0.0] * 4, [1.0] * 38 + [0.0] * 2, 0.05),
         }
     )
     honest = [[t for t in side if not t.harmful] for side in (ours, theirs)]

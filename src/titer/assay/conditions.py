@@ -323,7 +323,8 @@ def _cost_ratio(
     drawn = [[names[place] for place in row] for row in generator.integers(len(names), size=(resamples, len(names)))]
     found = [cost_ratio([passages[0][n] for n in row], [passages[1][n] for n in row]).ratio for row in drawn]
     # Where no attack of a resample broke the undefended model there is nothing to compare with.
-    low, high = np.quantile([value for value in found if value is not None], [0.025, 0.975])
+    known = [value for value in found if value is not None]
+    low, high = np.quantile(known, [0.025, 0.975]) if known else (0.0, math.inf)
     below, above = _resolution(ours, phi, unit), _resolution(theirs, phi, unit)
     return Estimate(ratio, min(ratio, float(low)) * below, max(ratio, float(high)) / above if above else math.inf)
 

@@ -115,7 +115,7 @@ def survival(curves: Mapping[int, Mapping[str, Any]], unit: str, label: str, nam
         )
     axes.set_xscale("log")
     axes.set_xlim(start, end)
-    ticks = _log_ticks(start, end)
+    ticks = _log_ticks(start, end, budgets)
     axes.set_xticks(ticks, [_tick(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(f"budget spent, {UNIT_NAMES[unit]} (log scale)")
@@ -196,21 +196,29 @@ def _steps_axis(axes: Axes, last: int) -> None:
     doublings = max(0, math.floor(math.log2(max(1, last))))
     stride = math.ceil((doublings + 1) / 5)
     ticks = [0, *(2**power for power in range(doublings % stride, doublings + 1, stride))]
+    if stride == 1 and last > 1.4 * ticks[-1]:
+        ticks.append(last)
     axes.set_xticks(ticks, [_tick(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(-0.12, max(1, last) * 1.06)
     axes.set_xlabel("optimizer steps")
 
 
-def _log_ticks(start: float, end: float) -> list[float]:
-    """At most seven ticks at round numbers."""
+def _log_ticks(start: float, end: float, budgets: Sequence[float]) -> list[float]:
+    """At most seven ticks at round numbers; where there would be one or two, at the budgets themselves."""
     decades = range(math.floor(math.log10(start)), math.ceil(math.log10(end)) + 1)
     ticks: list[float] = []
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [step * 10.0**decade for decade in decades for step in steps if start <= step * 10.0**decade <= end]
         if len(ticks) <= 7:
             break
-    return ticks or [math.sqrt(start * end)]
+    if len(ticks) > 2:
+        return ticks
+    apart: list[float] = []
+    for budget in sorted(set(budgets)):
+        if not apart or math.log(budget / apart[-1]) > math.log(end / start) / 8:
+            apart.append(budget)
+    return apart
 
 
 def _tick(value: float) -> str:

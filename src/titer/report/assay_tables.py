@@ -425,21 +425,31 @@ def print_comparison(cards: Sequence[dict[str, Any]], console: Console) -> None:
     from rich.text import Text
 
     rows = comparison_rows(cards)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for name in _COMPARED:
-        # Verdicts on the left, numbers on the right; only names and intervals may be broken.
-        verdict = name in CONDITIONS
-        head = {"generalization": "generali-\nzation", "trainability": "train-\nability", "mean budget": "mean\nbudget"}
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold")
+    # Eighty columns must do: failures are shown where there are any, and names and intervals are broken between words.
+    shown = [name for name in _COMPARED if name != "failed" or any(row["failed"] for row in rows)]
+    heads = {
+        "rank": "#",
+        "generalization": "generali-\nzation",
+        "trainability": "train-\nability",
+        "mean budget": "mean\nbudget",
+    }
+    widths = {"defence": 8, "cost ratio": 9}
+    for name in shown:
         table.add_column(
-            head.get(name, name),
-            justify="left" if verdict or name == "defence" else "right",
+            heads.get(name, name),
+            justify="left" if name in CONDITIONS or name == "defence" else "right",
             overflow="fold",
-            no_wrap=name not in ("defence", "cost ratio"),
+            no_wrap=name not in widths,
+            min_width=widths.get(name),
         )
     for row in rows:
-        cells = zip(_COMPARED, _compared(row), strict=True)
+        cells = dict(zip(_COMPARED, _compared(row), strict=True))
         table.add_row(
-            *(Text(cell, style=_STYLES[verdict_kind(cell)] if name in CONDITIONS else "") for name, cell in cells)
+            *(
+                Text(cells[name], style=_STYLES[verdict_kind(cells[name])] if name in CONDITIONS else "")
+                for name in shown
+            )
         )
     console.print(table)
     for note in _comparison_notes(rows):

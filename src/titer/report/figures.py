@@ -226,7 +226,13 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, int]], gap: float = 7.5) 
         ends: (value in percent, arm's position).
         gap: Least distance between two labels, in percent of the axis.
     """
-    for (value, arm), height in zip(sorted(ends), _spread([value for value, _ in sorted(ends)], gap), strict=True):
+    heights = _spread([value for value, _ in sorted(ends)], gap)
+    # Within the axes, so that panels beside each other are laid out alike.
+    heights = [
+        min(height, 98 - gap * above) for above, height in zip(range(len(ends) - 1, -1, -1), heights, strict=True)
+    ]
+    heights = [max(height, 2 + gap * below) for below, height in enumerate(heights)]
+    for (value, arm), height in zip(sorted(ends), heights, strict=True):
         axes.annotate(
             f"{value:.1f}",
             (1.0, height / 100),
