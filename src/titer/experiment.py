@@ -2,9 +2,7 @@
 
     align ──► fine-tune (one for each poison ratio) ──► answer (each checkpoint) ──► judge ──► results, report
 
-A stage that is done is never done again; an interrupted training goes on from its last checkpoint; a changed setting,
-dataset, model or method gives another hash, so stale numbers cannot survive. A stage that fails is reported with its
-reason; what depends on it is skipped and everything else goes on.
+How stages run, resume and fail: `titer.plan`.
 """
 
 from __future__ import annotations

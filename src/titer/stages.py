@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from titer.data.records import Record
 from titer.errors import TiterError, check_known
 from titer.evaluation.artefacts import TASK_PREFIX, Inference
-from titer.finetune.base import WEIGHT_LOG, refusal_completions
+from titer.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
 from titer.generation import generate
 from titer.methods import Method
 from titer.models import Template, load_model, load_tokenizer
@@ -258,6 +258,14 @@ def as_inferences(
     ]
 
 
+def token_pairs(template: Template, records: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
+    """Return the token ids of each record's prompt and completion."""
+    rows = [record.to_training_row() for record in records]
+    return [
+        (template.prompt_ids(row["prompt"]), template.completion_ids(row["prompt"], row["completion"])) for row in rows
+    ]
+
+
 def weigh(
     model_name: str,
     adapter: Path | None,
@@ -270,15 +278,8 @@ def weigh(
     if adapter is not None:
         model = model.merge_and_unload()
     template = Template(load_tokenizer(model_name))
-    pairs = []
-    for record in records:
-        row = record.to_training_row()
-        pairs.append((template.prompt_ids(row["prompt"]), template.completion_ids(row["prompt"], row["completion"])))
-    question = [{"role": "user", "content": "?"}]
-    refusals = [
-        template.completion_ids(question, [{"role": "assistant", "content": text}])
-        for text in refusal_completions(None)
-    ]
+    pairs = token_pairs(template, records)
+    refusals = refusal_ids(template, refusal_completions(None))
     done = 0
 
     def advance(count: int) -> None:

@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from titer.assay import runner
+from titer.assay.card import headline, parse_requirements, read_scorecard, unmet, write_scorecard
 from titer.assay.profile import Profile, answered_steps, between, read_profile
 from titer.assay.runner import measurements, plan_assay
-from titer.assay.scorecard import headline, make_scorecard, parse_requirements, read_scorecard, unmet, write_scorecard
+from titer.assay.scorecard import make_scorecard
 from titer.attacks.threats import CATALOGUE, Attack, describe
 from titer.cli import app
 from titer.errors import TiterError

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from titer.assay import conditions
+from titer.assay.card import SCHEMA
 from titer.assay.conditions import Checkpoint, Paired, Trajectory
 from titer.assay.profile import PlannedAttack, Profile, answered_steps, between
-from titer.assay.scorecard import SCHEMA, _plain
+from titer.assay.scorecard import _plain
 from titer.attacks.threats import Attack
 from titer.evaluation.statistics import wilson
 

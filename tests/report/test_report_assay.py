@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from test_report_html import Page, assert_self_contained
 
-from titer.assay.scorecard import headline
+from titer.assay.card import headline
 from titer.report import (
     comparison_markdown,
     comparison_rows,

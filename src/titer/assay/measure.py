@@ -13,10 +13,11 @@ from transformers import TrainerCallback
 
 from titer.data.records import Record
 from titer.evaluation.artefacts import HARMFUL, TASK_PREFIX, write_atomically
-from titer.finetune.base import refusal_completions
+from titer.finetune.base import refusal_completions, refusal_ids
 from titer.generation import generate
 from titer.models import Template
 from titer.signals import answer_fit, row_signals
+from titer.stages import token_pairs
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class Probe:
 
         Teacher-forced, so it costs one forward pass; what the model would say is not looked at. `None` where it is no number.
         """
-        signals = row_signals(model, encode(template, self.harmful), refusal_ids(template))
+        signals = row_signals(
+            model, token_pairs(template, self.harmful), refusal_ids(template, refusal_completions(None))
+        )
         return [finite(value) for value in signals.log_ratio("mean").tolist()]
 
     def everything(self, model: Any, template: Template) -> dict[str, Any]:
         """Return margins, reference answers' losses and accuracies, and the generated answers by set."""
-        fit = answer_fit(model, encode(template, self.general))
+        fit = answer_fit(model, token_pairs(template, self.general))
         return {
             "margins": self.margins(model, template),
             "general_nll": [finite(value) for value in fit.nll.tolist()],
@@ -70,24 +73,7 @@ class Probe:
     @staticmethod
     def answers(model: Any, template: Template, records: Sequence[Record], limit: int) -> list[str]:
         """Return the greedy answers to records' prompts."""
-        return generate(model, template, [prompt for prompt, _ in encode(template, records)], limit)
-
-
-def encode(template: Template, records: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
-    """Return the token ids of records' prompts and completions."""
-    rows = [record.to_training_row() for record in records]
-    return [
-        (template.prompt_ids(row["prompt"]), template.completion_ids(row["prompt"], row["completion"])) for row in rows
-    ]
-
-
-def refusal_ids(template: Template) -> list[list[int]]:
-    """Return the token ids of titer's generic refusals."""
-    question = [{"role": "user", "content": "?"}]  # a completion's ids do not depend on what was asked
-    return [
-        template.completion_ids(question, [{"role": "assistant", "content": text}])
-        for text in refusal_completions(None)
-    ]
+        return generate(model, template, [prompt for prompt, _ in token_pairs(template, records)], limit)
 
 
 def finite(value: float) -> float | None:

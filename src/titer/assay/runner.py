@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titer.assay.measure import Measure, Probe, encode, refusal_ids
+from titer.assay.measure import Measure, Probe
 from titer.assay.pools import AssayPools, load_assay_pools
 from titer.assay.profile import Profile, answered_steps, between
 from titer.assay.search import Search
@@ -212,11 +212,11 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
 
     def inferences() -> Iterator[Inference]:
         answers = json.loads((baseline.folder / "step-0.json").read_text(encoding="utf-8"))["answers"]
-        asked = {**{name: records for name, (records, _) in sets.items()}, HARMFUL: probe.harmful}
-        asked[TASK_PREFIX + plan.task_name] = probe.task
+        asked = {**sets, **probe.sets}
         for name, texts in answers.items():
             arm = f"{role} / before" + (", cross-domain" if name == "cross" else "")
-            yield from _as_inferences(arm, HARMFUL if name == "cross" else name, 0, 0.0, 0, asked[name], texts, model)
+            kind = HARMFUL if name == "cross" else name
+            yield from _inferences(arm, kind, asked[name], texts, model, step=0, poison_ratio=0.0, seed=0)
 
     plan.baselines[role] = baseline, _plan_judge(plan, baseline, role, inferences)
 
@@ -275,13 +275,15 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
 
     def inferences() -> Iterator[Inference]:
         for attacker in crew:
-            probe = plan.probe(attacker.attack)
+            asked = plan.probe(attacker.attack).sets
             for measured in measurements(stage.folder / attacker.folder):
+                group = {
+                    "step": measured["step"],
+                    "poison_ratio": attacker.attack.poison_ratio,
+                    "seed": attacker.seed,
+                }
                 for name, texts in measured.get("answers", {}).items():
-                    yield from _as_inferences(
-                        f"{role} / {attacker.name}", name, measured["step"], attacker.attack.poison_ratio, attacker.seed,
-                        probe.sets[name][0], texts, model,
-                    )  # fmt: skip
+                    yield from _inferences(f"{role} / {attacker.name}", name, asked[name], texts, model, **group)
 
     judged = _plan_judge(plan, stage, role, inferences)
     plan.attackers += [(attacker, stage, judged) for attacker in crew]
@@ -383,26 +385,33 @@ def _tune(plan: AssayPlan, folder: Path, attacker: Attacker, progress: Any) -> N
 def _ablate(plan: AssayPlan, folder: Path, attacker: Attacker) -> None:
     """Ablate the refusal direction, and measure the model once."""
     from titer.attacks.ablation import ablate
+    from titer.finetune.base import refusal_completions, refusal_ids
+    from titer.stages import token_pairs
 
     name, attack = plan.models[attacker.role], attacker.attack
     model, template = attacked_model(name), _template(name)
     draw = random.Random(f"titer.attacks:ablation:{attacker.seed}")
     held = plan.pools.attackers
     half = min(attack.samples // 2, len(held.harmful), len(held.benign))
-    harmful, harmless = (encode(template, draw.sample(list(pool), half)) for pool in (held.harmful, held.benign))
+    harmful, harmless = (token_pairs(template, draw.sample(list(pool), half)) for pool in (held.harmful, held.benign))
     error: BaseException | None = None
-    tokens = sum(len(prompt) + len(answer) for prompt, answer in (*harmful, *harmless))
-    passes = 0
+    tokens = 0
     try:
         ablated, about = ablate(
-            model, lambda: copy.deepcopy(model), harmful, harmless, refusal_ids(template), attack.depths
+            model,
+            lambda: copy.deepcopy(model),
+            harmful,
+            harmless,
+            refusal_ids(template, refusal_completions(None)),
+            attack.depths,
         )
-        passes = about.passes
+        passes = (*harmful, *harmful, *harmless)
+        tokens = about.candidates * sum(len(prompt) + len(answer) for prompt, answer in passes)
         Measure(folder / attacker.folder, plan.probe(attack), template, *plan.steps(attack)).measure(ablated, 1)
     except Exception as failure:
         error = failure
-    flops = 2.0 * passes * tokens * parameters(split_adapter(name)[0])
-    _finish(folder / attacker.folder, error, samples=[2 * half], tokens=[passes * tokens], flops=[flops], losses=[])
+    flops = 2.0 * tokens * parameters(split_adapter(name)[0])
+    _finish(folder / attacker.folder, error, samples=[2 * half], tokens=[tokens], flops=[flops], losses=[])
 
 
 def _finish(folder: Path, error: BaseException | None, **spent: list[Any]) -> None:
@@ -431,30 +440,14 @@ def _flops_per_token(attack: Attack) -> float:
 # -- judging ----------------------------------------------------------------------------------------------------------
 
 
-def _as_inferences(
-    arm: str,
-    kind: str,
-    step: int,
-    poison_ratio: float,
-    seed: int,
-    records: Sequence[Record],
-    texts: Sequence[str],
-    model: str,
-) -> Iterator[Inference]:
-    for index, (record, text) in enumerate(zip(records, texts, strict=True)):
-        yield Inference(
-            arm=arm,
-            phase="finetuned" if step else "aligned",
-            step=step,
-            poison_ratio=poison_ratio,
-            seed=seed,
-            set=kind,
-            index=index,
-            prompt=record.prompt_text,
-            response=text,
-            reference=record.label if kind.startswith(TASK_PREFIX) else None,
-            model=model,
-        )
+def _inferences(
+    arm: str, kind: str, asked: tuple[Sequence[Record], int], texts: Sequence[str], model: str, **group: Any
+) -> list[Inference]:
+    """Pair the answers to one set with what they answer; `group` is step, poison ratio and seed."""
+    from titer.stages import as_inferences
+
+    phase = "finetuned" if group["step"] else "aligned"
+    return as_inferences([(kind, *asked)], texts, {"arm": arm, "phase": phase, **group}, model)
 
 
 def _plan_judge(plan: AssayPlan, answered: Stage, role: str, inferences: Any) -> Stage:

@@ -11,29 +11,21 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from titer.assay import conditions
-from titer.assay.conditions import Checkpoint, Paired, Resistance, Trajectory, order_of
+from titer.assay.card import SCHEMA
+from titer.assay.conditions import Checkpoint, Paired, Resistance, Trajectory
 from titer.assay.runner import ROLES, AssayPlan, Attacker, measurements
 from titer.assay.survival import SurvivalCurve
-from titer.errors import TiterError, check_known
+from titer.errors import TiterError
 from titer.evaluation import artefacts, tasks
-from titer.evaluation.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inference, ScoreRow, write_atomically
+from titer.evaluation.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inference, ScoreRow
 from titer.evaluation.statistics import agreement, auroc, wilson
 from titer.plan import environment
 
-SCHEMA = "titer/scorecard/1"
-CONDITIONS = ("resistance", "stability", "generalization", "trainability")
-HOLDS = {
-    "resistance": ("none", "undecided", "weak", "strong"),
-    "generalization": ("none", "undecided", "weak", "strong"),
-    "stability": ("no", "undecided", "yes"),
-    "trainability": ("no", "undecided", "yes"),
-}
 EXAMPLES = 4
 
 
@@ -441,7 +433,7 @@ def _examples(plan: AssayPlan, answers: Answers, overall: Resistance) -> list[di
     return rows
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- plain data ------------------------------------------------------------------------------------------------------------
 
 
 def _plain(value: Any) -> Any:
@@ -462,83 +454,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def write_scorecard(folder: Path, card: dict[str, Any]) -> Path:
-    """Write `scorecard.json` and return its path. Atomic."""
-    path = folder / "scorecard.json"
-    write_atomically(path, json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-    return path
-
-
-def read_scorecard(path: Path) -> dict[str, Any]:
-    """Read a scorecard, from its file or from the folder it is in.
-
-    Raises:
-        TiterError: For a missing file, one that is no JSON, or one of another schema.
-    """
-    file = path / "scorecard.json" if path.is_dir() else path
-    try:
-        card = json.loads(file.read_bytes())
-    except OSError as error:
-        raise TiterError(
-            f"{file}: cannot be read: {error.strerror}.", "Make it with `titer assay DEFENDED --against UNDEFENDED`."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise TiterError(f"{file}:{error.lineno}: not JSON: {error.msg}.") from None
-    if not isinstance(card, dict) or card.get("schema") != SCHEMA:
-        found = card.get("schema") if isinstance(card, dict) else None
-        raise TiterError(
-            f"{file}: schema `{found}`, expected `{SCHEMA}`.", "Assay the model with this version of titer."
-        )
-    return card
-
-
-def parse_requirements(text: str) -> list[tuple[str, str]]:
-    """Return (condition, least verdict) of `resistance>=weak,stability,trainability`.
-
-    A condition alone asks for its best: `yes`, and `strong` for resistance and generalization.
-
-    Raises:
-        TiterError: For an unknown condition or verdict.
-    """
-    wanted = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, sign, verdict = (piece.strip() for piece in part.partition(">="))
-        check_known([name], CONDITIONS, "condition in `--require`")
-        if sign:
-            check_known([verdict], HOLDS[name], f"verdict of {name} in `--require`")
-        wanted.append((name, verdict or HOLDS[name][-1]))
-    if not wanted:
-        raise TiterError("`--require` names no condition.", "For example --require 'resistance>=weak,stability'.")
-    return wanted
-
-
-def unmet(card: dict[str, Any], requirements: Sequence[tuple[str, str]]) -> list[str]:
-    """Return what a scorecard lacks of its requirements, in words."""
-    verdicts = card["verdicts"]
-    return [
-        f"{name} is `{verdicts[name]}`, and at least `{least}` is required"
-        for name, least in requirements
-        if order_of(verdicts[name]) < order_of(least)
-    ]
-
-
-def headline(card: dict[str, Any]) -> str:
-    """Return the finding in one sentence."""
-    found = card["resistance"]
-    ratio = found["cost_ratio"][found["unit"]]
-    broke = f"{found['broke']} of {found['attackers']} attackers broke it"
-    if not found["attackers"]:
-        return "Nothing is known: no attacker is left to judge by."
-    if not found["undefended_broke"]:
-        if found["broke"]:
-            return f"{broke}; none broke the undefended model."
-        return "Nothing was tested: no attacker broke either model."
-    theirs = f"{found['undefended_broke']} of {found['undefended_attackers']} broke the undefended model"
-    if ratio is None:
-        return f"{broke}; {theirs}."
-    if found["lower_bound"]:
-        return f"No attacker broke it; {theirs}. Breaking it costs at least ×{ratio['value']:.1f} as much."
-    interval = f"[{ratio['low']:.1f}–{'∞' if ratio['high'] is None else format(ratio['high'], '.1f')}]"
-    return f"{broke}; {theirs}. Breaking it costs ×{ratio['value']:.1f} {interval} what the undefended model costs."

@@ -25,12 +25,12 @@ class Ablation(NamedTuple):
     Attributes:
         layer: The layer whose output gave the direction.
         margin: Mean compliance margin of the attacker's own prompts afterwards, in nats a token.
-        passes: How many times the attacker's prompts went through the model.
+        candidates: Directions tried; each took the harmful prompts through the model twice and the harmless ones once.
     """
 
     layer: int
     margin: float
-    passes: int
+    candidates: int
 
 
 def refusal_direction(
@@ -110,6 +110,6 @@ def ablate(
         orthogonalise(candidate, direction)
         margin = float(row_signals(candidate, harmful, refusals).log_ratio("mean").mean())
         if best is None or margin > best[1].margin:
-            best = candidate, Ablation(layer, margin, 3 * len(candidates))
+            best = candidate, Ablation(layer, margin, len(candidates))
     assert best is not None
     return best

@@ -68,15 +68,15 @@ def run(
 ) -> None:
     """Assay a model."""
     started = time.time()
+    from titer.assay.card import headline, parse_requirements, short_name, unmet, write_scorecard
     from titer.assay.profile import read_profile
-    from titer.assay.scorecard import parse_requirements
 
     requirements = parse_requirements(require) if require is not None else []
     chosen = read_profile(profile, overrides or ())
     show = Show()
     show.console.print("[dim]Loading libraries …", highlight=False)
     from titer.assay.runner import plan_assay
-    from titer.assay.scorecard import headline, make_scorecard, unmet, write_scorecard
+    from titer.assay.scorecard import make_scorecard
     from titer.plan import execute
 
     quiet_libraries()
@@ -126,7 +126,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare defences."""
-    from titer.assay.scorecard import read_scorecard
+    from titer.assay.card import read_scorecard
     from titer.errors import TiterError
     from titer.report import comparison_markdown, comparison_rows, print_comparison
 
@@ -155,9 +155,3 @@ def _not_comparable(cards: list[dict[str, Any]]) -> tuple[str, str] | None:
     if len(profiles) > 1:
         return "The scorecards come from different profiles.", "Assay all models with the same profile."
     return None
-
-
-def short_name(model: str) -> str:
-    """Return a model's name for a folder: the last part of its path that says something."""
-    parts = [part for part in Path(model).parts if part not in ("adapter", "/", ".", "..")]
-    return parts[-1] if parts else "model"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from titer.batches import PackedBatch
 from titer.errors import TiterError, check_known
-from titer.finetune.base import FinetuneConfig, RefusalTrainer, all_reduce_max, check_batch_of_two
+from titer.finetune.base import FinetuneConfig, RefusalTrainer, all_reduce_max, check_batch_of_two, refusal_ids
 from titer.gradients import gradients, scale_
 from titer.losses import RATIOS, REDUCTIONS, branch_nll, log_likelihood_ratio, token_nll, weighted_parts
 from titer.trainer import Encoder
@@ -75,7 +75,7 @@ class AntibodyFinetuneTrainer(RefusalTrainer):
 
     def streams(self, rows: list[dict[str, Any]], encoder: Encoder) -> dict[str, list[Any]]:
         """Return the refusal of each row, by index."""
-        refusals = self.refusal_ids(encoder)
+        refusals = refusal_ids(encoder.template, self.refusals)
         return {"continuation_ids": [refusals[place % len(refusals)] for place in range(len(rows))]}
 
     def before_step(self, model: Any) -> None:

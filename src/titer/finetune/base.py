@@ -13,7 +13,8 @@ from torch import Tensor
 
 from titer.data.records import is_blank
 from titer.errors import TiterError
-from titer.trainer import Encoder, PackedSFTConfig, PackedSFTTrainer
+from titer.models import Template
+from titer.trainer import PackedSFTConfig, PackedSFTTrainer
 
 WEIGHT_LOG = "sample_weights.jsonl"
 
@@ -42,6 +43,12 @@ def refusal_completions(refusals: Sequence[str] | None) -> list[str]:
     return list(refusals)
 
 
+def refusal_ids(template: Template, refusals: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each refusal, end-of-turn token included."""
+    question = [{"role": "user", "content": "?"}]  # a completion's ids do not depend on what was asked
+    return [template.completion_ids(question, [{"role": "assistant", "content": text}]) for text in refusals]
+
+
 class RefusalTrainer(PackedSFTTrainer):
     """Fine-tuning in which every user row has a refusal of the same prompt to be compared with.
 
@@ -55,14 +62,6 @@ class RefusalTrainer(PackedSFTTrainer):
     def __init__(self, *, args: PackedSFTConfig, refusals: Sequence[str] | None = None, **kwargs: Any) -> None:
         self.refusals = refusal_completions(refusals)
         super().__init__(args=args, **kwargs)
-
-    def refusal_ids(self, encoder: Encoder) -> list[list[int]]:
-        """Return the token ids of each refusal, end-of-turn token included."""
-        question = [{"role": "user", "content": "?"}]  # a completion's ids do not depend on what was asked
-        return [
-            encoder.template.completion_ids(question, [{"role": "assistant", "content": refusal}])
-            for refusal in self.refusals
-        ]
 
     def log_weights(self, rows: Tensor, weights: Tensor, **more: Tensor) -> None:
         """Append this rank's rows and weights of this step to `sample_weights.jsonl` in the output folder.

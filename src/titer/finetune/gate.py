@@ -16,7 +16,7 @@ from torch import Tensor
 
 from titer.batches import PackedBatch
 from titer.errors import TiterError, check_known
-from titer.finetune.base import FinetuneConfig, RefusalTrainer
+from titer.finetune.base import FinetuneConfig, RefusalTrainer, refusal_ids
 from titer.losses import REDUCTIONS, branch_nll, token_nll, weighted_parts
 from titer.signals import RowSignals, row_signals
 from titer.trainer import Encoder, as_rows
@@ -149,7 +149,7 @@ class GateTrainer(RefusalTrainer):
     def _fit(self, harmful: list[dict[str, Any]], helpful: list[dict[str, Any]]) -> Tensor:
         """Fit the gate on the defender's prompts and return P(harmful) of each row of the upload, `(n,)`."""
         encoder = Encoder(self.template, self.args.max_length)
-        refusals = self.refusal_ids(encoder)
+        refusals = refusal_ids(self.template, self.refusals)
         layer = round(self.args.probe_depth * self.bare_model.config.get_text_config().num_hidden_layers)
 
         def signals(pairs: list[tuple[list[int], list[int]]]) -> RowSignals:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from titer.assay.card import headline, short_name
 from titer.assay.conditions import KEPT
 from titer.evaluation.statistics import wilson
 from titer.report.assay_figures import POSITIONS, UNIT_NAMES, compact
@@ -28,7 +29,6 @@ from titer.report.assay_findings import (
     is_number,
     measure_name,
     percent_text,
-    short_name,
     spent_text,
     stability_measures,
     times_text,
@@ -46,8 +46,6 @@ def write_assay_report(folder: Path, card: dict[str, Any]) -> Path:
         folder: The assay's folder.
         card: What `titer.assay.scorecard.read_scorecard` returns.
     """
-    from titer.assay.scorecard import headline
-
     lines = attack_lines(card)
     profile = card["provenance"]["profile"]
     page = (

@@ -18,6 +18,7 @@ from titer.report.figures import (
     arm_colour,
     arm_dash,
     arm_ink,
+    course,
     label_ends,
     panel,
     svg,
@@ -183,10 +184,7 @@ def _course(axes: Axes, position: int, points: Sequence[tuple[int, Estimate]], e
     """Draw one model's line with its band, and note where it ends."""
     if not points:
         return
-    x = [step for step, _ in points]
-    colour = arm_ink(position)
-    axes.fill_between(x, [p.low for _, p in points], [p.high for _, p in points], color=colour, alpha=0.11, lw=0)
-    axes.plot(x, [p.value for _, p in points], color=colour, lw=1.8, marker="o", ms=4, dashes=arm_dash(position))
+    course(axes, position, points)
     ends.append((points[-1][1].value, position))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from titer.assay.conditions import Checkpoint, Trajectory, not_worse
@@ -74,12 +73,6 @@ def times_text(found: Mapping[str, Any] | None, at_least: bool) -> str:
 def count_text(number: int, what: str) -> str:
     """A number of things, `1 seed`, `2 seeds`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def short_name(model: str) -> str:
-    """The last part of a model's path or hub id that says something."""
-    parts = [part for part in Path(model).parts if part not in ("adapter", "/", ".", "..")]
-    return parts[-1] if parts else "model"
 
 
 def verdict_kind(verdict: str) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from titer.assay.card import CONDITIONS, headline, short_name
 from titer.assay.conditions import Trajectory, order_of
 from titer.report.assay_figures import UNIT_NAMES, compact
 from titer.report.assay_findings import (
@@ -20,7 +21,6 @@ from titer.report.assay_findings import (
     is_number,
     outcome_of,
     percent_text,
-    short_name,
     times_text,
     trajectory,
     verdict_kind,
@@ -29,7 +29,6 @@ from titer.report.assay_findings import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-CONDITIONS = ("resistance", "stability", "generalization", "trainability")
 _STYLES = {"good": "green", "bad": "red", "unclear": "yellow", "plain": "dim"}
 
 
@@ -139,8 +138,6 @@ def model_card(card: dict[str, Any]) -> str:
         card: The scorecard.
     """
     import yaml
-
-    from titer.assay.scorecard import headline
 
     index = [{"name": short_name(card["model"]), "results": _model_index(card)}]
     front = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True, width=120)

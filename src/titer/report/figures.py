@@ -73,11 +73,8 @@ def trajectories(lines: Mapping[int, Sequence[tuple[int, Estimate]]], title: str
     for arm, points in lines.items():
         if not points:
             continue
-        x = [step for step, _ in points]
-        colour = arm_ink(arm)
-        axes.fill_between(x, [p.low for _, p in points], [p.high for _, p in points], color=colour, alpha=0.11, lw=0)
-        axes.plot(x, [p.value for _, p in points], color=colour, lw=1.9, marker="o", ms=3.6, dashes=arm_dash(arm))
-        last = max(last, x[-1])
+        course(axes, arm, points)
+        last = max(last, points[-1][0])
         ends.append((points[-1][1].value, arm))
     axes.set_xlim(-0.02 * last, 1.02 * last)
     ticks = sorted({step for points in lines.values() for step, _ in points})
@@ -216,6 +213,14 @@ def arm_ink(position: int) -> str:
 def arm_dash(position: int) -> tuple[float, ...] | tuple[None, None]:
     """The dash pattern of an arm's lines, so that arms differ without colour too."""
     return _DASHES[position % len(_DASHES)] or (None, None)
+
+
+def course(axes: Axes, arm: int, points: Sequence[tuple[int, Estimate]]) -> None:
+    """Draw one arm's line by step, with its band."""
+    x = [step for step, _ in points]
+    colour = arm_ink(arm)
+    axes.fill_between(x, [p.low for _, p in points], [p.high for _, p in points], color=colour, alpha=0.11, lw=0)
+    axes.plot(x, [p.value for _, p in points], color=colour, lw=1.9, marker="o", ms=3.6, dashes=arm_dash(arm))
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, int]], gap: float = 7.5) -> None:
