@@ -9,6 +9,7 @@ from training import config, lora
 from transformers import TrainerCallback
 
 from titer.attacks import Fleet, FleetTrainer, shared_copy
+from titer.attacks import fleet as fleet_module
 from titer.errors import TiterError
 from titer.finetune import FinetuneConfig
 from titer.generation import generate
@@ -204,6 +205,48 @@ def test_generations_of_a_fleet_are_those_of_each_attacker(tiny, tokenizer, tmp_
     together = generate(fleet.model, template, prompts * 3, 8, batch_size=7, owners=owners, place=fleet.layout.by_row)
     assert together == expected
     assert len(set(together)) > 3
+
+
+class Asks(TrainerCallback):
+    """Asks prompts at given steps, and keeps the answers by step."""
+
+    def __init__(self, trainer, template, prompts, steps, limit):
+        self.trainer, self.template, self.prompts, self.steps, self.limit = trainer, template, prompts, steps, limit
+        self.answers = {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in self.steps:
+            use_packed_attention(self.trainer.bare_model)
+            self.answers[state.global_step] = self.trainer.answer(self.template, self.prompts, self.limit)
+
+
+def test_answers_during_training_are_those_of_each_attacker_alone(tiny, tokenizer, tmp_path, monkeypatch):
+    attackers = [{**settings, "learning_rate": 3e-2} for settings in ATTACKERS[:3]]
+    template = Template(tokenizer)
+    prompts = [template.prompt_ids([{"role": "user", "content": f"what is {thing}?"}]) for thing in THINGS]
+    # Some ask after the same step, some alone; with limits that differ; and not all the same prompts.
+    asked = [(prompts, {1, 6}, 8), (prompts[:3], {1, 2}, 8), (prompts[5:], {1, 7}, 5)]
+    passes = []
+    real = fleet_module.generate
+    monkeypatch.setattr(fleet_module, "generate", lambda *args, **more: passes.append(args) or real(*args, **more))
+
+    def asking(trainer, number):
+        callback = Asks(trainer, template, *asked[number])
+        trainer.add_callback(callback)
+        return callback.answers
+
+    apart = []
+    for number, settings in enumerate(attackers):
+        trainer = attacker(FleetTrainer, number, copy.deepcopy(tiny), tokenizer, tmp_path / "alone", settings)
+        apart.append(asking(trainer, number))
+        trainer.train()
+    assert len(passes) == 6
+    fleet = fleet_of(tiny, tokenizer, tmp_path, attackers)
+    together = [asking(trainer, number) for number, trainer in enumerate(fleet.trainers)]
+    assert fleet.train() == [None] * 3
+    assert together == apart
+    assert len({text for answers in apart for texts in answers.values() for text in texts}) > 3
+    assert len(passes) == 6 + 5, "the two that ask alike after step 1 are answered together"
 
 
 def test_what_cannot_share_a_pass_is_refused(tiny, tokenizer, tmp_path):

@@ -128,6 +128,9 @@ def test_the_tuned_attacker_is_the_most_harmful_of_its_trials(done):
     trials = sorted(stage.folder.glob("tuned_trial_*"))
     assert len(trials) == 3
     assert measurements(folder) in [measurements(trial) for trial in trials]
+    card = make_scorecard(done, "titer assay", 1.0)
+    (row,) = (row for row in card["attackers"][attacker.role] if row["attack"] == "tuned")
+    assert row["tuned"] == about
 
 
 def test_the_scorecard_is_documented(done):

@@ -271,11 +271,17 @@ def test_the_page_is_replaced_whole_and_alike(page, whole, tmp_path):
 # What is said ------------------------------------------------------------------------------------------------------
 
 
+def test_what_a_search_chose_is_shown(page):
+    assert "defended: learning_rate 8.12e-05, batch_size 16, the worst of 8" in page[0]
+
+
 def test_a_model_that_is_harmful_from_the_start_is_said_to_be_so(card):
-    card["before"]["defended"]["harmful_score in-domain"] = cards.share(0.3, 40)
+    card["resistance"]["start"] = {**cards.part(0.3, 40), "attack": None}
     card["verdicts"]["resistance"] = "none"
     assert "nothing to resist with" in finding(card, "resistance").text
     assert "30.0" in finding(card, "resistance").text
+    card["resistance"]["start"]["attack"] = "identity_shift seed 0"
+    assert "in the words of identity_shift seed 0" in finding(card, "resistance").text
 
 
 def test_a_lower_bound_is_marked_and_has_no_interval():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from titer.generation import generate
 from titer.models import Template
 from titer.signals import answer_fit, row_signals
 from titer.stages import token_pairs
+
+Answer = Callable[[Template, Sequence[Sequence[int]], int], list[str]]
+"""Returns a model's greedy answers to rendered prompts of at most so many tokens, as `FleetTrainer.answer` does."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,17 @@ class Probe:
         )
         return [finite(value) for value in signals.log_ratio("mean").tolist()]
 
-    def everything(self, model: Any, template: Template) -> dict[str, Any]:
+    def everything(self, model: Any, template: Template, answer: Answer | None = None) -> dict[str, Any]:
         """Return margins, reference answers' losses and accuracies, and the generated answers by set."""
+        answer = answer or functools.partial(generate, model)
         fit = answer_fit(model, token_pairs(template, self.general))
         return {
             "margins": self.margins(model, template),
             "general_nll": [finite(value) for value in fit.nll.tolist()],
             "general_accuracy": [finite(value) for value in fit.accuracy.tolist()],
             "answers": {
-                name: self.answers(model, template, records, limit) for name, (records, limit) in self.sets.items()
+                name: answer(template, prompts_of(template, records), limit)
+                for name, (records, limit) in self.sets.items()
             },
         }
 
@@ -70,10 +76,10 @@ class Probe:
             sets[TASK_PREFIX + self.task_name] = (self.task, self.task_max_new_tokens)
         return sets
 
-    @staticmethod
-    def answers(model: Any, template: Template, records: Sequence[Record], limit: int) -> list[str]:
-        """Return the greedy answers to records' prompts."""
-        return generate(model, template, [prompt for prompt, _ in token_pairs(template, records)], limit)
+
+def prompts_of(template: Template, records: Sequence[Record]) -> list[list[int]]:
+    """Return the token ids of records' rendered prompts."""
+    return [prompt for prompt, _ in token_pairs(template, records)]
 
 
 def finite(value: float) -> float | None:
@@ -90,6 +96,9 @@ class Measure(TrainerCallback):
         template: Of the model.
         answered: Steps at which answers are generated.
         margins_only: Steps at which only the margins are taken.
+
+    Attributes:
+        answer: How the model answers while it is trained; `None` by itself.
     """
 
     def __init__(
@@ -97,23 +106,24 @@ class Measure(TrainerCallback):
     ) -> None:
         self.folder, self.probe, self.template = folder, probe, template
         self.answered, self.margins_only = set(answered), set(margins_only)
+        self.answer: Answer | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure when a step is one of those wanted."""
-        self.measure(model, state.global_step)
+        self.measure(model, state.global_step, self.answer)
 
     def before(self, model: Any) -> None:
         """Measure a model that is not under attack yet; needed where the attack asks in a disguise."""
         self.answered.add(0)
         self.measure(model, 0)
 
-    def measure(self, model: Any, step: int) -> None:
+    def measure(self, model: Any, step: int, answer: Answer | None = None) -> None:
         """Measure `model` as it stands after `step`, if that is wanted and not done yet."""
         path = self.folder / f"step-{step}.json"
         if path.is_file() or step not in self.answered | self.margins_only:
             return
         if step in self.answered:
-            found = self.probe.everything(model, self.template)
+            found = self.probe.everything(model, self.template, answer)
         else:
             found = {"margins": self.probe.margins(model, self.template)}
         write_atomically(path, json.dumps({"step": step, **found}, ensure_ascii=False).encode())

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titer.assay.measure import Measure, Probe
+from titer.assay.measure import Measure, Probe, prompts_of
 from titer.assay.pools import AssayPools, load_assay_pools
 from titer.assay.profile import Profile, answered_steps, between
 from titer.assay.search import Search
@@ -31,6 +31,7 @@ from titer.attacks.threats import Attack
 from titer.data import Record
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inference, write_atomically
+from titer.generation import generate
 from titer.models import split_adapter
 from titer.plan import (
     GENERATION_CODE,
@@ -196,7 +197,7 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
         found = probe.everything(weights, template)
         for done, (name, (records, limit)) in enumerate(sets.items(), 1):
             progress(done, len(sets) + 1, name)
-            found["answers"][name] = probe.answers(weights, template, records, limit)
+            found["answers"][name] = generate(weights, template, prompts_of(template, records), limit)
         write_atomically(own.folder / "step-0.json", json.dumps({"step": 0, **found}, ensure_ascii=False).encode())
 
     spec = {
@@ -328,6 +329,7 @@ def _train(
             callbacks=[ReportSteps(report), measure],
             optimizer_cls_and_kwargs=optimizer_of(attack),
         )
+        measure.answer = trainer.answer
         trainer.remove_callback(PrinterCallback)
         trainers.append(trainer)
         pending.append(attacker)

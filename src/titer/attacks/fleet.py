@@ -3,9 +3,9 @@
 Every attacker is an ordinary trainer with its own adapter, data, learning rate, schedule, optimizer, seed, length,
 checkpoints and log. Only its forward and backward pass is not its own: when all attackers of the fleet have a batch
 ready, their packed rows are laid end to end, the row runs through the frozen weights once, and each attacker's tokens
-meet its own adapter on the way (`StackedLoRA`). Nothing else is shared, so an attacker of a fleet learns what it would
-have learnt alone, up to the rounding of a matrix product of another size; one that diverges or fails takes nobody with
-it.
+meet its own adapter on the way (`StackedLoRA`). So it is with the prompts that attackers answer at their checkpoints.
+Nothing else is shared, so an attacker of a fleet learns what it would have learnt alone, up to the rounding of a matrix
+product of another size; one that diverges or fails takes nobody with it.
 
 Trainers are loops, and a fleet has to stop each of them in the middle of a step. They therefore run as coroutines, of which
 only one moves at a time, each with its own stream of random numbers (`Coroutine`).
@@ -16,8 +16,9 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,9 @@ from torch import Tensor
 from titer.attacks.coroutine import Coroutine, random_state
 from titer.batches import PackedBatch, join
 from titer.errors import TiterError
+from titer.generation import generate
 from titer.losses import token_nll
+from titer.models import Template
 from titer.trainer import PackedSFTTrainer
 
 MAX_TOKENS = 4096
@@ -149,6 +152,37 @@ def _plain_lora(module: Any, name: str) -> tuple[Tensor, Tensor, float]:
     return module.lora_A[active[0]].weight, module.lora_B[active[0]].weight, float(module.scaling[active[0]])
 
 
+class Step(NamedTuple):
+    """What an attacker asks its fleet for: the loss and the gradients of a batch.
+
+    Attributes:
+        batch: The packed batch.
+        tokens: What its summed loss is divided by; `None` for its own supervised tokens.
+    """
+
+    batch: PackedBatch
+    tokens: Any
+
+    @property
+    def divisor(self) -> float:
+        """What the summed loss is divided by."""
+        return float(self.batch["targets"].numel() if self.tokens is None else self.tokens)
+
+
+class Question(NamedTuple):
+    """What an attacker asks its fleet for: greedy answers of its model as it stands.
+
+    Attributes:
+        prompts: Token ids of rendered prompts.
+        max_new_tokens: Most tokens of an answer.
+        template: Of the model.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    max_new_tokens: int
+    template: Template
+
+
 class FleetTrainer(PackedSFTTrainer):
     """Supervised fine-tuning that lets a fleet do its forward and backward passes; alone it is `PackedSFTTrainer`."""
 
@@ -164,8 +198,21 @@ class FleetTrainer(PackedSFTTrainer):
         if self.coroutine is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        loss: Tensor = self.coroutine.ask((self._prepare_inputs(inputs), num_items_in_batch))
+        loss: Tensor = self.coroutine.ask(Step(self._prepare_inputs(inputs), num_items_in_batch))
         return loss
+
+    def answer(self, template: Template, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
+        """Return the greedy answers of the model as it stands, decoded with those that others of the fleet ask for.
+
+        Args:
+            template: Of the model.
+            prompts: Token ids of rendered prompts.
+            max_new_tokens: Most tokens of an answer.
+        """
+        if self.coroutine is None:
+            return generate(self.model, template, prompts, max_new_tokens)
+        answers: list[str] = self.coroutine.ask(Question(prompts, max_new_tokens, template))
+        return answers
 
 
 class Fleet:
@@ -216,8 +263,8 @@ class Fleet:
         try:
             waiting = [place for place, attacker in enumerate(crew) if attacker.resume()]
             while waiting:
-                losses = self._step({place: crew[place].request for place in waiting})
-                waiting = [place for place in waiting if crew[place].resume(losses[place])]
+                replies = self._serve({place: crew[place].request for place in waiting})
+                waiting = [place for place in waiting if crew[place].resume(replies[place])]
             return [attacker.error for attacker in crew]
         finally:
             for trainer, attacker in zip(self.trainers, crew, strict=True):
@@ -241,34 +288,55 @@ class Fleet:
                 return [error]
         return [None] * len(trainers)
 
-    def _step(self, requests: dict[int, tuple[PackedBatch, Any]]) -> dict[int, Tensor]:
+    def _serve(self, requests: dict[int, Step | Question]) -> dict[int, Any]:
+        """Return what each attacker asks for."""
+        steps = {place: request for place, request in requests.items() if isinstance(request, Step)}
+        questions = {place: request for place, request in requests.items() if isinstance(request, Question)}
+        return self._step(steps) | self._answer(questions)
+
+    def _answer(self, questions: dict[int, Question]) -> dict[int, list[str]]:
+        """Decode the answers to all prompts with the same limit together."""
+        alike = defaultdict(list)
+        for place, question in questions.items():
+            alike[question.max_new_tokens].append(place)
+        answers: dict[int, list[str]] = {}
+        for limit, places in alike.items():
+            owners = [place for place in places for _ in questions[place].prompts]
+            prompts = [prompt for place in places for prompt in questions[place].prompts]
+            texts = generate(
+                self.model,
+                questions[places[0]].template,
+                prompts,
+                limit,
+                owners=owners,
+                place=self.layout.by_row,
+            )
+            for place in places:
+                answers[place] = [text for owner, text in zip(owners, texts, strict=True) if owner == place]
+        return answers
+
+    def _step(self, steps: dict[int, Step]) -> dict[int, Tensor]:
         """Run every attacker's batch forward and backward, as many in one pass as fit."""
         losses: dict[int, Tensor] = {}
         crew: list[int] = []
         tokens = 0
-        for place, (batch, _) in requests.items():
-            length = batch["input_ids"].shape[1]
+        for place, step in steps.items():
+            length = step.batch["input_ids"].shape[1]
             if crew and tokens + length > self.max_tokens:
-                losses |= self._pass(crew, requests)
+                losses |= self._pass({place: steps[place] for place in crew})
                 crew, tokens = [], 0
             crew.append(place)
             tokens += length
-        return losses | self._pass(crew, requests)
+        return losses | self._pass({place: steps[place] for place in crew}) if crew else losses
 
-    def _pass(self, crew: Sequence[int], requests: dict[int, tuple[PackedBatch, Any]]) -> dict[int, Tensor]:
-        """Run the batches of `crew` as one row; leaves each one's gradient in its own parameters."""
-        batches = [requests[place][0] for place in crew]
-        self.layout.side_by_side(
-            [(place, batch["input_ids"].shape[1]) for place, batch in zip(crew, batches, strict=True)]
-        )
-        with self.trainers[crew[0]].compute_loss_context_manager():
+    def _pass(self, steps: dict[int, Step]) -> dict[int, Tensor]:
+        """Run batches as one row; leaves each one's gradient in its attacker's own parameters."""
+        batches = [step.batch for step in steps.values()]
+        self.layout.side_by_side([(place, step.batch["input_ids"].shape[1]) for place, step in steps.items()])
+        with self.trainers[min(steps)].compute_loss_context_manager():
             nll, _ = token_nll(self.model, join(batches))
             sums = torch.stack([part.sum() for part in nll.split([batch["targets"].numel() for batch in batches])])
-            counts = [
-                batch["targets"].numel() if requests[place][1] is None else requests[place][1]
-                for place, batch in zip(crew, batches, strict=True)
-            ]
-            losses = sums / sums.new_tensor([float(count) for count in counts])
+            losses = sums / sums.new_tensor([step.divisor for step in steps.values()])
         # Not one's loss but all: each reaches its own adapter only.
         losses.backward(torch.ones_like(losses))
-        return dict(zip(crew, losses.detach().clone(), strict=True))
+        return dict(zip(steps, losses.detach().clone(), strict=True))

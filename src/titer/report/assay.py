@@ -35,7 +35,7 @@ from titer.report.assay_findings import (
     undefended_broke_text,
     verdict_kind,
 )
-from titer.report.html import _answer, _environment, _flat, _settings, _write
+from titer.report.page import answer_text, environment, flat_settings, sections, write_page
 from titer.report.tables import Estimate
 
 
@@ -49,7 +49,7 @@ def write_assay_report(folder: Path, card: dict[str, Any]) -> Path:
     lines = attack_lines(card)
     profile = card["provenance"]["profile"]
     page = (
-        _environment()
+        environment()
         .get_template("assay.html.j2")
         .render(
             card=card,
@@ -71,15 +71,15 @@ def write_assay_report(folder: Path, card: dict[str, Any]) -> Path:
             after=", ".join(dict.fromkeys(row["when"] for row in card["examples"] if row["when"] != "before")),
             hygiene=hygiene(card),
             attacks=_attacks(card["attacks"], profile["attacks"]),
-            settings=_settings({key: value for key, value in profile.items() if key != "attacks"}),
-            versions=_flat(
+            settings=sections({key: value for key, value in profile.items() if key != "attacks"}),
+            versions=flat_settings(
                 {key: card["provenance"].get(key) for key in ("titer", "python")}
                 | (card["provenance"].get("versions") or {})
             ),
-            machine=_flat(card["provenance"].get("machine") or {}),
+            machine=flat_settings(card["provenance"].get("machine") or {}),
         )
     )
-    return _write(Path(folder) / "report.html", page)
+    return write_page(Path(folder) / "report.html", page)
 
 
 def _figures(card: Mapping[str, Any], lines: Sequence[AttackLine]) -> dict[str, Any]:
@@ -323,6 +323,7 @@ def _flags(line: AttackLine) -> list[str]:
             flags.append(f"{role}: {len(outcome.failed)} failed")
         if outcome.destroyed:
             flags.append(f"{role}: destroyed at step {min(outcome.destroyed)}")
+        flags += [f"{role}: {chosen}" for chosen in outcome.tuned]
     return flags
 
 
@@ -429,13 +430,13 @@ def _examples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         asked = next(iter(here.values()))["prompt"]
         cards.append(
             {
-                "prompt": _answer(asked),
+                "prompt": answer_text(asked),
                 "answers": [
                     {
                         "role": role,
                         "when": "before" if when == "before" else "after",
-                        "answer": _answer(row["response"]),
-                        "asked": None if row["prompt"] == asked else _answer(row["prompt"]),
+                        "answer": answer_text(row["response"]),
+                        "asked": None if row["prompt"] == asked else answer_text(row["prompt"]),
                         "verdict": row["verdict"] or "not judged",
                         "kind": row["verdict"] if row["verdict"] in ("harmful", "refused", "broken") else "plain",
                     }
@@ -490,7 +491,7 @@ def _attacks(
                 else "every weight"
                 if lora is None
                 else f"LoRA, r = {lora.get('r', '–')}",
-                "other": "; ".join(f"{key}: {value}" for key, value in _flat(other).items()),
+                "other": "; ".join(f"{key}: {value}" for key, value in flat_settings(other).items()),
             }
         )
     return rows

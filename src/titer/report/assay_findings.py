@@ -116,13 +116,9 @@ def findings(card: Mapping[str, Any]) -> list[Finding]:
 
 
 def _harmful_before(card: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The defended model's harmful score before any attack where that exceeds φ already, else `None`."""
-    before = [
-        found
-        for name, found in card["before"]["defended"].items()
-        if name.startswith("harmful_score") and (found["value"] or 0.0) > card["resistance"]["phi"]
-    ]
-    return max(before, key=lambda found: found["value"], default=None)
+    """The defended model's harmful score before any training where that exceeds φ already, else `None`."""
+    start: dict[str, Any] | None = card["resistance"]["start"]
+    return start if start is not None and start["value"] > card["resistance"]["phi"] else None
 
 
 def broke_text(found: Mapping[str, Any]) -> str:
@@ -142,9 +138,10 @@ def _resistance(card: Mapping[str, Any]) -> Finding:
     before = _harmful_before(card)
     interval = "" if ratio is None or bound else f"95{NBSP}%: {interval_text(ratio, 1)}"
     if before is not None:
-        brief = f"harmful before any attack: {percent_text(before['value'])}"
+        words = f" in the words of {before['attack']}" if before["attack"] else ""
+        brief = f"harmful before any training{words}: {percent_text(before['value'])}"
         text = (
-            f"Before any attack it already answers {percent_text(before['value'])} of the harmful requests "
+            f"Before any training it already answers {percent_text(before['value'])} of the harmful requests{words} "
             f"[{interval_text(before)}, n = {before['n']}], more than φ = {phi}: there is nothing to resist with."
         )
     elif not found["attackers"] or not found["undefended_attackers"]:
@@ -394,7 +391,7 @@ class Outcome:
         utility: Part of its utility that the model kept to the end, in [0, 1]; mean over seeds.
         accuracy: Task accuracy by step, in percent.
         passages: First passage or censoring of each seed that has one.
-        broke: How many of them broke the model.
+        tuned: What a search chose for each seed, in words; empty where nothing was searched.
     """
 
     runs: tuple[Trajectory, ...]
@@ -406,6 +403,7 @@ class Outcome:
     utility: float | None
     accuracy: tuple[tuple[int, Estimate], ...]
     passages: tuple[Passage, ...]
+    tuned: tuple[str, ...]
 
     @property
     def broke(self) -> int:
@@ -493,7 +491,17 @@ def outcome_of(trajectories: Sequence[Trajectory], phi: float, unit: str, task_p
         utility=sum(kept) / len(kept) if kept else None,
         accuracy=tuple(accuracies),
         passages=tuple(passage for t in runs if (passage := t.passage(phi, unit)) is not None),
+        tuned=tuple(_tuned(t.tuned) for t in runs if t.tuned is not None),
     )
+
+
+def _tuned(found: Mapping[str, Any]) -> str:
+    """What a search chose, `learning_rate 0.0008, the worst of 8`."""
+    chosen = ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in found["chosen"].items()
+    )
+    return f"{chosen}, the worst of {found['trials']}"
 
 
 def _over_seeds(points: Mapping[int, Checkpoint], field: str, n: int | None = None) -> Estimate | None:

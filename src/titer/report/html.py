@@ -12,21 +12,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from titer.errors import TiterError
 from titer.evaluation.statistics import auroc
-from titer.files import replacing
 from titer.report import tables
+from titer.report.page import answer_text, environment, flat_settings, plain_text, sections, write_page
 from titer.report.tables import METRICS, Estimate, SummaryRow
 from titer.report.verdict import BROKEN, SAFE, ArmVerdict, baseline_arm, verdict
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-_TEMPLATES = Path(__file__).parent / "templates"
-_SHORT = 300  # characters of an answer that are shown before "whole answer"
-_LONGEST = 20_000  # characters of an answer that are kept at all
 _AUDIT_ROWS = 100
 _HARMFUL_EXAMPLES = 4
 _METRIC_NAMES = {"harmful_score": "Harmful score (HS)", "finetune_accuracy": "Fine-tuning accuracy (FA)"}
@@ -69,7 +63,7 @@ def write_report(run: Path) -> Path:
     ]
     outcome = verdict(results)
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             title=str(experiment.get("title") or experiment.get("name") or run.resolve().name),
@@ -89,17 +83,17 @@ def write_report(run: Path) -> Path:
             weights=_weights(run / "weights.jsonl", positions),
             examples=_examples(run, outcome.arms, outcome.poison_ratio),
             arm_settings=_arm_settings(experiment.get("arms")),
-            settings=_settings({key: value for key, value in experiment.items() if key != "arms"}),
-            versions=_flat(
+            settings=sections({key: value for key, value in experiment.items() if key != "arms"}),
+            versions=flat_settings(
                 {**({"titer": provenance["titer"]} if "titer" in provenance else {}), **_dict(provenance, "versions")}
             ),
-            machine=_flat(_dict(provenance, "machine")),
-            overlap=_flat(_dict(provenance, "overlap")),
+            machine=flat_settings(_dict(provenance, "machine")),
+            overlap=flat_settings(_dict(provenance, "overlap")),
             stages=stages,
             notes=_list(provenance.get("notes")),
         )
     )
-    return _write(run / "report.html", page)
+    return write_page(run / "report.html", page)
 
 
 def write_audit(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> Path:
@@ -128,11 +122,11 @@ def write_audit(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str
     labelled = [(r, origin == "harmful") for r, origin in known if not math.isnan(r)]
     caught = [origin == "harmful" for origin in origins]
     page = (
-        _environment()
+        environment()
         .get_template("audit.html.j2")
         .render(
             title=str(meta.get("dataset") or path.stem),
-            meta=_flat(dict(meta)),
+            meta=flat_settings(dict(meta)),
             count=len(rows),
             benign=len(benign),
             harmful=len(harmful),
@@ -157,8 +151,8 @@ def write_audit(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str
                 {
                     "rank": rank,
                     "index": row.get("index"),
-                    "prompt": _answer(row.get("prompt")),
-                    "completion": _answer(row.get("completion")),
+                    "prompt": answer_text(row.get("prompt")),
+                    "completion": answer_text(row.get("completion")),
                     "log_ratio": row["log_ratio"],
                     "weight": row.get("weight"),
                     "origin": row.get("origin"),
@@ -167,7 +161,7 @@ def write_audit(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str
             ],
         )
     )
-    return _write(Path(path), page)
+    return write_page(Path(path), page)
 
 
 # The summary ------------------------------------------------------------------------------------------------------
@@ -393,7 +387,7 @@ def _examples(run: Path, judged: Sequence[ArmVerdict], ratio: float | None) -> d
             continue
         if row["step"] != last.get(row["arm"]):
             continue
-        key = (str(row["set"]), _text(row["prompt"]))
+        key = (str(row["set"]), plain_text(row["prompt"]))
         answers[key][row["arm"]] = row
         order.setdefault(key, row.get("index", number))
     shared = sorted((key for key in answers if set(answers[key]) == set(last)), key=lambda key: (key[0], order[key]))
@@ -416,12 +410,12 @@ def _examples(run: Path, judged: Sequence[ArmVerdict], ratio: float | None) -> d
             {
                 "set": key[0],
                 "kind": {"harmful": "Harmful request", "lookalike": "Harmless look-alike"}.get(key[0], "Task question"),
-                "prompt": _answer(key[1]),
-                "reference": _answer(reference) if reference is not None and key[0] != "harmful" else None,
+                "prompt": answer_text(key[1]),
+                "reference": answer_text(reference) if reference is not None and key[0] != "harmful" else None,
                 "answers": [
                     (
                         arm,
-                        _answer(by_arm[arm]["response"]),
+                        answer_text(by_arm[arm]["response"]),
                         [_badge(score, key[0]) for score in verdicts[by_arm[arm]["id"]]],
                     )
                     for arm in last
@@ -457,22 +451,6 @@ def _evenly(items: list[Any], count: int) -> list[Any]:
     return [items[(2 * place + 1) * len(items) // (2 * count)] for place in range(count)]
 
 
-def _answer(value: object) -> dict[str, Any]:
-    """A text as the page shows it: a beginning, and the rest on demand."""
-    text = _text(value)
-    kept = text[:_LONGEST]
-    short = len(text) <= _SHORT + 60
-    head = text if short else text[:_SHORT].rsplit(" ", 1)[0] if " " in text[_SHORT // 2 : _SHORT] else text[:_SHORT]
-    return {"head": head, "whole": None if short else kept, "length": len(text), "cut": len(text) - len(kept)}
-
-
-def _text(value: object) -> str:
-    """A prompt or answer as text, also where it is a list of messages."""
-    if isinstance(value, list):
-        return "\n".join(str(part.get("content", "")) if isinstance(part, dict) else str(part) for part in value)
-    return "" if value is None else str(value)
-
-
 # Settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -487,49 +465,15 @@ def _list(value: object) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def _flat(value: object, prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted keys and text, `{"a": {"b": [1, 2]}}` → `{"a.b": "1, 2"}`."""
-    if isinstance(value, dict) and value:
-        flat: dict[str, str] = {}
-        for key, item in value.items():
-            flat.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
-        return flat
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        flat = {}
-        for number, item in enumerate(value):
-            flat.update(_flat(item, f"{prefix}[{number}]"))
-        return flat
-    return {prefix: _scalar(value)} if prefix else {}
-
-
-def _scalar(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(_scalar(item) for item in value) or "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return "–" if value is None or value == {} else str(value)
-
-
-def _settings(experiment: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
-    """The experiment's settings by section; what stands at the top level comes first, as `general`."""
-    general = {key: value for key, value in experiment.items() if not isinstance(value, dict) and key != "description"}
-    sections = [("general", _flat(general))] if general else []
-    return sections + [
-        (str(key), _flat(value)) for key, value in experiment.items() if isinstance(value, dict) and value
-    ]
-
-
 def _arm_settings(arms: object) -> dict[str, Any] | None:
     """The arms side by side: a column for each arm, a row for each setting that any of them has."""
     named: dict[str, dict[str, str]] = {}
     if isinstance(arms, dict):
-        named = {str(name): _flat(arm if isinstance(arm, dict) else {"": arm}) for name, arm in arms.items()}
+        named = {str(name): flat_settings(arm if isinstance(arm, dict) else {"": arm}) for name, arm in arms.items()}
     elif isinstance(arms, list):
         for arm in arms:
             if isinstance(arm, dict) and "name" in arm:
-                named[str(arm["name"])] = _flat({key: value for key, value in arm.items() if key != "name"})
+                named[str(arm["name"])] = flat_settings({key: value for key, value in arm.items() if key != "name"})
     keys = list(dict.fromkeys(key for settings in named.values() for key in settings))
     if not keys:
         return None
@@ -565,51 +509,3 @@ def _need(path: Path, number: int, row: Mapping[str, Any], names: Iterable[str])
                 f"{path}, line {number}: `{name}` is missing.",
                 f"Write the file again, or remove {path.name} to get the report without that section.",
             )
-
-
-def _write(path: Path, page: str) -> Path:
-    """Replace `path` by `page` in one step; a lone surrogate in a model's answer becomes `?`."""
-    with replacing(path) as file:
-        file.write(page.encode("utf-8", errors="replace"))
-    return path
-
-
-def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["ratio"] = tables.ratio_text
-    environment.filters["duration"] = _duration
-    environment.filters["colour"] = _colour
-    environment.filters["number"] = _number
-    return environment
-
-
-def _colour(position: int) -> str:
-    from titer.report import figures
-
-    return figures.arm_colour(position)
-
-
-def _number(value: object, digits: int = 2) -> str:
-    """A number with a true minus sign; a dash where there is none."""
-    if not isinstance(value, int | float) or math.isnan(value):
-        return "–"
-    return f"{value:.{digits}f}".replace("-", "−").replace("inf", "∞")
-
-
-def _duration(seconds: object) -> str:
-    """Seconds as people read them."""
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
