@@ -242,11 +242,15 @@ def test_answers_during_training_are_those_of_each_attacker_alone(tiny, tokenize
         trainer.train()
     assert len(passes) == 6
     fleet = fleet_of(tiny, tokenizer, tmp_path, attackers)
+    shared = []
+    real_pass = fleet._pass
+    monkeypatch.setattr(fleet, "_pass", lambda steps: shared.append(len(steps)) or real_pass(steps))
     together = [asking(trainer, number) for number, trainer in enumerate(fleet.trainers)]
     assert fleet.train() == [None] * 3
     assert together == apart
     assert len({text for answers in apart for texts in answers.values() for text in texts}) > 3
     assert len(passes) == 6 + 5, "the two that ask alike after step 1 are answered together"
+    assert shared == [3, 3, 3, 2, 2, 2, 1, 1], "who asks nothing does not run ahead of the others"
 
 
 def test_what_cannot_share_a_pass_is_refused(tiny, tokenizer, tmp_path):

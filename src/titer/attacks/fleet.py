@@ -264,7 +264,7 @@ class Fleet:
             waiting = [place for place, attacker in enumerate(crew) if attacker.resume()]
             while waiting:
                 replies = self._serve({place: crew[place].request for place in waiting})
-                waiting = [place for place in waiting if crew[place].resume(replies[place])]
+                waiting = [place for place in waiting if place not in replies or crew[place].resume(replies[place])]
             return [attacker.error for attacker in crew]
         finally:
             for trainer, attacker in zip(self.trainers, crew, strict=True):
@@ -289,10 +289,14 @@ class Fleet:
         return [None] * len(trainers)
 
     def _serve(self, requests: dict[int, Step | Question]) -> dict[int, Any]:
-        """Return what each attacker asks for."""
-        steps = {place: request for place, request in requests.items() if isinstance(request, Step)}
+        """Return what attackers ask for; those who want a step wait until all questions are answered.
+
+        So one that has nothing to ask does not run ahead, and its next steps are shared with the others again.
+        """
         questions = {place: request for place, request in requests.items() if isinstance(request, Question)}
-        return self._step(steps) | self._answer(questions)
+        if questions:
+            return self._answer(questions)
+        return self._step({place: request for place, request in requests.items() if isinstance(request, Step)})
 
     def _answer(self, questions: dict[int, Question]) -> dict[int, list[str]]:
         """Decode the answers to all prompts with the same limit together."""
@@ -327,7 +331,7 @@ class Fleet:
                 crew, tokens = [], 0
             crew.append(place)
             tokens += length
-        return losses | self._pass({place: steps[place] for place in crew}) if crew else losses
+        return losses | self._pass({place: steps[place] for place in crew})
 
     def _pass(self, steps: dict[int, Step]) -> dict[int, Tensor]:
         """Run batches as one row; leaves each one's gradient in its attacker's own parameters."""
