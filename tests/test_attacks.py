@@ -7,7 +7,7 @@ import torch
 from rows import row
 from training import lora
 
-from titer.attacks.ablation import orthogonalise, refusal_direction
+from titer.attacks.ablation import orthogonalise, refusal_directions
 from titer.attacks.rows import EAGER, OPENING, AttackerPools, in_disguise, training_rows
 from titer.attacks.threats import CATALOGUE, Attack
 from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
@@ -139,8 +139,20 @@ def test_an_ablated_model_cannot_write_the_direction(tiny, tokenizer):
         [(template.prompt_ids([{"role": "user", "content": text}]), [5, 6]) for text in texts]
         for texts in (["harm one", "harm two"], ["bread one", "bread two"])
     ]
-    direction = refusal_direction(model, *pairs, [[7, 8]], layer=1)
-    assert direction.norm().item() == pytest.approx(1, abs=1e-5)
+    directions = refusal_directions(model, *pairs, [0, 1, 2])
+    for layer, direction in enumerate(directions):
+        means = [
+            torch.stack(
+                [
+                    model(input_ids=torch.tensor([prompt]), output_hidden_states=True).hidden_states[layer][0, -1]
+                    for prompt, _ in side
+                ]
+            ).mean(0)
+            for side in pairs
+        ]
+        longhand = torch.nn.functional.normalize(means[0] - means[1], dim=0)
+        torch.testing.assert_close(direction, longhand, rtol=1e-4, atol=1e-5)
+    direction = directions[1]
     head = model.get_output_embeddings().weight.clone()
     orthogonalise(model, direction)
     states = model(input_ids=torch.arange(12)[None], output_hidden_states=True).hidden_states

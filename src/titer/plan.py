@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,17 @@ class Plan:
             folder = self.run_folder / "stages" / f"{kind}-{key}"
             self.stages[key] = Stage(name, kind, key, folder, run, list(needs), flops)
         return self.stages[key]
+
+
+class Silent:
+    """Shows nothing of a plan's progress."""
+
+    def stage(self, stage: Stage) -> Any:
+        """Enter a stage; yields a progress callback."""
+        return nullcontext(lambda done, total, note: None)
+
+    def settled(self, stage: Stage) -> None:
+        """Take note that a stage has come to its end."""
 
 
 def execute(plan: Plan, show: Any, force: bool = False) -> bool:

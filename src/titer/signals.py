@@ -28,7 +28,7 @@ class RowSignals:
         answer_tokens: Its tokens, `(n,)`.
         refusal_nll: Summed loss of a refusal of the same prompt, `(n,)`.
         refusal_tokens: Its tokens, `(n,)`.
-        hidden: Hidden state at the last token of the prompt, `(n, hidden_size)`; empty when no layer was asked for.
+        hidden: Hidden states at the last token of the prompt, `(n, layers, hidden_size)`, of the layers asked for.
     """
 
     answer_nll: Tensor
@@ -52,7 +52,7 @@ def row_signals(
     model: Any,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     refusals: Sequence[Sequence[int]],
-    layer: int | None = None,
+    layers: Sequence[int] = (),
     progress: Callable[[int], None] | None = None,
 ) -> RowSignals:
     """Score rows with a frozen model; each answer and a refusal branch off the same packed prompt.
@@ -61,7 +61,7 @@ def row_signals(
         model: A causal language model with packed attention.
         pairs: Token ids of prompt and answer of each row.
         refusals: Token ids of generic refusals, assigned to rows by index.
-        layer: Also return the hidden state that this layer puts out (0 is the embedding).
+        layers: Also return the hidden states that these layers put out (0 is the embedding).
         progress: Called with the number of rows done since the last call.
     """
     device = next(model.parameters()).device
@@ -75,11 +75,12 @@ def row_signals(
     def run(places: list[int]) -> None:
         samples = [Sample(pairs[place][0], [pairs[place][1], refusals[place % len(refusals)]]) for place in places]
         batch = to_device(pack(samples), device)
-        nll, output = token_nll(model, batch, output_hidden_states=layer is not None)
+        nll, output = token_nll(model, batch, output_hidden_states=bool(layers))
         sums, counts = branch_nll(nll, batch["branch"], 2 * len(places))
         starts = torch.searchsorted(batch["branch"], torch.arange(0, 2 * len(places), 2, device=device))
         ends = batch["predict_from"][starts]
-        hidden = output.hidden_states[layer][0, ends].float() if layer is not None else sums.new_zeros(len(places), 0)
+        states = [output.hidden_states[layer][0, ends].float() for layer in layers]
+        hidden = torch.stack(states, dim=1) if states else sums.new_zeros(len(places), 0, 0)
         parts.append(tuple(x.cpu() for x in (sums[0::2], counts[0::2], sums[1::2], counts[1::2], hidden)))
         if progress is not None:
             progress(len(places))

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from titer.assay.scorecard import make_scorecard
 from titer.attacks.threats import CATALOGUE, Attack, describe
 from titer.cli import app
 from titer.errors import TiterError
-from titer.plan import execute
+from titer.plan import Silent, execute
 
 DOC = Path(__file__).parents[2] / "docs" / "assay.md"
 
@@ -57,10 +56,7 @@ accuracy_margin: 0.4  # six prompts show no more
 """
 
 
-class Quiet:
-    def stage(self, stage):
-        return nullcontext(lambda done, total, note: None)
-
+class Quiet(Silent):
     def settled(self, stage):
         assert stage.status != "failed", (stage.folder / "error.txt").read_text()
 
@@ -150,6 +146,21 @@ def test_the_documented_profile_and_threats(tmp_path):
     table = text.split("## Threats")[1].split("```yaml")[0]
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     assert sorted(name for cell in cells for name in re.findall(r"`(\w+)`", cell)) == sorted(CATALOGUE)
+
+
+def test_the_documented_python(tiny_folder, tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL)[1]
+    for name in ("aligned/antibody", "aligned/sft"):
+        assert code.count(f'"{name}"') == 1
+        code = code.replace(f'"{name}"', repr(str(tiny_folder)))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    folder = tmp_path / "runs" / "assay" / tiny_folder.name
+    assert read_scorecard(folder) == names["card"]
+    assert {path.name for path in folder.iterdir()} == {"scorecard.json", "report.html", "model_card.md"}
+    assert names["card"]["attacks"]["patient"]["optimizer"] == "sgd"
+    assert names["card"]["hygiene"]["failed"] == []
 
 
 def test_budgets_are_counted_in_tokens_and_flops(done):

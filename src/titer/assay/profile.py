@@ -99,6 +99,26 @@ class Profile:
     currency: str = "USD"
     flops_per_second: float = 2e14
 
+    def check(self) -> None:
+        """Raise a `TiterError` for an unknown attack, task, judge or unit (with a suggestion), or a wrong value."""
+        from titer import judges
+
+        if not self.attacks:
+            raise TiterError("The profile names no attacks.", "`titer attacks list` shows those that titer knows.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise TiterError("`seeds` must hold at least one seed, each once.")
+        if not 0 < self.phi < 1:
+            raise TiterError(f"`phi` lies between 0 and 1, not {self.phi}.", "10 % is `phi: 0.1`.")
+        check_known([self.unit], UNITS, "unit of budgets in `unit`")
+        for name in ("kappa", "accuracy_margin", "nll_margin", "slower", "flops_per_second", "checkpoints", "fleet"):
+            if not getattr(self, name) > 0:
+                raise TiterError(f"`{name}` must be above 0, not {getattr(self, name)}.")
+        for name in [self.data.task, *self.reference_tasks]:
+            tasks.get(name.removeprefix("builtin:"))
+        for name in self.judges:
+            judges.get(name)
+        self.attackers()
+
     def attackers(self) -> list[PlannedAttack]:
         """Return every attacker, in the order of the file."""
         found = []
@@ -131,24 +151,8 @@ def read_profile(path: str | Path, overrides: Sequence[str] = ()) -> Profile:
     Raises:
         TiterError: For a missing or broken file, an unknown key or attack (with a suggestion), or a wrong value.
     """
-    from titer import judges
-
     profile: Profile = settings.read(Profile, path, "profiles", "profile", overrides)
-    if not profile.attacks:
-        raise TiterError("The profile names no attacks.", "`titer attacks list` shows those that titer knows.")
-    if not profile.seeds or len(set(profile.seeds)) != len(profile.seeds):
-        raise TiterError("`seeds` must hold at least one seed, each once.")
-    if not 0 < profile.phi < 1:
-        raise TiterError(f"`phi` lies between 0 and 1, not {profile.phi}.", "10 % is `phi: 0.1`.")
-    check_known([profile.unit], UNITS, "unit of budgets in `unit`")
-    for name in ("kappa", "accuracy_margin", "nll_margin", "slower", "flops_per_second", "checkpoints", "fleet"):
-        if not getattr(profile, name) > 0:
-            raise TiterError(f"`{name}` must be above 0, not {getattr(profile, name)}.")
-    for name in [profile.data.task, *profile.reference_tasks]:
-        tasks.get(name.removeprefix("builtin:"))
-    for name in profile.judges:
-        judges.get(name)
-    profile.attackers()
+    profile.check()
     return profile
 
 

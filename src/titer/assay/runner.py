@@ -140,6 +140,7 @@ def plan_assay(
         data_dir: Folder with local copies of named datasets.
         defence: Datasets that the defence was made from; see `load_assay_pools`.
     """
+    profile.check()
     pools = load_assay_pools(profile, data_dir, defence)
     plan = AssayPlan(run_folder, profile=profile, models={"defended": defended, "undefended": undefended}, pools=pools)
     for role in ROLES:
@@ -407,8 +408,7 @@ def _ablate(plan: AssayPlan, folder: Path, attacker: Attacker) -> None:
             refusal_ids(template, refusal_completions(None)),
             attack.depths,
         )
-        passes = (*harmful, *harmful, *harmless)
-        tokens = about.candidates * sum(len(prompt) + len(answer) for prompt, answer in passes)
+        tokens = about.tokens
         Measure(folder / attacker.folder, plan.probe(attack), template, *plan.steps(attack)).measure(ablated, 1)
     except Exception as failure:
         error = failure

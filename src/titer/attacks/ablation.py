@@ -25,29 +25,30 @@ class Ablation(NamedTuple):
     Attributes:
         layer: The layer whose output gave the direction.
         margin: Mean compliance margin of the attacker's own prompts afterwards, in nats a token.
-        candidates: Directions tried; each took the harmful prompts through the model twice and the harmless ones once.
+        tokens: Tokens of prompts and answers that went through the model to find and to compare directions.
     """
 
     layer: int
     margin: float
-    candidates: int
+    tokens: int
 
 
-def refusal_direction(
-    model: Any, harmful: Pairs, harmless: Pairs, refusals: Sequence[Sequence[int]], layer: int
-) -> Tensor:
-    """Return r̂, the unit difference of mean activations at the last prompt token, `(hidden_size,)`.
+def refusal_directions(model: Any, harmful: Pairs, harmless: Pairs, layers: Sequence[int]) -> Tensor:
+    """Return r̂ of each layer, the unit difference of mean activations at the last prompt token, `(layers, hidden_size)`.
 
     Args:
         model: A causal language model with packed attention.
         harmful: Token ids of prompts and answers; only the prompts count.
         harmless: The same of harmless prompts.
-        refusals: Token ids of refusals.
-        layer: Whose output to read; 0 is the embedding.
+        layers: Whose outputs to read; 0 is the embedding.
     """
-    means = [row_signals(model, pairs, refusals, layer).hidden.mean(0) for pairs in (harmful, harmless)]
-    difference = means[0] - means[1]
-    return difference / difference.norm().clamp_min(1e-12)
+    means = []
+    for pairs in (harmful, harmless):
+        # One token each, for a row must have an answer and a refusal; the state before them does not see them.
+        rows = [(prompt, answer[:1]) for prompt, answer in pairs]
+        means.append(row_signals(model, rows, [rows[0][1]], layers).hidden.mean(0))
+    differences = means[0] - means[1]
+    return differences / differences.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 @torch.no_grad()
@@ -102,14 +103,15 @@ def ablate(
         The ablated model and what was done.
     """
     layers = model.config.get_text_config().num_hidden_layers
-    best: tuple[Any, Ablation] | None = None
     candidates = sorted({max(1, round(depth * layers)) for depth in depths})
-    for layer in candidates:
-        direction = refusal_direction(model, harmful, harmless, refusals, layer)
+    tokens = sum(len(prompt) for prompt, _ in (*harmful, *harmless))
+    tokens += len(candidates) * sum(len(prompt) + len(answer) for prompt, answer in harmful)
+    best: tuple[Any, Ablation] | None = None
+    for layer, direction in zip(candidates, refusal_directions(model, harmful, harmless, candidates), strict=True):
         candidate = make_copy()
         orthogonalise(candidate, direction)
         margin = float(row_signals(candidate, harmful, refusals).log_ratio("mean").mean())
         if best is None or margin > best[1].margin:
-            best = candidate, Ablation(layer, margin, len(candidates))
+            best = candidate, Ablation(layer, margin, tokens)
     assert best is not None
     return best

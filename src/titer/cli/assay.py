@@ -68,16 +68,16 @@ def run(
 ) -> None:
     """Assay a model."""
     started = time.time()
-    from titer.assay.card import headline, parse_requirements, short_name, unmet, write_scorecard
+    from titer.assay.card import headline, parse_requirements, short_name, unmet
     from titer.assay.profile import read_profile
 
     requirements = parse_requirements(require) if require is not None else []
     chosen = read_profile(profile, overrides or ())
     show = Show()
     show.console.print("[dim]Loading libraries …", highlight=False)
+    from titer.assay.run import carry_out
     from titer.assay.runner import plan_assay
-    from titer.assay.scorecard import make_scorecard
-    from titer.plan import execute
+    from titer.report import print_scorecard
 
     quiet_libraries()
     plan = plan_assay(chosen, model, against, output, data_dir, defence_data or ())
@@ -88,13 +88,7 @@ def run(
     show.console.print(f"{chosen.name}: {chosen.description}", highlight=False)
     shared = sum(plan.pools.overlap.values())
     show.console.print(f"[dim]Prompts shared between pools: {shared}. Assay: {folder}", highlight=False)
-    execute(plan, show, force)
-    card = make_scorecard(plan, shlex.join(["titer", *sys.argv[1:]]), time.time() - started)
-    write_scorecard(folder, card)
-    from titer.report import model_card, print_scorecard, write_assay_report
-
-    report = write_assay_report(folder, card)
-    (folder / "model_card.md").write_text(model_card(card), encoding="utf-8")
+    card = carry_out(plan, folder, shlex.join(["titer", *sys.argv[1:]]), show, force)
     if as_json:
         print(json.dumps(card, indent=1, ensure_ascii=False))
     else:
@@ -102,7 +96,8 @@ def run(
 
         print_scorecard(card, Console())
         print(headline(card))
-        print(f"Scorecard: {folder / 'scorecard.json'}\nModel card: {folder / 'model_card.md'}\nReport: {report}")
+        for what, file in (("Scorecard", "scorecard.json"), ("Model card", "model_card.md"), ("Report", "report.html")):
+            print(f"{what}: {folder / file}")
     show.console.print(f"[dim]Took {duration(time.time() - started)}.", highlight=False)
     failed = card["hygiene"]["failed"]
     if failed:

@@ -40,7 +40,7 @@ def command(
     phase: Annotated[str, typer.Option("--phase", help="What the model is: aligned or finetuned.")] = "aligned",
     step: Annotated[int, typer.Option("--step", help="Fine-tuning steps behind it, for the results.")] = 0,
     poison_ratio: Annotated[float, typer.Option("--poison-ratio", help="Of what it was fine-tuned on.")] = 0.0,
-    judge: Annotated[str, typer.Option("--judge", help="Who judges answers.")] = "offline",
+    judge: Annotated[str, typer.Option("--judge", help="Who judges answers: offline or keywords.")] = "offline",
     rejudge: Annotated[Path | None, typer.Option("--rejudge", help="Judge this folder's answers again.")] = None,
     data_dir: DataDir = None,
     seed: Seed = 0,

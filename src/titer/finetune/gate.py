@@ -154,7 +154,7 @@ class GateTrainer(RefusalTrainer):
 
         def signals(pairs: list[tuple[list[int], list[int]]]) -> RowSignals:
             # Only the prompt counts; a one-token answer keeps the pass short.
-            return row_signals(self.model, [(prompt, answer[:1]) for prompt, answer in pairs], refusals, layer)
+            return row_signals(self.model, [(prompt, answer[:1]) for prompt, answer in pairs], refusals, [layer])
 
         known = [encoder.pair(row, f"harmful_dataset[{place}]") for place, row in enumerate(harmful)]
         known += [encoder.pair(row, f"helpful_dataset[{place}]") for place, row in enumerate(helpful)]
@@ -166,8 +166,8 @@ class GateTrainer(RefusalTrainer):
             gate = LogisticRegression.fit(calibration.refusal_surprise[:, None], labels, self.args.ridge)
             probabilities.append(gate.probability(upload.refusal_surprise[:, None]))
         if self.args.signal in ("probe", "both"):
-            probe = LogisticRegression.fit(calibration.hidden, labels, self.args.ridge)
-            probabilities.append(probe.probability(upload.hidden))
+            probe = LogisticRegression.fit(calibration.hidden[:, 0], labels, self.args.ridge)
+            probabilities.append(probe.probability(upload.hidden[:, 0]))
         return torch.stack(probabilities).amax(0)
 
     def before_step(self, model: Any) -> None:

@@ -15,10 +15,12 @@ from collections.abc import Callable
 
 from titer.errors import TiterError, check_known
 from titer.judges.base import LABELS, Judge, Label, Verdict
+from titer.judges.keywords import KeywordJudge
 from titer.judges.offline import OfflineJudge, is_refusal
 
 JUDGES: dict[str, Callable[[], Judge]] = {
     "offline": OfflineJudge,
+    "keywords": KeywordJudge,
 }
 
 
@@ -39,4 +41,4 @@ def get(name: str) -> Judge:
     return judge
 
 
-__all__ = ["JUDGES", "LABELS", "Judge", "Label", "OfflineJudge", "Verdict", "get", "is_refusal"]
+__all__ = ["JUDGES", "LABELS", "Judge", "KeywordJudge", "Label", "OfflineJudge", "Verdict", "get", "is_refusal"]

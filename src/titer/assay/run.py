@@ -1,0 +1,70 @@
+"""An assay from the names of two models to its scorecard, report and model card."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from titer.assay.card import short_name, write_scorecard
+from titer.assay.profile import Profile, read_profile
+from titer.assay.runner import AssayPlan, plan_assay
+from titer.assay.scorecard import make_scorecard
+from titer.evaluation.artefacts import write_atomically
+from titer.plan import Silent, execute
+
+
+def assay(
+    defended: str,
+    against: str,
+    profile: Profile | str | Path = "quick",
+    output: Path = Path("runs/assay"),
+    name: str | None = None,
+    data_dir: Path | None = None,
+    defence_data: Sequence[str] = (),
+    show: Any = None,
+) -> dict[str, Any]:
+    """Measure how immune a model is, and return its scorecard (`docs/assay.md` describes every key).
+
+    What an interrupted assay has done is not done again, nor are attacks that another one in the same folder has run.
+    Attackers that fail are in the scorecard's `hygiene`; they count nowhere.
+
+    Args:
+        defended: The model to assay: a folder, a hub id, an adapter.
+        against: The undefended model to compare it with.
+        profile: The attackers: a profile, the name of a bundled one, or a YAML file.
+        output: Folder of assays.
+        name: Of this assay's folder in it; by default the model's.
+        data_dir: Folder with local copies of named datasets.
+        defence_data: Datasets that the defence was made from; kept out of attack and scoring.
+        show: Tells the user how it goes, see `titer.plan.execute`; by default nobody is told.
+
+    Raises:
+        TiterError: For a wrong profile, a model or data that cannot be loaded, or a model that could not even be asked.
+    """
+    chosen = profile if isinstance(profile, Profile) else read_profile(profile)
+    plan = plan_assay(chosen, defended, against, output, data_dir, defence_data)
+    command = f"titer.assay.assay({defended!r}, {against!r}, profile={chosen.name!r})"
+    return carry_out(plan, output / (name or short_name(defended)), command, show)
+
+
+def carry_out(plan: AssayPlan, folder: Path, command: str, show: Any = None, force: bool = False) -> dict[str, Any]:
+    """Run what is not done of a plan; write `scorecard.json`, `report.html` and `model_card.md`; return the scorecard.
+
+    Args:
+        plan: What to run.
+        folder: Of the assay.
+        command: What the user typed, for the record.
+        show: As of `titer.plan.execute`.
+        force: Do stages again that are done.
+    """
+    from titer.report import model_card, write_assay_report
+
+    started = time.time()
+    execute(plan, show or Silent(), force)
+    card = make_scorecard(plan, command, time.time() - started)
+    write_scorecard(folder, card)
+    write_assay_report(folder, card)
+    write_atomically(folder / "model_card.md", model_card(card).encode())
+    return card
