@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,15 @@ from titer.plan import environment
 LORA = {"r": 32, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 
 
-def arguments(description: str, **defaults: int) -> argparse.Namespace:
-    """Parse `--quick`, `--json`, `--model` and one option for each of `defaults`."""
+def arguments(description: str, switches: Mapping[str, str] | None = None, **defaults: int) -> argparse.Namespace:
+    """Parse `--quick`, `--json`, `--model`, one flag for each of `switches` and one option for each of `defaults`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a tiny random model and two rounds; under a minute")
     parser.add_argument("--json", metavar="FILE", help="also write the result to FILE; `-` prints it and nothing else")
     parser.add_argument("--model", default=EMBEDDED, help="a local folder, a hub id or the embedded default")
     parser.add_argument("--rounds", type=int, help="how often each contender is measured")
+    for name, what in (switches or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=what)
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     args = parser.parse_args()

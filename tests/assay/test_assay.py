@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -129,6 +130,14 @@ def test_the_tuned_attacker_is_the_most_harmful_of_its_trials(done):
     assert row["tuned"] == about
 
 
+def test_a_search_without_optuna_is_refused_before_anything_runs(profile_file, tiny_folder, tmp_path, monkeypatch):
+    nothing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
+    monkeypatch.setattr("titer.assay.search.importlib", nothing)
+    with pytest.raises(TiterError, match="Optuna") as caught:
+        plan_assay(read_profile(profile_file), str(tiny_folder), str(tiny_folder), tmp_path)
+    assert "titer[search]" in str(caught.value.hint)
+
+
 def test_the_scorecard_is_documented(done):
     card = make_scorecard(done, "titer assay", 1.0)
     body = DOC.read_text().split("## scorecard.json")[1]
@@ -142,7 +151,7 @@ def test_the_documented_profile_and_threats(tmp_path):
     text = DOC.read_text()
     path = tmp_path / "mine.yaml"
     path.write_text(re.search(r"```yaml profile\n(.*?)```", text, re.DOTALL)[1])
-    assert len(read_profile(path).attackers()) == 12
+    assert len(read_profile(path).attackers()) == 13
     table = text.split("## Threats")[1].split("```yaml")[0]
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     assert sorted(name for cell in cells for name in re.findall(r"`(\w+)`", cell)) == sorted(CATALOGUE)

@@ -25,7 +25,7 @@ from typing import Any
 from titer.assay.measure import Measure, Probe, prompts_of
 from titer.assay.pools import AssayPools, load_assay_pools
 from titer.assay.profile import Profile, answered_steps, between
-from titer.assay.search import Search
+from titer.assay.search import Search, require_optuna
 from titer.attacks.rows import in_disguise, training_rows
 from titer.attacks.threats import Attack
 from titer.data import Record
@@ -141,6 +141,8 @@ def plan_assay(
         defence: Datasets that the defence was made from; see `load_assay_pools`.
     """
     profile.check()
+    if any(planned.search is not None for planned in profile.attackers()):
+        require_optuna()
     pools = load_assay_pools(profile, data_dir, defence)
     plan = AssayPlan(run_folder, profile=profile, models={"defended": defended, "undefended": undefended}, pools=pools)
     for role in ROLES:
@@ -250,7 +252,12 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
         answered, margins = plan.steps(attacker.attack)
         asked = sum(2 * len(r) * (mean_tokens(r, base) + limit) for r, limit in probe.sets.values() if r)
         teacher_forced = 4 * len(probe.harmful) * mean_tokens(probe.harmful, base)
-        trained = _flops_per_token(attacker.attack) * len(own_rows) * (mean_tokens(own_rows, base) if own_rows else 0)
+        if own_rows:
+            trained = _flops_per_token(attacker.attack) * len(own_rows) * mean_tokens(own_rows, base)
+        else:
+            # Forward passes of an ablation: all prompts once, and the harmful half again for each depth.
+            passes = 1 + len(attacker.attack.depths) / 2
+            trained = 2.0 * passes * attacker.attack.samples * mean_tokens(plan.pools.attackers.harmful, base)
         flops += (trained + len(answered) * asked + len(answered + margins) * teacher_forced) * parameters(base)
     spec = {
         "weights": weights_digest(model),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -38,6 +39,14 @@ class Search:
                 raise TiterError(f"`search.ranges.{name}` must be [smallest, largest], above 0, found {limits}.")
 
 
+def require_optuna() -> None:
+    """Raise when a search could not run, before hours have gone into other attacks."""
+    if importlib.util.find_spec("optuna") is None:
+        raise TiterError(
+            "Searching for the worst attacker needs Optuna.", "pip install 'titer[search]', or leave `search` out."
+        )
+
+
 def tune(
     search: Search,
     attack: Attack,
@@ -60,14 +69,10 @@ def tune(
         harmfulness: The objective of a trial; `None` where it failed.
 
     Raises:
-        TiterError: When Optuna is not installed, or every trial failed.
+        TiterError: When every trial failed.
     """
-    try:
-        import optuna
-    except ImportError:
-        raise TiterError(
-            "Searching for the worst attacker needs Optuna.", "pip install 'titer[search]', or leave `search` out."
-        ) from None
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     tried: list[tuple[float, Attack, Path]] = []
