@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from titer.assay import runner
 from titer.assay.card import headline, parse_requirements, read_scorecard, unmet, write_scorecard
+from titer.assay.pools import load_assay_pools
 from titer.assay.profile import Profile, answered_steps, between, read_profile
 from titer.assay.runner import measurements, plan_assay
 from titer.assay.scorecard import make_scorecard
+from titer.attacks.rows import training_rows
 from titer.attacks.threats import CATALOGUE, Attack, describe
 from titer.cli import app
 from titer.errors import TiterError
@@ -267,6 +269,11 @@ def test_bundled_profiles_are_valid(name):
     assert any(not planned.attack.harmful for planned in attackers)
     assert any(planned.attack.domain == "cross" for planned in attackers)
     assert len({(planned.name, planned.seed) for planned in attackers}) == len(attackers)
+    pools = load_assay_pools(profile, None, ())
+    for planned in attackers:
+        if planned.attack.method == "finetune":
+            rows = training_rows(planned.attack, pools.attackers, planned.seed)
+            assert len(rows) == planned.attack.total_steps * planned.attack.batch_size
     if name in ("standard", "thorough"):
         assert {planned.name.split()[0] for planned in attackers} >= set(CATALOGUE)
 
