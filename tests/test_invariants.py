@@ -298,9 +298,15 @@ def optimizer_tensors(trainer):
 
 
 @pytest.mark.parametrize(
-    ("method", "restore_callbacks"), [*((name, False) for name in EVERY), ("antibody-align", True)]
+    ("method", "settings"),
+    [
+        *((name, {}) for name in EVERY),
+        ("antibody-align", {"restore_callback_states_from_checkpoint": True}),
+        ("booster", {"refresh_every": 2}),
+        ("antibody-align", {"refresh_every": 4}),
+    ],
 )
-def test_resumed_is_uninterrupted(tiny, tokenizer, harmful_rows, tmp_path, method, restore_callbacks):
+def test_resumed_is_uninterrupted(tiny, tokenizer, harmful_rows, tmp_path, method, settings):
     """Stopped in the middle of the second epoch, of 7 rows in batches of 2 × 2, and gone on with."""
     run = {
         "max_steps": 6,
@@ -308,7 +314,7 @@ def test_resumed_is_uninterrupted(tiny, tokenizer, harmful_rows, tmp_path, metho
         "gradient_accumulation_steps": 2,
         "lr_scheduler_type": "linear",
         "max_grad_norm": 1.0,
-        "restore_callback_states_from_checkpoint": restore_callbacks,
+        **settings,
     }
 
     def go(folder, **more):

@@ -87,6 +87,42 @@ def test_booster(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precisio
     assert ref.relative_error(ours, expected) < tolerance
 
 
+def test_booster_with_gradients_used_again(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path):
+    """refresh_every = 2: ∇f is of the step's own weights, the regulariser's gradient of every second step's."""
+    args = config(
+        BoosterConfig,
+        tmp_path,
+        lam=3.0,
+        alpha=0.2,
+        refresh_every=2,
+        max_steps=4,
+        per_device_train_batch_size=8,
+        optim="sgd",
+        learning_rate=0.1,
+        weight_decay=0.0,
+    )
+    model = copy.deepcopy(tiny).double()
+    trainer, steps = trained(BoosterTrainer, args, model, tokenizer, helpful_rows, harmful_dataset=harmful_rows[:5])
+    reference = reference_model(tiny)
+    harmful = ref.encode(tokenizer, paired(trainer, harmful_rows))
+    helpful = ref.encode(tokenizer, helpful_rows)
+    assert len(steps) == 4
+    simulated = []
+    for step, ours in enumerate(steps):
+        if step % 2 == 0:
+            sharp, _ = sharpness_reference(reference, harmful, 0.2)
+            simulated.append(sharp)
+        f = ref.gradient(reference, ref.mean_nll(reference, helpful))
+        expected = [a + 3.0 * b for a, b in zip(f, sharp)]
+        assert ref.relative_error(ours, expected) < 1e-10
+        with torch.no_grad():
+            for p, g in zip((p for p in reference.parameters() if p.requires_grad), expected):
+                p -= 0.1 * g
+    cosines = [line["refresh_cosine"] for line in trainer.state.log_history if "refresh_cosine" in line]
+    cosine = ref.inner(*simulated) / (ref.norm(simulated[0]) * ref.norm(simulated[1]))
+    assert cosines == [pytest.approx(cosine.item(), rel=1e-6)]
+
+
 @pytest.mark.parametrize("schedule", ["cosine_ema", "theorem", "constant"])
 def test_antibody_alignment(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precision, batches, schedule):
     dtype, tolerance = precision

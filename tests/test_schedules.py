@@ -76,8 +76,8 @@ def test_the_trainer_obeys_the_theorem(tiny, tokenizer, harmful_rows, tmp_path, 
 
     class Watched(AntibodyAlignmentTrainer):
         def after_step(self, model):
-            sharp = [tensor.clone() for tensor in self.sharpness]
-            refusal = [tensor.clone() for tensor in self.refusal_gradient]
+            sharp = [tensor.clone() for tensor in self.simulated["sharpness"]]
+            refusal = [tensor.clone() for tensor in self.simulated.get("refusal", [])]
             align = [tensor.clone() for tensor in gradients(self.trainable)]
             super().after_step(model)
             update = [tensor.clone() for tensor in gradients(self.trainable)]

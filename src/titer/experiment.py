@@ -376,6 +376,7 @@ def _plan_training(
     args = _trainer_args(experiment, arm_name, stage, "unused", seed)
     rows = _total_steps(experiment, arm_name, stage, len(records)) * args.optimizer_batch_size
     passes = PASSES.get(method_name, 1.0) if stage == "align" else {"antibody": 1.4}.get(method_name, 1.1)
+    passes = 1 + (passes - 1) / getattr(args, "refresh_every", 1)
     flops = 4 * passes * rows * mean_tokens(records, experiment.model) * parameters(experiment.model)
     suffix = f" seed {seed}" if len(experiment.seeds) > 1 else ""
     return plan.add(stage, name + suffix, spec, run, [] if start is None else [start], flops)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from titer.align.base import HarmfulStreamTrainer
+from titer.align.base import SimulatedAttackConfig, SimulatedAttackTrainer
 from titer.data.records import Record
 from titer.errors import TiterError, check_known
-from titer.gradients import add_, dot, global_norm, gradients, take_gradients
-from titer.trainer import Encoder, PackedSFTConfig, as_rows
+from titer.gradients import dot, global_norm, gradients, take_gradients
+from titer.trainer import Encoder, as_rows
 
 SCHEDULES = ("cosine_ema", "theorem", "constant")
 
 
 @dataclass
-class AntibodyAlignmentConfig(PackedSFTConfig):
+class AntibodyAlignmentConfig(SimulatedAttackConfig):
     """Settings of Antibody's alignment stage.
 
     Args:
@@ -67,7 +67,7 @@ def cosine_lambda(product: float, square: float, align_square: float, xi: float)
     return max(0.0, xi - (product / norms if norms > 0 else 0.0))
 
 
-class AntibodyAlignmentTrainer(HarmfulStreamTrainer):
+class AntibodyAlignmentTrainer(SimulatedAttackTrainer):
     """Minimises L_align(θ) + λ_t L_sharp(θ) + λ_refusal L_refusal(θ_pert) over θ (arXiv 2603.00498, Eq. 11).
 
     L_sharp(θ) = L_harm(θ) − L_harm(θ_pert) with θ_pert = θ − ρ ∇L_harm/‖∇L_harm‖, and L_refusal is the loss of a refusal
@@ -136,31 +136,28 @@ class AntibodyAlignmentTrainer(HarmfulStreamTrainer):
             for record, completion in zip(harmful, completions, strict=True)
         ]
 
-    def before_step(self, model: Any) -> None:
-        """Compute ∇L_sharp(θ) and λ_refusal ∇L_refusal(θ_pert), and leave `.grad` empty for ∇L_align."""
-        self.refusal_gradient = []
+    def simulate(self, model: Any) -> None:
+        """Compute ∇L_sharp(θ) and λ_refusal ∇L_refusal(θ_pert)."""
         with self.simulated_attack(model, radius=self.args.rho):
             if self.args.lambda_refusal:
                 loss = self.stream_backward(model, "refusal", factor=self.args.lambda_refusal)
-                self.refusal_gradient = take_gradients(self.trainable)
+                self.simulated["refusal"] = take_gradients(self.trainable)
                 self.record(refusal_loss_perturbed=loss)
 
-    def after_step(self, model: Any) -> None:
+    def combine(self) -> None:
         """Turn ∇L_align(θ) into the gradient of Eq. 11."""
         lam = self.next_lambda()
         self.record(lambda_t=lam)
-        self.add_sharpness(lam)
-        if self.refusal_gradient:
-            add_(gradients(self.trainable), self.refusal_gradient)
-            self.refusal_gradient = []
+        self.add_simulated("sharpness", lam)
+        self.add_simulated("refusal")
 
     def next_lambda(self) -> float:
-        """Return λ_t; `.grad` holds ∇L_align and `self.sharpness` holds ∇L_sharp."""
+        """Return λ_t; `.grad` holds ∇L_align, and ∇L_sharp is in `self.simulated`."""
         if self.args.lambda_schedule == "constant":
             return self.args.lam
-        align = gradients(self.trainable)
-        product = dot(self.sharpness, align).item()
-        square = global_norm(self.sharpness).item() ** 2
+        align, sharpness = gradients(self.trainable), self.simulated["sharpness"]
+        product = dot(sharpness, align).item()
+        square = global_norm(sharpness).item() ** 2
         if self.args.lambda_schedule == "theorem":
             return theorem_lambda(product, square, self.args.xi)
         lam = cosine_lambda(product, square, global_norm(align).item() ** 2, self.args.xi)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from titer.align.base import HarmfulStreamTrainer
+from titer.align.base import SimulatedAttackConfig, SimulatedAttackTrainer
 from titer.errors import TiterError
-from titer.trainer import PackedSFTConfig
 
 
 @dataclass
-class BoosterConfig(PackedSFTConfig):
+class BoosterConfig(SimulatedAttackConfig):
     """Settings of Booster.
 
     Args:
@@ -30,7 +29,7 @@ class BoosterConfig(PackedSFTConfig):
         super().__post_init__()
 
 
-class BoosterTrainer(HarmfulStreamTrainer):
+class BoosterTrainer(SimulatedAttackTrainer):
     """Minimises f(w) + λ (h(w) − h(w − α ∇h(w)/‖∇h(w)‖)) over the weights w (arXiv 2409.01586, Eq. 1).
 
     f is the mean token loss of the training data, h that of the harmful data. To first order the update direction is
@@ -49,11 +48,11 @@ class BoosterTrainer(HarmfulStreamTrainer):
     def __init__(self, model: Any, args: BoosterConfig, *, harmful_dataset: Any = None, **kwargs: Any) -> None:
         super().__init__(model=model, args=args, harmful_dataset=harmful_dataset, **kwargs)
 
-    def before_step(self, model: Any) -> None:
+    def simulate(self, model: Any) -> None:
         """Simulate the attacker's step."""
         with self.simulated_attack(model, radius=self.args.alpha):
             pass
 
-    def after_step(self, model: Any) -> None:
+    def combine(self) -> None:
         """Turn ∇f(w) into g."""
-        self.add_sharpness(self.args.lam)
+        self.add_simulated("sharpness", self.args.lam)
