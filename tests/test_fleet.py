@@ -253,6 +253,33 @@ def test_answers_during_training_are_those_of_each_attacker_alone(tiny, tokenize
     assert shared == [3, 3, 3, 2, 2, 2, 1, 1], "who asks nothing does not run ahead of the others"
 
 
+def test_one_that_diverges_does_not_touch_the_others_answers(tiny, tokenizer, tmp_path):
+    template = Template(tokenizer)
+    prompts = [template.prompt_ids([{"role": "user", "content": f"what is {thing}?"}]) for thing in THINGS]
+    attackers = [
+        {**ATTACKERS[0], "learning_rate": 3e-2},
+        {**ATTACKERS[1], "learning_rate": 1e30, "max_steps": 6},
+        {**ATTACKERS[2], "learning_rate": 3e-2},
+    ]
+
+    def asking(trainer):
+        callback = Asks(trainer, template, prompts, {5}, 8)
+        trainer.add_callback(callback)
+        return callback.answers
+
+    apart = []
+    for number in (0, 2):
+        trainer = attacker(FleetTrainer, number, copy.deepcopy(tiny), tokenizer, tmp_path / "alone", attackers[number])
+        apart.append(asking(trainer))
+        trainer.train()
+    fleet = fleet_of(tiny, tokenizer, tmp_path, attackers, logging_nan_inf_filter=False)
+    together = [asking(trainer) for trainer in fleet.trainers]
+    assert fleet.train() == [None] * 3
+    assert any(not torch.isfinite(p).all() for p in adapter_of(fleet.trainers[1]).values())
+    assert [together[0], together[2]] == apart
+    assert len(together[1][5]) == len(prompts)
+
+
 def test_what_cannot_share_a_pass_is_refused(tiny, tokenizer, tmp_path):
     with pytest.raises(TiterError, match="gradient_accumulation_steps=1"):
         fleet_of(tiny, tokenizer, tmp_path, ATTACKERS[:2], gradient_accumulation_steps=2)

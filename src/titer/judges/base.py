@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -51,3 +51,14 @@ class Judge(Protocol):
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         """Judge each response to its prompt."""
         ...
+
+
+def pairs(prompts: Sequence[str], responses: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each prompt with its response.
+
+    Raises:
+        TiterError: When there are not as many responses as prompts.
+    """
+    if len(prompts) != len(responses):
+        raise TiterError(f"A judge needs one response a prompt, got {len(prompts)} and {len(responses)}.")
+    return zip(prompts, responses, strict=True)

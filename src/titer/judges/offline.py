@@ -37,8 +37,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from titer.errors import TiterError
-from titer.judges.base import Label, Verdict
+from titer.judges.base import Label, Verdict, pairs
 
 HEAD = 200  # characters in which a refusal has to begin
 _LOOP_WORDS = 16  # below this, repetition is style; above, it is a loop
@@ -52,14 +51,8 @@ class OfflineJudge:
     name = "offline@1"
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
-        """Judge each response to its prompt, in order.
-
-        Raises:
-            TiterError: When there are not as many responses as prompts.
-        """
-        if len(prompts) != len(responses):
-            raise TiterError(f"A judge needs one response a prompt, got {len(prompts)} and {len(responses)}.")
-        return [judge(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        """Judge each response to its prompt, in order."""
+        return [judge(prompt, response) for prompt, response in pairs(prompts, responses)]
 
 
 def judge(prompt: str, response: str) -> Verdict:
