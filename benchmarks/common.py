@@ -27,18 +27,35 @@ from transformers.trainer_callback import PrinterCallback
 
 from titer.attacks.coroutine import Coroutine, random_state
 from titer.data.builtin import general, harmful, sentiment, topics
-from titer.models import EMBEDDED, load_model, load_tokenizer
+from titer.models import EMBEDDED, Template, load_model, load_tokenizer
 from titer.plan import environment
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "7b": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+}
+"""Random models of the Llama kind: one for quick runs, and Llama-2-7B's shape for accelerators."""
 
 LORA = {"r": 32, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 
 
-def arguments(description: str, switches: Mapping[str, str] | None = None, **defaults: int) -> argparse.Namespace:
-    """Parse `--quick`, `--json`, `--model`, one flag for each of `switches` and one option for each of `defaults`."""
-    parser = argparse.ArgumentParser(description=description)
+def arguments(about: str, switches: Mapping[str, str] | None = None, **defaults: int) -> argparse.Namespace:
+    """Parse `--quick`, `--json`, `--model`, one flag for each of `switches` and one option for each of `defaults`.
+
+    `about` is the script's docstring: its first paragraph stands above the options, the rest below.
+    """
+    description, _, more = about.partition("\n\n")
+    parser = argparse.ArgumentParser(description=description, epilog=more)
     parser.add_argument("--quick", action="store_true", help="a tiny random model and two rounds; under a minute")
     parser.add_argument("--json", metavar="FILE", help="also write the result to FILE; `-` prints it and nothing else")
     parser.add_argument("--model", default=EMBEDDED, help="a local folder, a hub id or the embedded default")
+    parser.add_argument("--shape", choices=SHAPES, help="a random model of this shape instead")
     parser.add_argument("--rounds", type=int, help="how often each contender is measured")
     for name, what in (switches or {}).items():
         parser.add_argument(f"--{name}", action="store_true", help=what)
@@ -46,6 +63,7 @@ def arguments(description: str, switches: Mapping[str, str] | None = None, **def
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     args = parser.parse_args()
     args.rounds = args.rounds or (2 if args.quick else 7)
+    args.shape = args.shape or ("tiny" if args.quick else None)
     quiet()
     return args
 
@@ -62,14 +80,18 @@ def quiet() -> None:
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
     """Return the model to measure, with frozen weights, and its tokenizer."""
-    if not args.quick:
+    if args.shape is None:
         model, tokenizer = load_model(args.model), load_tokenizer(args.model)
     else:
         tokenizer = _byte_tokenizer()
         torch.manual_seed(0)
-        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
         ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes, **ends))
+        sizes = {"vocab_size": len(tokenizer), "tie_word_embeddings": args.shape == "tiny", **SHAPES[args.shape]}
+        on_gpu = torch.cuda.is_available()
+        with torch.device("cuda" if on_gpu else "cpu"):
+            model = LlamaForCausalLM(LlamaConfig(**sizes, **ends))
+        if on_gpu and args.shape != "tiny":
+            model = model.to(torch.bfloat16)
     return model.requires_grad_(False), tokenizer
 
 
@@ -87,6 +109,25 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     return tokenizer
+
+
+def even_rows(count: int, tokens: int, template: Template) -> list[dict[str, Any]]:
+    """Return rows of about `tokens` tokens each, half prompt and half answer, no two alike."""
+    rows = []
+    for place in range(count):
+        row: dict[str, Any] = {}
+        length = words = 0
+        while length < tokens:
+            words += 1
+            text = " ".join(str((31 * place + word) % 100) for word in range(words))
+            row = {
+                "prompt": [{"role": "user", "content": text}],
+                "completion": [{"role": "assistant", "content": text}],
+            }
+            ids = template.prompt_ids(row["prompt"]), template.completion_ids(row["prompt"], row["completion"])
+            length = sum(map(len, ids))
+        rows.append(row)
+    return rows
 
 
 def mixed_rows(count: int) -> list[dict[str, Any]]:

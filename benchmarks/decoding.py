@@ -15,7 +15,7 @@ from titer.models import Template, use_packed_attention
 
 
 def main() -> None:
-    args = arguments(__doc__.split("\n")[0], prompts=200, tokens=48)
+    args = arguments(__doc__, prompts=200, tokens=48)
     if args.quick:
         args.prompts, args.tokens = 20, 12
     model, tokenizer = load(args)

@@ -27,7 +27,7 @@ from titer.trainer import PackedSFTTrainer, bf16_is_fast
 
 
 def main() -> None:
-    args = arguments(__doc__.split("\n")[0], attackers=8, batch=4, steps=3, prompts=8, tokens=24)
+    args = arguments(__doc__, attackers=8, batch=4, steps=3, prompts=8, tokens=24)
     if args.quick:
         args.attackers, args.steps, args.prompts, args.tokens = 4, 2, 4, 8
     model, tokenizer = load(args)
