@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -89,13 +88,13 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
         if args.refresh_every > 1 and any(hasattr(parameter, "to_local") for parameter in self.trainable):
             raise TiterError("refresh_every keeps whole gradients, and FSDP shards them.", "Set refresh_every=1.")
 
-    @abstractmethod
     def simulate(self, model: Any) -> None:
         """Fill `self.simulated`, and leave `.grad` empty for the training loss."""
+        raise NotImplementedError
 
-    @abstractmethod
     def combine(self) -> None:
         """Change `.grad`, the gradient of the training loss, by what is in `self.simulated`."""
+        raise NotImplementedError
 
     def before_step(self, model: Any) -> None:
         """Simulate an attack, unless the gradients of the last one are to be used again."""

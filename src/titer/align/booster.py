@@ -33,7 +33,7 @@ class BoosterTrainer(SimulatedAttackTrainer):
     """Minimises f(w) + λ (h(w) − h(w − α ∇h(w)/‖∇h(w)‖)) over the weights w (arXiv 2409.01586, Eq. 1).
 
     f is the mean token loss of the training data, h that of the harmful data. To first order the update direction is
-    g = ∇f(w) + λ (∇h(w) − ∇h(w')). Three gradient evaluations a step, and one extra copy of the trainable weights.
+    g = ∇f(w) + λ (∇h(w) − ∇h(w')). Three gradient evaluations a step, and two extra copies of the trainable weights.
 
     Args:
         model: A causal language model, or its name.
