@@ -11,7 +11,8 @@ from rich.table import Table
 
 from titer.data.builtin import harmful
 from titer.generation import generate
-from titer.models import Template, use_packed_attention
+from titer.layouts import use_packed_attention
+from titer.models import Template
 
 
 def main() -> None:

@@ -85,7 +85,7 @@ def main() -> None:
         owners = [number for number in range(len(crew)) for _ in prompts]
         took, answers = timed(
             lambda: generate(
-                fleet.model, template, prompts * len(crew), args.tokens, owners=owners, place=fleet.layout.by_row
+                fleet.model, template, prompts * len(crew), args.tokens, owners=owners, place=fleet.seating.by_row
             )
         )
         seconds["answers"].append(took)

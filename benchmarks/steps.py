@@ -37,8 +37,9 @@ import titer
 from titer.attacks import shared_copy
 from titer.batches import Sample, pack, to_device
 from titer.finetune import AntibodyFinetuneConfig, AntibodyFinetuneTrainer
+from titer.layouts import use_packed_attention
 from titer.losses import token_nll
-from titer.models import Template, use_packed_attention
+from titer.models import Template
 from titer.trainer import PackedSFTConfig, PackedSFTTrainer, bf16_is_fast
 
 # How many gradients of the training batch's size each method needs.

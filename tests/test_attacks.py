@@ -13,8 +13,9 @@ from titer.attacks.threats import CATALOGUE, Attack
 from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
 from titer.data import Record
 from titer.errors import TiterError
+from titer.layouts import use_packed_attention
 from titer.losses import token_nll
-from titer.models import Template, use_packed_attention
+from titer.models import Template
 from titer.signals import answer_fit
 
 

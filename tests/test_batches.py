@@ -1,4 +1,4 @@
-"""A packed row computes exactly what its samples compute alone: logits, losses and gradients."""
+"""A batch, packed or padded, computes exactly what its samples compute alone: logits, losses and gradients."""
 
 import copy
 
@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import same
 
-from titer.batches import Sample, common_prefix_length, pack, pack_continuations
+from titer.batches import Sample, common_prefix_length, join, pack, pack_continuations, pad
+from titer.errors import TiterError
+from titer.layouts import use_packed_attention
 from titer.losses import branch_nll, token_nll
-from titer.models import use_packed_attention
 from titer.trainer import PackCollator
 
 CASES = {
@@ -47,15 +48,20 @@ def share_prefix(request):
     return request.param
 
 
-@pytest.fixture(params=["sdpa", "packed"])
-def model(request, tiny):
+LAYOUTS = {"whole": lambda samples: pack(samples, share_prefix=False), "shared-prefix": pack, "padded": pad}
+
+
+@pytest.fixture(params=LAYOUTS.values(), ids=LAYOUTS.keys())
+def lay_out(request):
+    return request.param
+
+
+@pytest.fixture
+def model(tiny):
     """Float64, with grouped-query attention: four heads on two key-value heads."""
     model = tiny.double().eval()
     assert model.config.num_attention_heads == 2 * model.config.num_key_value_heads
-    if request.param == "packed":
-        use_packed_attention(model)
-    else:
-        model.set_attn_implementation("sdpa")
+    use_packed_attention(model)
     return model
 
 
@@ -71,9 +77,8 @@ def paths(samples):
     return [(list(sample.prompt), list(completion)) for sample in samples for completion in sample.branches]
 
 
-def test_packed_losses_and_gradients_are_those_alone(model, alone, samples, share_prefix):
-    batch = pack(samples, share_prefix)
-    nll, _ = token_nll(model, batch)
+def test_losses_and_gradients_are_those_alone(model, alone, samples, lay_out):
+    nll, _ = token_nll(model, lay_out(samples))
     expected = torch.cat([ref.sample_nll(alone, *path) for path in paths(samples)])
     assert torch.allclose(nll, expected, rtol=0, atol=1e-12)
     # Not only the mean: weights that tell every token apart.
@@ -103,8 +108,23 @@ def test_packed_logits_are_those_of_a_padded_batch(model, alone, samples, share_
     assert torch.allclose(output.logits[0], expected, rtol=0, atol=1e-11)
 
 
-def test_branch_nll_adds_up_by_branch(model, alone, samples):
-    batch = pack(samples)
+def test_joined_batches_are_what_each_is_alone(model, samples, lay_out):
+    parts = [samples, CASES["branches"], samples[:1]]
+    expected = torch.cat([token_nll(model, lay_out(part))[0] for part in parts])
+    joined = join([lay_out(part) for part in parts])
+    assert torch.allclose(token_nll(model, joined)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_attention_that_was_changed_since_is_an_error(model, samples):
+    """A boolean mask would be added to the scores by some attention and ignored by other."""
+    model.set_attn_implementation("eager")
+    with pytest.raises(TiterError, match="attention is `eager`"):
+        token_nll(model, pack(samples))
+    token_nll(model, pad(samples))
+
+
+def test_branch_nll_adds_up_by_branch(model, alone, samples, lay_out):
+    batch = lay_out(samples)
     nll, _ = token_nll(model, batch)
     rows = paths(samples)
     sums, counts = branch_nll(nll, batch["branch"], len(rows))
@@ -146,13 +166,15 @@ def test_any_forest_is_what_its_paths_are_alone(models, prefix, trees, share):
     assert torch.allclose(nll, expected, rtol=0, atol=1e-11)
 
 
-def test_prompt_tokens_are_no_targets(samples, share_prefix):
-    batch = pack(samples, share_prefix)
+def test_prompt_tokens_are_no_targets(samples, lay_out):
+    batch = lay_out(samples)
     expected = [token for _, completion in paths(samples) for token in completion]
     assert batch["targets"].tolist() == expected
     assert batch["labels"].tolist() == batch["shift_labels"].tolist() == [expected]
     # A token is predicted from the one before it on its path: positions grow by one from the prompt's end.
-    positions = batch["position_ids"][0][batch["predict_from"]].tolist()
+    width = batch["input_ids"].shape[1]
+    own = batch.get("position_ids", torch.arange(width).repeat(len(batch["input_ids"]), 1))
+    positions = own.flatten()[batch["predict_from"]].tolist()
     assert positions == [
         len(prompt) - 1 + offset for prompt, completion in paths(samples) for offset in range(len(completion))
     ]

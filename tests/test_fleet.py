@@ -13,7 +13,7 @@ from titer.attacks import fleet as fleet_module
 from titer.errors import TiterError
 from titer.finetune import FinetuneConfig
 from titer.generation import generate
-from titer.models import Template, use_packed_attention
+from titer.models import Template
 from titer.trainer import PackedSFTTrainer
 
 THINGS = ["bread", "a film", "France", "a lock", "water", "salt", "the capital", "a guide", "a", "b c"]
@@ -199,10 +199,9 @@ def test_generations_of_a_fleet_are_those_of_each_attacker(tiny, tokenizer, tmp_
     prompts = [template.prompt_ids([{"role": "user", "content": f"what is {thing}?"}]) for thing in THINGS]
     expected = []
     for trainer in fleet.trainers:
-        use_packed_attention(trainer.model.get_base_model())
         expected += generate(trainer.model, template, prompts, 8)
     owners = [number for number in range(3) for _ in prompts]
-    together = generate(fleet.model, template, prompts * 3, 8, batch_size=7, owners=owners, place=fleet.layout.by_row)
+    together = generate(fleet.model, template, prompts * 3, 8, batch_size=7, owners=owners, place=fleet.seating.by_row)
     assert together == expected
     assert len(set(together)) > 3
 
@@ -216,7 +215,6 @@ class Asks(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step in self.steps:
-            use_packed_attention(self.trainer.bare_model)
             self.answers[state.global_step] = self.trainer.answer(self.template, self.prompts, self.limit)
 
 
@@ -302,5 +300,5 @@ def test_what_cannot_share_a_pass_is_refused(tiny, tokenizer, tmp_path):
     next(m for m in dropout.model.modules() if hasattr(m, "lora_dropout")).lora_dropout["default"] = torch.nn.Dropout(
         0.1
     )
-    with pytest.raises(TiterError, match="Dropout is on"):
+    with pytest.raises(TiterError, match="noise is on"):
         Fleet([dropout])

@@ -9,10 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import titer.losses
-from titer.batches import Sample, pack
+from titer.batches import Sample, pack, pad
 from titer.errors import TiterError
-from titer.losses import FusedHead, LinearNLL, branch_nll, log_likelihood_ratio, token_nll, weighted_parts
-from titer.models import fuse_head, use_packed_attention
+from titer.layouts import use_packed_attention
+from titer.losses import (
+    FusedHead,
+    LinearNLL,
+    branch_nll,
+    fuse_head,
+    log_likelihood_ratio,
+    token_nll,
+    weighted_parts,
+)
 
 
 def test_branch_nll_by_hand():
@@ -81,6 +89,7 @@ def test_unknown_names_are_errors():
 
 def test_likelihoods_are_computed_in_float32_at_least(tiny):
     """In bfloat16 a loss of 6 nats is known to 1/32 only; the sum over an answer would be worthless."""
+    use_packed_attention(tiny)
     batch = pack([Sample([1, 2, 3], [[4, 5, 2]])])
     for dtype, expected in [
         (torch.bfloat16, torch.float32),
@@ -119,10 +128,11 @@ def test_fused_loss_of_half_precision_is_computed_in_single():
     torch.testing.assert_close(ours, expected)
 
 
-def test_a_fused_head_gives_losses_to_token_nll_and_logits_to_everybody_else(tiny):
+@pytest.mark.parametrize("lay_out", [pack, pad])
+def test_a_fused_head_gives_losses_to_token_nll_and_logits_to_everybody_else(tiny, lay_out):
     tiny.requires_grad_(False).double()
     use_packed_attention(tiny)
-    batch = pack([Sample([1, 5, 6], [[7, 2]]), Sample([1, 5, 8], [[9, 9, 2]])])
+    batch = lay_out([Sample([1, 5, 6], [[7, 2]]), Sample([1, 5, 8], [[9, 9, 2]])])
     ids = torch.tensor([[1, 5, 6]])
     expected, logits = token_nll(tiny, batch)[0], tiny(input_ids=ids).logits
     fuse_head(tiny)
@@ -143,6 +153,23 @@ def test_a_fused_head_that_is_trained_itself_gets_its_gradient(tiny):
     for model in (plain, tiny):
         token_nll(model, batch)[0].sum().backward()
     torch.testing.assert_close(tiny.lm_head.weight.grad, plain.lm_head.weight.grad)
+
+
+def test_an_adapter_on_a_fused_head_gets_its_logits(tiny):
+    """As when a model was audited, which fuses its head, and is then trained with an adapter on that."""
+    from peft import LoraConfig, get_peft_model
+
+    use_packed_attention(tiny)
+    plain = copy.deepcopy(tiny)
+    fuse_head(tiny)
+    batch = pack([Sample([1, 5, 6], [[7, 2]])])
+    losses = []
+    for model in (plain, tiny):
+        torch.manual_seed(0)
+        adapted = get_peft_model(model, LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
+        assert not fuse_head(adapted.get_base_model())
+        losses.append(token_nll(adapted, batch)[0])
+    assert torch.equal(*losses)
 
 
 def test_logits_that_are_changed_behind_the_head_are_left_alone(tiny):

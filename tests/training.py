@@ -49,14 +49,8 @@ def weights(model):
 def lora(**settings):
     from peft import LoraConfig
 
-    return LoraConfig(
-        r=4,
-        lora_alpha=8,
-        target_modules=["q_proj", "k_proj", "v_proj"],
-        task_type="CAUSAL_LM",
-        init_lora_weights=False,
-        **settings,
-    )
+    defaults = {"target_modules": ["q_proj", "k_proj", "v_proj"], "init_lora_weights": False}
+    return LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **{**defaults, **settings})
 
 
 def same(left, right):

@@ -1,6 +1,6 @@
-"""Packing without padding: many samples in one row, shared tokens computed once.
+"""How samples become a batch: packed in one row, or padded for models that cannot be packed.
 
-A batch is one row of `T` tokens laid out as a forest. All prompts of a chat model begin with the same tokens (the
+A packed batch is one row of `T` tokens laid out as a forest. All prompts of a chat model begin with the same tokens (the
 system prompt): that common *prefix* stands once at the front. Each sample follows as its own prompt and then one or
 more *branches*, completions of that same prompt (an answer and a refusal, say) which see the prompt but not each other:
 
@@ -10,16 +10,17 @@ A token attends to itself and to what comes before it on its own path prefix →
 distance from the start of that path. So each branch computes exactly what it would compute alone in a padded row, and
 its gradient reaches the shared tokens once for every branch that uses them.
 
-Two ways to run the same row: `PACKED_ATTENTION` computes attention sample by sample, with a small mask for each, so
-that neither time nor memory grows with the square of the packed length; `dense_mask` makes the one mask of shape
-`(1, 1, T, T)` that any attention of transformers understands. Only completion tokens are ever supervised.
+`PACKED_ATTENTION` computes attention sample by sample, with a small mask for each, so that neither time nor memory grows
+with the square of the packed length. Whether a model computes in a packed row what it computes alone is probed, not
+assumed (`titer.layouts`); where it does not, `pad` lays the same samples out as anybody would, one row for each branch,
+filled up at the end. Losses read both alike. Only completion tokens are ever supervised.
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor
 PACKED_ATTENTION = "titer_packed"
 
 PackedBatch = dict[str, Any]
-"""What `pack` returns: tensors and lists by name, so that data loaders and devices treat it as any other batch."""
+"""What `pack` and `pad` return: tensors and lists by name, so that data loaders and devices treat it as any other batch."""
 
 
 @dataclass(frozen=True)
@@ -177,13 +178,51 @@ def pack_continuations(
     }
 
 
-def join(batches: Sequence[PackedBatch]) -> PackedBatch:
-    """Lay packed rows end to end in one row, in which none sees another.
+def pad(samples: Sequence[Sample], padding: int = 0) -> PackedBatch:
+    """Lay `samples` out as plain rows, one for each branch with its prompt, filled up at the end.
+
+    Args:
+        samples: At least one sample.
+        padding: The token id to fill up with; no token of a row sees it.
 
     Returns:
-        As of `pack`, but for what tells branches apart: `input_ids`, `position_ids`, `masks`, `prefixes`,
-        `predict_from` and `targets`.
+        A dictionary, with `R` rows (one for each branch) of `L` tokens:
+
+        - `input_ids`, `attention_mask`: `(R, L)`.
+        - `predict_from`, `targets`, `branch`, `labels`, `shift_labels`: as of `pack`, `predict_from` counting the tokens
+          of all rows in order, row · L + place.
     """
+    rows = [
+        ([*sample.prompt, *completion[:-1]], sample, completion) for sample in samples for completion in sample.branches
+    ]
+    width = max(len(ids) for ids, _, _ in rows)
+    predict_from = [
+        number * width + len(sample.prompt) - 1 + place
+        for number, (_, sample, completion) in enumerate(rows)
+        for place in range(len(completion))
+    ]
+    targets = [token for _, _, completion in rows for token in completion]
+    return {
+        "input_ids": torch.tensor([ids + [padding] * (width - len(ids)) for ids, _, _ in rows]),
+        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _, _ in rows]),
+        "predict_from": torch.tensor(predict_from),
+        "targets": torch.tensor(targets),
+        "branch": torch.tensor([number for number, (_, _, completion) in enumerate(rows) for _ in completion]),
+        "labels": torch.tensor([targets]),
+        "shift_labels": torch.tensor([targets]),
+    }
+
+
+def join(batches: Sequence[PackedBatch]) -> PackedBatch:
+    """Lay batches of one layout side by side in one, in which none sees another.
+
+    Packed rows are laid end to end; padded rows one below the other, filled up to the longest.
+
+    Returns:
+        As of `pack` or `pad`, but for what tells branches apart and the labels' other names.
+    """
+    if is_padded(batches[0]):
+        return _join_padded(batches)
     prefixes: list[int] = []
     predict_from = []
     offset = 0
@@ -199,6 +238,33 @@ def join(batches: Sequence[PackedBatch]) -> PackedBatch:
         "predict_from": torch.cat(predict_from),
         "targets": torch.cat([batch["targets"] for batch in batches]),
     }
+
+
+def _join_padded(batches: Sequence[PackedBatch]) -> PackedBatch:
+    width = max(batch["input_ids"].shape[1] for batch in batches)
+    predict_from = []
+    rows = 0
+    for batch in batches:
+        row, place = (
+            batch["predict_from"] // batch["input_ids"].shape[1],
+            batch["predict_from"] % batch["input_ids"].shape[1],
+        )
+        predict_from.append((rows + row) * width + place)
+        rows += len(batch["input_ids"])
+    return {
+        **{
+            # What is filled up with does not matter, since no token of a row sees it.
+            name: torch.cat([F.pad(batch[name], (0, width - batch[name].shape[1])) for batch in batches])
+            for name in ("input_ids", "attention_mask")
+        },
+        "predict_from": torch.cat(predict_from),
+        "targets": torch.cat([batch["targets"] for batch in batches]),
+    }
+
+
+def is_padded(batch: PackedBatch) -> bool:
+    """Say whether a batch holds padded rows, and not a packed one."""
+    return "masks" not in batch and batch["attention_mask"].dim() == 2
 
 
 def to_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
@@ -220,29 +286,32 @@ class Spans:
         lengths: Tokens of each prefix and sample, in order.
         prefixes: Which of them is the prefix of each, `-1` for a prefix itself.
         masks: Of each, as `pack` makes them.
+        positions: `(T,)`, the distance of each token from the start of its path.
     """
 
     lengths: list[int]
     prefixes: list[int]
     masks: list[Tensor]
+    positions: Tensor
+    _windowed: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def within(self, window: int | None) -> list[Tensor]:
+        """Return the masks of a layer in which a token sees only itself and the `window` − 1 tokens before it."""
+        if window is None or not int(self.positions.max()) >= window:
+            return self.masks
+        if window not in self._windowed:
+            places = self.positions.split(self.lengths)
+            self._windowed[window] = [
+                mask & (own[:, None] - (torch.cat((places[prefix], own)) if prefix >= 0 else own)[None, :] < window)
+                for own, prefix, mask in zip(places, self.prefixes, self.masks, strict=True)
+            ]
+        return self._windowed[window]
 
 
 def spans_of(batch: PackedBatch) -> Spans:
     """Return how a packed row divides."""
-    return Spans([mask.shape[2] for mask in batch["masks"]], batch["prefixes"], batch["masks"])
-
-
-def dense_mask(batch: PackedBatch) -> Tensor:
-    """Return `(1, 1, T, T)`, true where a token of a packed row may look, for attention that knows no spans."""
-    spans = spans_of(batch)
-    ends = list(itertools.accumulate(spans.lengths))
-    mask = torch.zeros(1, 1, ends[-1], ends[-1], dtype=torch.bool, device=batch["input_ids"].device)
-    for end, length, prefix, own in zip(ends, spans.lengths, spans.prefixes, spans.masks, strict=True):
-        mask[..., end - length : end, end - length : end] = own[..., own.shape[3] - length :]
-        if prefix >= 0:
-            shared = slice(ends[prefix] - spans.lengths[prefix], ends[prefix])
-            mask[..., end - length : end, shared] = own[..., : own.shape[3] - length]
-    return mask
+    lengths = [mask.shape[2] for mask in batch["masks"]]
+    return Spans(lengths, batch["prefixes"], batch["masks"], batch["position_ids"][0])
 
 
 def packed_attention(
@@ -254,25 +323,37 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     spans: Spans | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over a packed row, one sample at a time; without `spans` it is the library's SDPA.
+    """Attention over a packed row, one sample at a time; without `spans` plain attention under the mask given.
 
     Args:
         module: The attention layer that calls.
         query: `(1, heads, T, head_dim)`.
         key: `(1, key_value_heads, T, head_dim)`.
         value: As `key`.
-        attention_mask: What the library's SDPA takes; not read with `spans`.
+        attention_mask: What the library's attention functions take; not read with `spans`.
         dropout: Attention dropout probability.
         scaling: Factor on the dot products, the inverse square root of `head_dim` when not given.
         spans: How the row divides.
+        sliding_window: How many tokens a token sees, itself included; all earlier ones when not given.
+        softcap: c of c · tanh(score / c), which bounds attention scores (Gemma 2, arXiv 2408.00118).
+        s_aux: `(heads,)`, a score in each head's softmax that belongs to no token (gpt-oss).
         kwargs: What else the library hands to attention functions.
 
     Returns:
         The output `(1, T, heads, head_dim)` and no attention weights.
+
+    Raises:
+        NotImplementedError: For a further tensor of real numbers, which some models add to the scores.
     """
-    if spans is None:
+    for name, given in kwargs.items():
+        if isinstance(given, Tensor) and given.is_floating_point():
+            raise NotImplementedError(f"packed attention does not know what `{name}` does to attention")
+    if spans is None and softcap is None and s_aux is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(
@@ -281,21 +362,53 @@ def packed_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    attend = functools.partial(_attend, dropout=dropout, scaling=scaling, softcap=softcap, sinks=s_aux)
+    if spans is None:
+        if attention_mask is None:
+            causal = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+            attention_mask = causal.tril(key.shape[2] - query.shape[2])[None, None]
+        return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
     # `split` and not slices: the gradient of a slice is a whole row of zeros, that of a split one concatenation.
     queries, keys, values = (x.split(spans.lengths, dim=2) for x in (query, key, value))
     outputs = []
-    for span, (prefix, mask) in enumerate(zip(spans.prefixes, spans.masks, strict=True)):
+    for span, (prefix, mask) in enumerate(zip(spans.prefixes, spans.within(sliding_window), strict=True)):
         if spans.lengths[span] == 0:
             continue
         shared = prefix >= 0 and spans.lengths[prefix] > 0
         outputs.append(
-            F.scaled_dot_product_attention(
+            attend(
                 queries[span],
                 torch.cat((keys[prefix], keys[span]), dim=2) if shared else keys[span],
                 torch.cat((values[prefix], values[span]), dim=2) if shared else values[span],
-                attn_mask=mask,
-                dropout_p=dropout,
-                scale=scaling,
-            )
+                mask,
+            ).transpose(1, 2)
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    # Transposed before they are joined, so that what comes out lies in memory as layers expect it.
+    return torch.cat(outputs, dim=1), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Return softmax(scores) · value under a mask, `(batch, heads, queries, head_dim)`."""
+    if softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    # No fused kernel bounds scores or has sinks; a sample's scores are small.
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    precise = scores if scores.dtype == torch.float64 else scores.float()
+    if sinks is not None:
+        sink = sinks.to(precise).reshape(1, -1, 1, 1).expand(*precise.shape[:3], 1)
+        precise = torch.cat((precise, sink), dim=-1)
+    weights = precise.softmax(-1)[..., : key.shape[2]].to(value.dtype)
+    return F.dropout(weights, dropout) @ value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from titer.batches import PACKED_ATTENTION, PackedBatch, dense_mask, spans_of
+from titer.batches import PACKED_ATTENTION, PackedBatch, is_padded, spans_of
 from titer.errors import TiterError
 
 RATIOS = ("sum", "mean")
@@ -51,43 +52,80 @@ class LinearNLL(torch.autograd.Function):
         return slopes * gradient[:, None].to(slopes.dtype), None, None, None
 
 
-_targets: ContextVar[Tensor | None] = ContextVar("targets", default=None)
+_asked: ContextVar[PackedBatch | None] = ContextVar("asked", default=None)
 
 
 class FusedHead(torch.nn.Linear):
     """An output head that returns token losses `(1, N, 1)` in place of logits while `token_nll` asks for them.
 
-    `titer.models.fuse_head` turns a model's own head into one; asked by anyone else, it is a linear layer like any.
+    `fuse_head` turns a model's own head into one; asked by anyone else, it is a linear layer like any.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return losses or logits."""
-        targets = _targets.get()
-        if targets is None or self.weight.requires_grad:
+        batch = _asked.get()
+        if batch is None or self.weight.requires_grad:
             return super().forward(hidden)
-        return LinearNLL.apply(hidden[0], self.weight, self.bias, targets)[None, :, None]
+        states = _where_predicted(hidden, batch) if is_padded(batch) else hidden[0]
+        return LinearNLL.apply(states, self.weight, self.bias, batch["targets"])[None, :, None]
+
+
+def fuse_head(model: Any) -> bool:
+    """Let `model` compute token losses without materialising logits, where that is what its losses are.
+
+    Left alone are heads that are more than a linear layer (an adapter on the head, say), and models that do something
+    to the logits behind the head, such as scaling or capping them.
+
+    Args:
+        model: A bare model.
+
+    Returns:
+        Whether the head is fused.
+    """
+    head: Any = model.get_output_embeddings()
+    inner: Any
+    for inner in [] if head is None else head.modules():
+        if inner is not head and type(inner) is FusedHead:
+            inner.__class__ = torch.nn.Linear  # what was put around it since wants its logits
+    if type(head) is not torch.nn.Linear:
+        return type(head) is FusedHead
+    seen: list[Any] = []
+    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            # Several tokens, because a single one may be padding, whose logits are zero however they are scaled.
+            logits = model(input_ids=torch.arange(8, device=head.weight.device)[None]).logits
+    finally:
+        handle.remove()
+    if len(seen) != 1 or not torch.equal(seen[0], logits):
+        return False
+    head.__class__ = FusedHead
+    return True
 
 
 def token_nll(model: torch.nn.Module, batch: PackedBatch, **forward: Any) -> tuple[Tensor, Any]:
-    """Run `model` over a packed row and return the negative log-likelihood of every supervised token.
+    """Run `model` over a batch and return the negative log-likelihood of every supervised token.
 
     Logits are computed only where a token is predicted, in the precision of the model, and turned into likelihoods in
-    at least float32; a model with a `FusedHead` never holds more than a chunk of them.
+    at least float32; a model with a `FusedHead` never holds more than a chunk of them. For padded rows without one, the
+    model computes all logits.
 
     Args:
         model: A causal language model of transformers, bare or wrapped (PEFT, DDP, FSDP2).
-        batch: What `titer.batches.pack` made, on the device of the model.
+        batch: What `titer.batches` laid out, on the device of the model.
         forward: Further arguments of the model's forward, `past_key_values` for example.
 
     Returns:
         The losses, `(N,)` in nats, and the model's output.
+
+    Raises:
+        TiterError: For a packed row when the model's attention is not packed attention (any more).
     """
-    token = _targets.set(batch["targets"])
+    token = _asked.set(batch)
     try:
-        output = _run(model, batch, **forward)
+        scores, output = _run(model, batch, **forward)
     finally:
-        _targets.reset(token)
-    scores = output.logits[0]
+        _asked.reset(token)
     if scores.shape[-1] == 1:
         return scores[:, 0], output
     if scores.dtype in (torch.float16, torch.bfloat16):
@@ -95,30 +133,71 @@ def token_nll(model: torch.nn.Module, batch: PackedBatch, **forward: Any) -> tup
     return F.cross_entropy(scores, batch["targets"], reduction="none"), output
 
 
-def packed_logits(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
-    """Run `model` over a packed row and return the logits `(N, vocabulary)` of every supervised token's position."""
-    logits: Tensor = _run(model, batch).logits[0]
-    return logits
+def token_logits(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
+    """Run `model` over a batch and return the logits `(N, vocabulary)` of every supervised token's position."""
+    return _run(model, batch)[0]
 
 
-def _run(model: torch.nn.Module, batch: PackedBatch, **forward: Any) -> Any:
-    return model(
+def hidden_states(output: Any, batch: PackedBatch, layers: Sequence[int], places: Tensor) -> Tensor:
+    """Return hidden states `(len(places), len(layers), hidden_size)` of an output that holds them, in float32.
+
+    Args:
+        output: Of `token_nll(…, output_hidden_states=True)`.
+        batch: What was run.
+        layers: Which layers put them out; 0 is the embedding.
+        places: Which tokens, numbered as `predict_from` does.
+    """
+    width = batch["input_ids"].shape[1]
+    return torch.stack(
+        [output.hidden_states[layer][:, -width:].flatten(0, 1)[places].float() for layer in layers], dim=1
+    )
+
+
+def _where_predicted(states: Tensor, batch: PackedBatch) -> Tensor:
+    """Return what padded rows put out where a token is predicted, `(N, features)`.
+
+    Prompt tuning puts virtual tokens before the rows, so places count from the end.
+    """
+    return states[:, -batch["input_ids"].shape[1] :].flatten(0, 1)[batch["predict_from"]]
+
+
+def _run(model: torch.nn.Module, batch: PackedBatch, **forward: Any) -> tuple[Tensor, Any]:
+    """Run the model; returns what its head put out where a token is predicted, and its output."""
+    if is_padded(batch):
+        output = model(
+            **{
+                "input_ids": batch["input_ids"],
+                "attention_mask": batch["attention_mask"],
+                "use_cache": False,
+                **forward,
+            }
+        )
+        scores = output.logits
+        fused = scores.shape[0] == 1 and scores.shape[1:] == (len(batch["targets"]), 1)
+        return (scores[0] if fused else _where_predicted(scores, batch)), output
+    output = model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
         logits_to_keep=batch["predict_from"],
         **{"use_cache": False, **_attention(model, batch), **forward},
     )
+    return output.logits[0], output
 
 
 def _attention(model: torch.nn.Module, batch: PackedBatch) -> dict[str, Any]:
-    """Return what tells the model's kind of attention which token may see which."""
+    """Return what tells the model's attention which token of a packed row may see which."""
+    config: Any = getattr(model, "module", model).config  # DDP puts the model in a module of its own
+    found = config.get_text_config()._attn_implementation
+    if found != PACKED_ATTENTION:
+        raise TiterError(
+            f"The model's attention is `{found}`, under which tokens of a packed row would see tokens of other samples.",
+            "`titer.layouts.layout_for(model, rows)` sets it; do not call `set_attn_implementation` after that.",
+        )
     if "masks" not in batch:
         return {"attention_mask": batch["attention_mask"]}
-    config: Any = getattr(model, "module", model).config  # DDP puts the model in a module of its own
-    if config.get_text_config()._attn_implementation != PACKED_ATTENTION:
-        return {"attention_mask": dense_mask(batch)}
-    # With a mask of four dimensions the library makes none of its own; nobody reads this one.
-    return {"attention_mask": batch["masks"][-1][..., :1, :1], "spans": spans_of(batch)}
+    # With a mask of four dimensions the library makes none of its own. Nobody is to read this one, so it fits no scores:
+    # attention that does not hand on `spans` fails instead of looking everywhere.
+    return {"attention_mask": batch["masks"][-1][..., :0, :0], "spans": spans_of(batch)}
 
 
 def branch_nll(nll: Tensor, branch: Tensor, branches: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titer.batches import PACKED_ATTENTION
 from titer.errors import TiterError
 
 if TYPE_CHECKING:
@@ -286,13 +285,11 @@ def load_model(
     if adapter is None:
         name, adapter = split_adapter(name)
     location = locate(name)
-    register_packed_attention()
     accelerator = torch.accelerator.is_available()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             location,
             dtype=torch.bfloat16 if accelerator else torch.float32,
-            attn_implementation=PACKED_ATTENTION,
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError) as error:
@@ -314,57 +311,3 @@ def _not_found(name: str, error: Exception) -> TiterError:
         f"Cannot load a model from `{name}`: {reason}",
         f"Name a local folder, a hub id that this machine can reach, or `{EMBEDDED}`, which comes from PyPI.",
     )
-
-
-def register_packed_attention() -> None:
-    """Make `titer.batches.packed_attention` known to transformers under its name; harmless to repeat."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    from titer.batches import packed_attention
-
-    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-    AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)
-
-
-def use_packed_attention(model: Any) -> None:
-    """Switch `model` to packed attention.
-
-    Raises:
-        TiterError: For a model whose attention is not plain causal attention over all earlier tokens.
-    """
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
-        raise TiterError(
-            f"{type(model).__name__} uses other than full attention ({', '.join(sorted(kinds))}); packed rows "
-            "would not be what the model computes alone.",
-            "Use a model with full causal attention, for example Llama, Qwen or SmolLM.",
-        )
-    register_packed_attention()
-    model.set_attn_implementation(PACKED_ATTENTION)
-
-
-def fuse_head(model: Any) -> None:
-    """Let `model` compute token losses without materialising logits, where that is what its losses are.
-
-    Left alone are heads that are more than a linear layer (an adapter on the head, say), and models that do something
-    to the logits behind the head, such as scaling or capping them.
-    """
-    import torch
-
-    from titer.losses import FusedHead
-
-    head = model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear:
-        return
-    seen: list[Any] = []
-    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    try:
-        with torch.no_grad():
-            # Several tokens, because a single one may be padding, whose logits are zero however they are scaled.
-            logits = model(input_ids=torch.arange(8, device=head.weight.device)[None]).logits
-    finally:
-        handle.remove()
-    if len(seen) == 1 and torch.equal(seen[0], logits):
-        head.__class__ = FusedHead

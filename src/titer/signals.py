@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titer.batches import Sample, pack, to_device
-from titer.losses import branch_nll, log_likelihood_ratio, packed_logits, token_nll
+from titer.batches import Sample, to_device
+from titer.layouts import layout_for
+from titer.losses import branch_nll, hidden_states, log_likelihood_ratio, token_logits, token_nll
 
 TOKENS_PER_ROW = 1024
-"""How many prompt and completion tokens are packed into one forward pass."""
+"""How many prompt and completion tokens go into one forward pass."""
 
 ROWS_PER_PASS = 16
 """How many answers' logits exist at a time."""
@@ -55,16 +56,19 @@ def row_signals(
     layers: Sequence[int] = (),
     progress: Callable[[int], None] | None = None,
 ) -> RowSignals:
-    """Score rows with a frozen model; each answer and a refusal branch off the same packed prompt.
+    """Score rows with a frozen model; each answer and a refusal branch off the same prompt.
 
     Args:
-        model: A causal language model with packed attention.
+        model: A causal language model.
         pairs: Token ids of prompt and answer of each row.
         refusals: Token ids of generic refusals, assigned to rows by index.
         layers: Also return the hidden states that these layers put out (0 is the embedding).
         progress: Called with the number of rows done since the last call.
     """
     device = next(model.parameters()).device
+    own = [refusals[place % len(refusals)] for place in range(len(pairs))]
+    both = [*pairs, *((prompt, refusal) for (prompt, _), refusal in zip(pairs, own))]
+    layout = layout_for(model, both, ROWS_PER_PASS, TOKENS_PER_ROW)
     was_training = model.training
     model.eval()
     # Rows of similar length together, so that the last forward passes are not full of short rows.
@@ -73,21 +77,20 @@ def row_signals(
     chunk: list[int] = []
 
     def run(places: list[int]) -> None:
-        samples = [Sample(pairs[place][0], [pairs[place][1], refusals[place % len(refusals)]]) for place in places]
-        batch = to_device(pack(samples), device)
+        samples = [Sample(pairs[place][0], [pairs[place][1], own[place]]) for place in places]
+        batch = to_device(layout.lay_out(samples), device)
         nll, output = token_nll(model, batch, output_hidden_states=bool(layers))
         sums, counts = branch_nll(nll, batch["branch"], 2 * len(places))
         starts = torch.searchsorted(batch["branch"], torch.arange(0, 2 * len(places), 2, device=device))
         ends = batch["predict_from"][starts]
-        states = [output.hidden_states[layer][0, ends].float() for layer in layers]
-        hidden = torch.stack(states, dim=1) if states else sums.new_zeros(len(places), 0, 0)
+        hidden = hidden_states(output, batch, layers, ends) if layers else sums.new_zeros(len(places), 0, 0)
         parts.append(tuple(x.cpu() for x in (sums[0::2], counts[0::2], sums[1::2], counts[1::2], hidden)))
         if progress is not None:
             progress(len(places))
 
     tokens = 0
     for place in order:
-        needed = sum(map(len, pairs[place])) + len(refusals[place % len(refusals)])
+        needed = sum(map(len, pairs[place])) + len(own[place])
         if chunk and tokens + needed > TOKENS_PER_ROW:
             run(chunk)
             chunk, tokens = [], 0
@@ -117,18 +120,19 @@ def answer_fit(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]])
     """Score a model's next-token predictions on answers that it is given, teacher-forced.
 
     Args:
-        model: A causal language model with packed attention.
+        model: A causal language model.
         pairs: Token ids of prompt and answer of each row.
     """
     device = next(model.parameters()).device
+    layout = layout_for(model, pairs, ROWS_PER_PASS)
     was_training = model.training
     model.eval()
     losses: list[Tensor] = []
     hits: list[Tensor] = []
     for start in range(0, len(pairs), ROWS_PER_PASS):
         part = pairs[start : start + ROWS_PER_PASS]
-        batch = to_device(pack([Sample(prompt, [answer]) for prompt, answer in part]), device)
-        scores = packed_logits(model, batch).float()
+        batch = to_device(layout.lay_out([Sample(prompt, [answer]) for prompt, answer in part]), device)
+        scores = token_logits(model, batch).float()
         nll = torch.nn.functional.cross_entropy(scores, batch["targets"], reduction="none")
         right = (scores.argmax(-1) == batch["targets"]).to(nll)
         for values, found in ((nll, losses), (right, hits)):

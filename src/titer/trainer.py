@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -21,12 +21,13 @@ from datasets import Dataset
 from torch import Tensor
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
-from titer.batches import PackedBatch, Sample, pack, pack_continuations
+from titer.batches import PackedBatch, Sample
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.gradients import trainable_parameters
+from titer.layouts import Layout, bare_model, is_noisy, layout_for
 from titer.losses import token_nll
-from titer.models import Template, fuse_head, prepare_tokenizer, use_packed_attention
+from titer.models import Template, prepare_tokenizer
 
 IGNORE = -100
 
@@ -190,31 +191,36 @@ def as_rows(dataset: Dataset | Iterable[Any], name: str) -> list[dict[str, Any]]
 
 @dataclass
 class PackCollator:
-    """Packs the samples of a micro-batch, one row for the training stream and one for each stream beside it.
+    """Lays out the samples of a micro-batch, one batch for the training stream and one for each stream beside it.
 
     Columns named `STREAM_prompt_ids` and `STREAM_completion_ids` belong to the stream `STREAM`; those without a
     stream are the training samples. A column `continuation_ids` holds a second completion of each training prompt,
     and `row` the number of each training sample in its dataset.
+
+    Args:
+        share_prefix: Compute the tokens that all prompts of a batch begin with once.
+        layout: How the model wants its rows.
     """
 
     share_prefix: bool = True
+    layout: Layout = field(default_factory=Layout)
 
     def __call__(self, rows: list[dict[str, Any]]) -> PackedBatch:
-        """Return the packed training row, with each further stream as a nested batch under its name."""
+        """Return the batch of training samples, with each further stream as a nested batch under its name."""
         batch: PackedBatch = {"row": torch.tensor([row["row"] for row in rows])}
         for column in rows[0]:
             if not column.endswith("prompt_ids"):
                 continue
             stream = column.removesuffix("prompt_ids")
             samples = [Sample(row[column], [row[f"{stream}completion_ids"]]) for row in rows]
-            packed = pack(samples, self.share_prefix)
+            laid_out = self.layout.lay_out(samples, self.share_prefix)
             if stream:
-                batch[stream.removesuffix("_")] = packed
+                batch[stream.removesuffix("_")] = laid_out
                 continue
-            batch |= packed
+            batch |= laid_out
             if "continuation_ids" in rows[0]:
                 continuations = [row["continuation_ids"] for row in rows]
-                batch["continuation"] = pack_continuations(samples, continuations, self.share_prefix)
+                batch["continuation"] = self.layout.continue_from(samples, continuations, self.share_prefix)
         return batch
 
 
@@ -286,6 +292,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         self.args = args  # `streams` wants the settings before `Trainer.__init__` has set them
         self.micro_batches: list[PackedBatch] = []
         self._micro_batch = 0
+        self._pairs: list[tuple[Sequence[int], Sequence[int]]] = []  # every row that the model is to run
         super().__init__(
             model=model,
             args=args,
@@ -298,8 +305,6 @@ class PackedSFTTrainer(trl.SFTTrainer):
         )
         if self.is_deepspeed_enabled:
             raise TiterError("DeepSpeed is not supported.", "Use FSDP2 with bf16, or DDP.")
-        use_packed_attention(self.bare_model)
-        fuse_head(self.bare_model)
         self.model_accepts_loss_kwargs = True
         self.trainable = trainable_parameters(self.model)
         if not self.trainable:
@@ -311,6 +316,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
                 "Trainable weights are in float16, where small steps and differences of gradients over- or underflow.",
                 "Load the model in float32 or bfloat16, or train an adapter in float32.",
             )
+        self.find_layout()
         self.add_callback(StepState())
 
     @property
@@ -322,7 +328,24 @@ class PackedSFTTrainer(trl.SFTTrainer):
     @property
     def bare_model(self) -> Any:
         """The model without the wrapper that PEFT puts around it; its adapted layers are inside."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return bare_model(self.model)
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest row that the model is to run."""
+        return max(len(prompt) + len(completion) for prompt, completion in self._pairs)
+
+    def find_layout(self, tokens: int | None = None) -> None:
+        """Lay rows out as the model computes them rightly; asked again when datasets with longer rows come.
+
+        Args:
+            tokens: Most tokens of a packed row, where it holds more than a micro-batch.
+        """
+        layout = layout_for(self.model, self._pairs, self.args.per_device_train_batch_size, tokens)
+        if self.args.gradient_checkpointing or getattr(self.bare_model, "is_gradient_checkpointing", False):
+            # Recomputed activations leave no keys and values behind.
+            layout = replace(layout, cached=False)
+        self.layout = self.data_collator.layout = layout
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -352,6 +375,13 @@ class PackedSFTTrainer(trl.SFTTrainer):
         }
         if training:
             columns |= self.streams(rows, encoder)
+        for name in columns:
+            if name.endswith("prompt_ids"):
+                self._pairs += zip(columns[name], columns[name.replace("prompt", "completion")], strict=True)
+        if "continuation_ids" in columns:
+            self._pairs += zip(columns["prompt_ids"], columns["continuation_ids"], strict=True)
+        if hasattr(self, "layout"):
+            self.find_layout()
         return Dataset.from_dict(columns)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -422,18 +452,29 @@ class PackedSFTTrainer(trl.SFTTrainer):
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
-    def refuse_dropout(self, why: str) -> None:
-        """Raise when any dropout is on, since two passes over one batch would then differ by mask noise."""
-        active = [
-            name for name, module in self.model.named_modules() if isinstance(module, torch.nn.Dropout) and module.p > 0
+    def refuse_noise(self, why: str) -> None:
+        """Raise when two passes over one batch differ by random numbers: dropout, dropped layers, jitter, …"""
+        if not is_noisy(self.model, self.layout, self._pairs):
+            return
+        suspects = [
+            name
+            for name, module in self.model.named_modules()
+            if getattr(module, "p", 0) and "Drop" in type(module).__name__
         ]
-        attention = getattr(self.bare_model.config.get_text_config(), "attention_dropout", 0.0)
-        if active or attention:
-            where = active[0] if active else "attention_dropout"
-            raise TiterError(
-                f"Dropout is on (`{where}`), {why}",
-                "Set lora_dropout=0 and the model's attention_dropout=0.",
-            )
+        settings = self.bare_model.config.get_text_config().to_dict()
+        suspects += [
+            name
+            for name, value in settings.items()
+            if isinstance(value, float)
+            and value > 0
+            and any(word in name for word in ("drop", "jitter", "noise", "pdrop"))
+        ]
+        where = f" (`{suspects[0]}` may be why)" if suspects else ""
+        raise TiterError(
+            f"Dropout or other noise is on{where}: two passes of {type(self.bare_model).__name__} over the same rows differ, "
+            f"{why}",
+            "Set lora_dropout=0 and, in the model's config, every dropout, layerdrop and jitter to 0.",
+        )
 
 
 def _eval_datasets(datasets: Any) -> Any:

@@ -38,7 +38,7 @@ class HarmfulStreamTrainer(PackedSFTTrainer):
             )
         self.harmful_rows = as_rows(harmful_dataset, "harmful_dataset")
         super().__init__(args=args, **kwargs)
-        self.refuse_dropout("so the two harmful gradients would differ by mask noise, not by the perturbation.")
+        self.refuse_noise("so the two harmful gradients would differ by mask noise, not by the perturbation.")
 
     def streams(self, rows: list[dict[str, Any]], encoder: Encoder) -> dict[str, list[Any]]:
         """Return the harmful stream, `harmful_prompt_ids` and `harmful_completion_ids`."""

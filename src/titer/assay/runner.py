@@ -165,12 +165,11 @@ def weights_digest(name: str) -> str:
 @functools.lru_cache(maxsize=1)
 def attacked_model(name: str) -> Any:
     """Return the weights that an attacker is given, frozen: an adapter is merged, for nobody releases it apart."""
-    from titer.models import load_model, use_packed_attention
+    from titer.models import load_model
 
     model: Any = load_model(name)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    use_packed_attention(model)
     return model.requires_grad_(False)
 
 

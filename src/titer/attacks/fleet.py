@@ -2,7 +2,7 @@
 
 Every attacker is an ordinary trainer with its own adapter, data, learning rate, schedule, optimizer, seed, length,
 checkpoints and log. Only its forward and backward pass is not its own: when all attackers of the fleet have a batch
-ready, their packed rows are laid end to end, the row runs through the frozen weights once, and each attacker's tokens
+ready, their packed rows are laid end to end (padded ones below each other), the batch runs through the frozen weights once, and each attacker's tokens
 meet its own adapter on the way (`StackedLoRA`). So it is with the prompts that attackers answer at their checkpoints.
 Nothing else is shared, so an attacker of a fleet learns what it would have learnt alone, up to the rounding of a matrix
 product of another size; one that diverges or fails takes nobody with it.
@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titer.attacks.coroutine import Coroutine, random_state
-from titer.batches import PackedBatch, join
+from titer.batches import PackedBatch, is_padded, join
 from titer.errors import TiterError
 from titer.generation import generate
+from titer.layouts import inherit_layout
 from titer.losses import token_nll
 from titer.models import Template
 from titer.trainer import PackedSFTTrainer
@@ -42,14 +43,16 @@ def shared_copy(model: torch.nn.Module) -> Any:
     The weights are the very same tensors, in memory once; so they must stay frozen.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    inherit_layout(copied, model)
+    return copied
 
 
-class Layout:
+class Seating:
     """Whose tokens lie where in the batch that the base is about to see.
 
     Attributes:
-        dim: The dimension that attackers divide: 1 for packed rows laid end to end, 0 for rows of a batch.
+        dim: The dimension that attackers divide: 1 for packed rows laid end to end, 0 for padded rows of a batch.
         sizes: How much of it belongs to whom, as (attacker, size), in order.
     """
 
@@ -71,12 +74,12 @@ class StackedLoRA(torch.nn.Module):
 
     Args:
         base: The frozen layer.
-        layout: Whose tokens lie where; shared by all layers of the model.
+        seating: Whose tokens lie where; shared by all layers of the model.
     """
 
-    def __init__(self, base: torch.nn.Module, layout: Layout) -> None:
+    def __init__(self, base: torch.nn.Module, seating: Seating) -> None:
         super().__init__()
-        self.base, self.layout = base, layout
+        self.base, self.seating = base, seating
         # Attacker → A (rank, in), B (out, rank) and the factor on their product. They belong to the attackers' own
         # models, so this module does not register them.
         self.adapters: dict[int, tuple[Tensor, Tensor, float]] = {}
@@ -85,31 +88,31 @@ class StackedLoRA(torch.nn.Module):
         """Return W x + s_k B_k A_k x, with k the attacker that each token belongs to."""
         output: Tensor = self.base(x)
         deltas = []
-        parts = x.split([size for _, size in self.layout.sizes], self.layout.dim)
-        for (attacker, _), part in zip(self.layout.sizes, parts, strict=True):
+        parts = x.split([size for _, size in self.seating.sizes], self.seating.dim)
+        for (attacker, _), part in zip(self.seating.sizes, parts, strict=True):
             if attacker in self.adapters:
                 down, up, scaling = self.adapters[attacker]
                 deltas.append(F.linear(F.linear(part.to(down), down), up) * scaling)
             else:
                 deltas.append(part.new_zeros(*part.shape[:-1], output.shape[-1]))
-        return (output + torch.cat(deltas, self.layout.dim)).to(output.dtype)
+        return (output + torch.cat(deltas, self.seating.dim)).to(output.dtype)
 
 
-def stack(models: Sequence[Any]) -> tuple[Any, Layout]:
+def stack(models: Sequence[Any]) -> tuple[Any, Seating]:
     """Return one model that computes for each attacker what its own model computes.
 
     Args:
         models: `shared_copy`s of one base, each with a LoRA adapter that PEFT put in.
 
     Returns:
-        The model, and the layout to fill in before each forward pass.
+        The model, and the seating to fill in before each forward pass.
 
     Raises:
         TiterError: For an adapter that is more than plain LoRA without dropout, or bases that do not share weights.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layout = Layout()
+    seating = Seating()
     base = shared_copy(models[0])
     # TRL gives each trainer's model a forward method that is bound to that very model, also in a copy.
     vars(base).pop("forward", None)
@@ -132,10 +135,10 @@ def stack(models: Sequence[Any]) -> tuple[Any, Layout]:
             if isinstance(module, BaseTunerLayer):
                 target = base.get_submodule(name)
                 if not isinstance(target, StackedLoRA):
-                    target = StackedLoRA(target, layout)
+                    target = StackedLoRA(target, seating)
                     base.set_submodule(name, target)
                 target.adapters[attacker] = _plain_lora(module, name)
-    return base, layout
+    return base, seating
 
 
 def _plain_lora(module: Any, name: str) -> tuple[Tensor, Tensor, float]:
@@ -236,15 +239,21 @@ class Fleet:
                     "a fleet already takes its passes apart by `max_tokens`.",
                     "Set gradient_accumulation_steps=1 and a larger per_device_train_batch_size.",
                 )
-            trainer.refuse_dropout("and the attackers of a fleet cannot draw masks of their own.")
+            trainer.refuse_noise("and the attackers of a fleet cannot draw masks of their own.")
             if trainer.accelerator.num_processes > 1:
                 raise TiterError("A fleet runs in one process.", "Start it without `accelerate launch`.")
         if len({bool(trainer.args.bf16) for trainer in trainers}) > 1:
             raise TiterError("Some attackers of the fleet use bf16 and others do not.", "Set it alike for all.")
         self.trainers = list(trainers)
         self.max_tokens = max_tokens
-        # The trainers have given their models packed attention and a fused head; a copy of one has them too.
-        self.model, self.layout = stack([trainer.bare_model for trainer in trainers])
+        # Alone, an attacker's rows were tried in its own batches; here they share longer ones. Once is enough for all.
+        lead = max(trainers, key=lambda trainer: trainer.longest_row)
+        lead.find_layout(tokens=max_tokens)
+        for trainer in trainers:
+            inherit_layout(trainer.bare_model, lead.bare_model)
+            trainer.find_layout(tokens=max_tokens)
+        # The trainers have set their models up for the layout; a copy of one is, too.
+        self.model, self.seating = stack([trainer.bare_model for trainer in trainers])
 
     def train(self, resume_from: Sequence[str | None] | None = None) -> list[BaseException | None]:
         """Train every attacker to its end.
@@ -313,7 +322,7 @@ class Fleet:
                 prompts,
                 limit,
                 owners=owners,
-                place=self.layout.by_row,
+                place=self.seating.by_row,
             )
             for place in places:
                 answers[place] = [text for owner, text in zip(owners, texts, strict=True) if owner == place]
@@ -325,7 +334,7 @@ class Fleet:
         crew: list[int] = []
         tokens = 0
         for place, step in steps.items():
-            length = step.batch["input_ids"].shape[1]
+            length = step.batch["input_ids"].numel()
             if crew and tokens + length > self.max_tokens:
                 losses |= self._pass({place: steps[place] for place in crew})
                 crew, tokens = [], 0
@@ -334,9 +343,12 @@ class Fleet:
         return losses | self._pass({place: steps[place] for place in crew})
 
     def _pass(self, steps: dict[int, Step]) -> dict[int, Tensor]:
-        """Run batches as one row; leaves each one's gradient in its attacker's own parameters."""
+        """Run batches as one; leaves each one's gradient in its attacker's own parameters."""
         batches = [step.batch for step in steps.values()]
-        self.layout.side_by_side([(place, step.batch["input_ids"].shape[1]) for place, step in steps.items()])
+        if is_padded(batches[0]):
+            self.seating.by_row([place for place, step in steps.items() for _ in step.batch["input_ids"]])
+        else:
+            self.seating.side_by_side([(place, step.batch["input_ids"].shape[1]) for place, step in steps.items()])
         with self.trainers[min(steps)].compute_loss_context_manager():
             nll, _ = token_nll(self.model, join(batches))
             sums = torch.stack([part.sum() for part in nll.split([batch["targets"].numel() for batch in batches])])

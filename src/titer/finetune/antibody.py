@@ -41,11 +41,6 @@ class AntibodyFinetuneConfig(FinetuneConfig):
         check_known([self.reduction], REDUCTIONS, "reduction")
         if not self.tau > 0:
             raise TiterError(f"tau must be above 0, not {self.tau}.")
-        if self.gradient_checkpointing:
-            raise TiterError(
-                "gradient_checkpointing throws away the keys and values that Antibody scores the refusals with.",
-                "Set gradient_checkpointing=False; a smaller per_device_train_batch_size saves memory too.",
-            )
         super().__post_init__()
 
 
@@ -54,7 +49,8 @@ class AntibodyFinetuneTrainer(RefusalTrainer):
 
     The weights come from the current model at every step, and no gradient flows through them. The likelihood of the
     user's answer is the training forward itself; that of the refusal is a forward of the refusal's tokens alone, on
-    the keys and values which that forward left. The softmax runs over the whole optimizer batch, across micro-batches
+    the keys and values which that forward left (with gradient checkpointing, or a model that cannot be packed, of the
+    prompt and the refusal). The softmax runs over the whole optimizer batch, across micro-batches
     and ranks: because the loss is linear in the weights, unnormalised gradients are accumulated relative to the
     largest ratio seen so far and divided by the normaliser once all micro-batches have gone backward.
 
@@ -94,10 +90,10 @@ class AntibodyFinetuneTrainer(RefusalTrainer):
         """Return Σ_i exp(r_i/τ − m) ℓ_i of a micro-batch, with m the largest r/τ of the optimizer batch so far."""
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        nll, output = token_nll(model, inputs, use_cache=True)
+        nll, output = token_nll(model, inputs, use_cache=self.layout.cached)
         answer, tokens = branch_nll(nll, inputs["branch"], len(inputs["row"]))
         ratio = log_likelihood_ratio(
-            answer.detach(), tokens, *self._refusal_nll(model, inputs, output.past_key_values), self.args.ratio
+            answer.detach(), tokens, *self._refusal_nll(model, inputs, output), self.args.ratio
         )
         weights = self._unnormalised(ratio / self.args.tau)
         self.seen.append((inputs["row"], ratio))
@@ -109,12 +105,21 @@ class AntibodyFinetuneTrainer(RefusalTrainer):
         return (loss, output) if return_outputs else loss
 
     @torch.no_grad()
-    def _refusal_nll(self, model: Any, inputs: PackedBatch, cache: Any) -> tuple[Tensor, Tensor]:
-        """Return summed loss and token count of each row's refusal, computed on the training forward's cache."""
-        for layer in cache.layers:
-            layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+    def _refusal_nll(self, model: Any, inputs: PackedBatch, output: Any) -> tuple[Tensor, Tensor]:
+        """Return summed loss and token count of each row's refusal, on the training forward's cache if there is one."""
+        on_cache: dict[str, Any] = {}
+        if self.layout.cached:
+            cache = output.past_key_values
+            if cache is None:
+                raise TiterError(
+                    "The training forward left no keys and values to score the refusals with.",
+                    "Switch gradient checkpointing on before the trainer is made, or by `gradient_checkpointing=True`.",
+                )
+            for layer in cache.layers:
+                layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+            on_cache = {"past_key_values": cache, "use_cache": True}
         continuation = inputs["continuation"]
-        nll, _ = token_nll(model, continuation, past_key_values=cache, use_cache=True)
+        nll, _ = token_nll(model, continuation, **on_cache)
         return branch_nll(nll, continuation["branch"], len(inputs["row"]))
 
     @torch.no_grad()
