@@ -162,7 +162,7 @@ def test_batch_splits_do_not_matter(tiny, tokenizer, harmful_rows, tmp_path, met
         assert other_losses == pytest.approx(losses, rel=1e-3)
 
 
-@pytest.mark.parametrize("method", ["sft", *ALIGN, "gate"])
+@pytest.mark.parametrize("method", EVERY)
 def test_gradient_checkpointing_changes_nothing(tiny, tokenizer, harmful_rows, tmp_path, method):
     results = [
         weights(

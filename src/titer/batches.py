@@ -405,7 +405,11 @@ def _attend(
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    if mask.dtype == torch.bool:
+        # Not minus infinity: padding that may look nowhere would become nan, and so all that multiplies it by zero.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask
     precise = scores if scores.dtype == torch.float64 else scores.float()
     if sinks is not None:
         sink = sinks.to(precise).reshape(1, -1, 1, 1).expand(*precise.shape[:3], 1)

@@ -1,15 +1,15 @@
 """Batched greedy decoding: left-padded, sorted by length, rows leave the batch as they finish.
 
-The answers of a model's first batch are checked: the logits that two of its rows were decoded from must be those of the
-same rows run alone. A model that computes others (a recurrent state that padding disturbs, a cache that cannot drop rows)
-decodes prompts of one length at a time instead, as the library does it.
+Prompts that begin alike, as those of a chat model do, begin on one cache. Not every model computes in such a batch what it
+computes alone, so the answers of its first batch are checked: the logits that two of its rows were decoded from must be
+those of the same rows run alone, without padding or cache. Where they are not, the next of `WAYS` is tried.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,13 +18,20 @@ import torch
 from torch import Tensor
 
 from titer.batches import common_prefix_length
-from titer.errors import TiterError
-from titer.layouts import bare_model, first_line, same_to_rounding
+from titer.layouts import bare_model, cannot, first_line, same_to_rounding
 from titer.models import Template
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 64
+
+WAYS = {
+    "shared": "rows of all lengths, what they begin with computed once",
+    "together": "rows of all lengths",  # a window would count the padding behind a shared beginning
+    "library": "prompts of one length at a time, by the library's own loop",  # padding disturbs a recurrent state
+    "plain": "prompts of one length at a time, without a cache",  # right by definition
+}
+"""How a batch can be decoded, the fastest first."""
 
 Place = Callable[[Sequence[int]], None]
 """Called before each forward pass with the owner of each row, all rows of an owner together."""
@@ -32,9 +39,9 @@ Place = Callable[[Sequence[int]], None]
 
 @dataclass
 class _Decoding:
-    """How a model decodes, and the longest row with its answer that it was found right for."""
+    """How a model decodes, and the longest row with its answer that this was found right for."""
 
-    batched: bool = True
+    way: str = "shared"
     longest: int = 0
 
 
@@ -63,82 +70,50 @@ def generate(
         progress: Called with the number of prompts finished since the last call.
         owners: For a model that holds several (`titer.attacks.Fleet`), which of them answers each prompt.
         place: Called before each forward pass with the owner of each row, all rows of an owner together.
+
+    Raises:
+        TiterError: For a model that cannot generate text.
     """
     owners = [0] * len(prompts) if owners is None else owners
     was_training = model.training
     model.eval()
     decoding = _decodings.setdefault(model, _Decoding())
     answers: list[str] = [""] * len(prompts)
-
-    def finish(rows: Sequence[int], decoded: Sequence[Sequence[int]]) -> None:
-        for row, tokens in zip(rows, decoded, strict=True):
-            answers[row] = str(template.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
-        if progress is not None:
-            progress(len(rows))
-
     # Prompts of similar length together: less padding.
     waiting = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    while waiting and decoding.batched:
-        rows = sorted(waiting[:batch_size], key=lambda row: owners[row])
+    while waiting:
+        rows = waiting[:batch_size]
+        if decoding.way in ("library", "plain"):
+            rows = [row for row in rows if len(prompts[row]) == len(prompts[rows[0]])]
+        rows.sort(key=lambda row: owners[row])
         batch = _Batch(model, template, [prompts[row] for row in rows], [owners[row] for row in rows], place)
         longest = max(len(prompts[row]) for row in rows) + max_new_tokens
-        failure = batch.decode(max_new_tokens, check=longest > decoding.longest)
+        failure = batch.decode(decoding.way, max_new_tokens, check=longest > decoding.longest)
         if failure:
-            decoding.batched = False
-            logger.warning(
-                "%s decodes prompts of one length at a time, which takes longer: in a batch %s.",
-                type(bare_model(model)).__name__,
-                failure,
-            )
-            break
+            _change_way(model, decoding, failure)
+            continue
         decoding.longest = max(decoding.longest, longest)
-        finish(rows, batch.decoded)
-        waiting = waiting[batch_size:]
-    for rows in _alike(waiting, prompts, owners, batch_size):
-        if place is not None:
-            place([owners[row] for row in rows])
-        finish(rows, _decode_by_library(model, template, [prompts[row] for row in rows], max_new_tokens))
+        for row, tokens in zip(rows, batch.decoded, strict=True):
+            answers[row] = str(template.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        if progress is not None:
+            progress(len(rows))
+        done = set(rows)
+        waiting = [row for row in waiting if row not in done]
     model.train(was_training)
     return answers
 
 
-def _alike(
-    rows: Sequence[int], prompts: Sequence[Sequence[int]], owners: Sequence[int], batch_size: int
-) -> list[list[int]]:
-    """Cut rows into batches of prompts that have the same length, each owner's together."""
-    lengths: dict[int, list[int]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: owners[row]):
-        lengths[len(prompts[row])].append(row)
-    return [same[start : start + batch_size] for same in lengths.values() for start in range(0, len(same), batch_size)]
-
-
-def _decode_by_library(
-    model: Any, template: Template, prompts: Sequence[Sequence[int]], max_new_tokens: int
-) -> list[list[int]]:
-    """Decode prompts of one length with the library's own loop; returns new token ids up to the end of the turn."""
-    stop = sorted(template.end_of_turn)
-    input_ids = torch.tensor([list(prompt) for prompt in prompts], device=next(model.parameters()).device)
-    try:
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=stop,
-            pad_token_id=template.tokenizer.pad_token_id,
+def _change_way(model: Any, decoding: _Decoding, failure: str) -> None:
+    """Go on in the next way; one that takes much longer is announced."""
+    ways = list(WAYS)
+    decoding.way, decoding.longest = ways[ways.index(decoding.way) + 1], 0
+    if decoding.way in ("library", "plain"):
+        logger.warning(
+            "%s decodes %s, which takes longer: else %s.",
+            type(bare_model(model)).__name__,
+            WAYS[decoding.way],
+            failure,
         )
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a model's own code raises
-        raise TiterError(
-            f"{type(bare_model(model)).__name__} cannot generate text: {first_line(error)}",
-            "titer can align and fine-tune it, but not evaluate its answers.",
-        ) from error
-    decoded = []
-    for tokens in output[:, input_ids.shape[1] :].tolist():
-        end = next((number for number, token in enumerate(tokens) if token in stop), len(tokens))
-        decoded.append(tokens[:end])
-    return decoded
 
 
 @dataclass
@@ -156,51 +131,61 @@ class _Batch:
     place: Place | None
     decoded: list[list[int]] = field(default_factory=list)
 
-    def _forward(self, owners: Sequence[int], **inputs: Any) -> Any:
-        if self.place is not None:
-            self.place(owners)
-        return self.model(**inputs)
-
-    def decode(self, max_new_tokens: int, check: bool) -> str:
+    def decode(self, way: str, max_new_tokens: int, check: bool) -> str:
         """Decode the batch into `decoded`.
 
         Args:
+            way: One of `WAYS`.
             max_new_tokens: Most tokens of an answer.
             check: Compare with rows run alone.
 
         Returns:
             Why the answers are not what the model says alone; empty when they are, or were not checked.
         """
-        if not check:
-            self._decode(max_new_tokens, [])
-            return ""
         # The shortest row has the most padding; the longest goes farthest.
         by_length = sorted(range(len(self.prompts)), key=lambda row: len(self.prompts[row]))
+        watched = sorted({by_length[0], by_length[-1]}) if check else []
+        decode = {"library": self._by_library, "plain": self._plainly}.get(way, self._in_padded_batch)
         try:
-            logits = self._decode(max_new_tokens, sorted({by_length[0], by_length[-1]}))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a model's own code raises
+            logits = decode(way, max_new_tokens, watched)
+        except Exception as error:
+            reason = cannot(bare_model(self.model), "generate text", error)
+            if isinstance(error, torch.OutOfMemoryError) or way == "plain" or not check:
+                raise reason from error
             return f"it fails ({first_line(error)})"
-        return self._difference(logits)
+        return "" if way == "plain" else self._difference(logits)
 
     def _difference(self, logits: dict[int, list[Tensor]]) -> str:
         """Return how the logits that rows were decoded from part from those of the rows run alone."""
         for row, found in logits.items():
             if not found:
                 continue
-            ids = [*self.prompts[row], *self.decoded[row]]
-            input_ids = torch.tensor([ids[: len(self.prompts[row]) + len(found) - 1]], device=found[0].device)
-            alone = self._forward([self.owners[row]], input_ids=input_ids).logits[0, -len(found) :]
-            if not same_to_rounding(torch.stack(found), alone):
+            ids = [*self.prompts[row], *self.decoded[row]][: len(self.prompts[row]) + len(found) - 1]
+            output = self._forward([self.owners[row]], input_ids=torch.tensor([ids], device=found[0].device))
+            if not same_to_rounding(torch.stack(found), output.logits[0, -len(found) :]):
                 return "a token's logits are not those of its row alone"
+            # Some classes have rules of their own about what the library's loop says first or last.
+            if self._up_to_end(int(scores.argmax()) for scores in found) != self.decoded[row]:
+                return "an answer is not what its logits say"
         return ""
 
-    def _decode(self, max_new_tokens: int, watched: Sequence[int]) -> dict[int, list[Tensor]]:
+    def _up_to_end(self, tokens: Iterable[int]) -> list[int]:
+        return list(itertools.takewhile(lambda token: token not in self.template.end_of_turn, tokens))
+
+    def _forward(self, owners: Sequence[int], **inputs: Any) -> Any:
+        if self.place is not None:
+            self.place(owners)
+        return self.model(**inputs)
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def _in_padded_batch(self, way: str, max_new_tokens: int, watched: Sequence[int]) -> dict[int, list[Tensor]]:
         """Decode greedily; returns for each watched row the logits `(vocabulary,)` that each of its tokens is from."""
-        device = next(self.model.parameters()).device
-        prompts, owners = self.prompts, self.owners
-        shared = common_prefix_length(prompts)
+        device, prompts, owners = self._device, self.prompts, self.owners
+        shared = common_prefix_length(prompts) if way == "shared" else 0
         rests = [prompt[shared:] for prompt in prompts]
         width = max(map(len, rests))
         padding = self.template.tokenizer.pad_token_id
@@ -249,3 +234,41 @@ class _Batch:
             mask = torch.cat((mask, mask.new_ones(len(alive), 1)), dim=1)
             position_ids = position_ids[:, -1:] + 1
         return logits
+
+    def _by_library(self, way: str, max_new_tokens: int, watched: Sequence[int]) -> dict[int, list[Tensor]]:
+        """Decode prompts of one length with `model.generate`; returns as `_in_padded_batch`."""
+        input_ids = torch.tensor([list(prompt) for prompt in self.prompts], device=self._device)
+        if self.place is not None:
+            self.place(self.owners)
+        output = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(self.template.end_of_turn),
+            pad_token_id=self.template.tokenizer.pad_token_id,
+            output_logits=bool(watched),
+            return_dict_in_generate=True,
+        )
+        new = output.sequences[:, input_ids.shape[1] :].tolist()
+        self.decoded = [self._up_to_end(tokens) for tokens in new]
+        return {
+            row: [scores[row] for scores in output.logits[: min(len(self.decoded[row]) + 1, max_new_tokens)]]
+            for row in watched
+        }
+
+    def _plainly(self, way: str, max_new_tokens: int, watched: Sequence[int]) -> dict[int, list[Tensor]]:
+        """Decode prompts of one length by running each row anew for each token; there is nothing to watch."""
+        rows = torch.tensor([list(prompt) for prompt in self.prompts], device=self._device)
+        ended = [False] * len(rows)
+        self.decoded = [[] for _ in rows]
+        for _ in range(max_new_tokens):
+            tokens = self._forward(self.owners, input_ids=rows).logits[:, -1].argmax(-1)
+            for row, token in enumerate(tokens.tolist()):
+                ended[row] = ended[row] or token in self.template.end_of_turn
+                if not ended[row]:
+                    self.decoded[row].append(token)
+            if all(ended):
+                break
+            rows = torch.cat((rows, tokens[:, None]), dim=1)
+        return {}

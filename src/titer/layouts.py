@@ -285,13 +285,8 @@ def _logits_alone(model: Any, bare: Any, ids: Sequence[int]) -> Tensor:
     device = next(model.parameters()).device
     try:
         logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=device)).logits[0, -len(ids) :]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a model's own code raises
-        raise TiterError(
-            f"{type(bare).__name__} cannot be run on a row of {len(ids)} tokens: {first_line(error)}",
-            "titer trains causal language models of transformers, on rows no longer than the model allows.",
-        ) from error
+    except Exception as error:
+        raise cannot(bare, f"run a row of {len(ids)} tokens", error) from error
     return logits
 
 
@@ -346,6 +341,16 @@ def _state_of(model: Any, bare: Any) -> tuple[Any, ...]:
     # Of PEFT's adapters, those that put virtual tokens before a row run outside of the bare model.
     kinds = sorted({str(config.peft_type) for config in getattr(model, "peft_config", {}).values()})
     return _attention_of(bare), type(bare.get_output_embeddings()), kinds
+
+
+def cannot(bare: Any, do_what: str, error: Exception) -> Exception:
+    """Return what to raise where a model's own code raised whatever it did; a lack of memory says enough itself."""
+    if isinstance(error, (TiterError, torch.OutOfMemoryError)):
+        return error
+    return TiterError(
+        f"{type(bare).__name__} cannot {do_what}: {first_line(error)}",
+        "titer wants causal language models of transformers, with rows no longer than the model allows.",
+    )
 
 
 def first_line(error: Exception) -> str:
@@ -430,6 +435,8 @@ def is_noisy(model: Any, layout: Layout, pairs: Pairs) -> bool:
                 for _ in range(REPEATS)
                 for again, once in zip(outcome(), first, strict=True)
             )
+        except Exception as error:
+            raise cannot(bare_model(model), "train", error) from error
         finally:
             for module, training in modes:
                 module.training = training

@@ -62,7 +62,10 @@ def theorem_lambda(product: float, square: float, xi: float) -> float:
 
 
 def cosine_lambda(product: float, square: float, align_square: float, xi: float) -> float:
-    """Return max{0, ξ − cos(∇L_align, ∇L_sharp)}, the λ of the released code before averaging over steps."""
+    """Return max{0, ξ − cos(∇L_align, ∇L_sharp)}, the λ of the released code before averaging over steps.
+
+    The released code adds 1e-8 to the product of norms; here a cosine with a gradient of zero is 0.
+    """
     norms = (square * align_square) ** 0.5
     return max(0.0, xi - (product / norms if norms > 0 else 0.0))
 
@@ -161,7 +164,7 @@ class AntibodyAlignmentTrainer(SimulatedAttackTrainer):
         if self.args.lambda_schedule == "theorem":
             return theorem_lambda(product, square, self.args.xi)
         lam = cosine_lambda(product, square, global_norm(align).item() ** 2, self.args.xi)
-        # The released code does not say how the average starts; from the first value, it has no bias.
+        # From the first raw value on, as in the released code.
         average = self.step_state.values.get("lambda_average", lam)
         momentum = self.args.lambda_momentum
         self.step_state.values["lambda_average"] = momentum * average + (1 - momentum) * lam
