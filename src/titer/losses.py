@@ -23,7 +23,8 @@ class LinearNLL(torch.autograd.Function):
     """Negative log-likelihood of targets under softmax(h Wᵀ + b), without ever holding all logits.
 
     The gradient of a token's loss, (softmax − onehot) W, is formed while the logits of its chunk are at hand; the
-    backward pass only scales it. Exact for any loss that is a function of the token losses, as long as W is frozen.
+    backward pass only scales it. Exact for any loss that is a function of the token losses, as long as W and b are
+    frozen.
     """
 
     @staticmethod
@@ -63,9 +64,10 @@ class FusedHead(torch.nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return losses or logits."""
         targets = _targets.get()
-        if targets is None or self.weight.requires_grad:
+        if targets is None or any(parameter.requires_grad for parameter in self.parameters()):
             return super().forward(hidden)
-        return LinearNLL.apply(hidden[0], self.weight, self.bias, targets)[None, :, None]
+        # A tensor of its own: FSDP2 hangs its hooks on what a module returns, and a view can lose them.
+        return LinearNLL.apply(hidden[0], self.weight, self.bias, targets)[None, :, None].clone()
 
 
 def token_nll(model: torch.nn.Module, batch: PackedBatch, **forward: Any) -> tuple[Tensor, Any]:
