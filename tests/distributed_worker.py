@@ -1,6 +1,6 @@
 """Trains methods and saves what they learnt; run by `test_distributed.py`, alone or as one of several processes.
 
-Usage: distributed_worker.py FOLDER PER_DEVICE_BATCH GRADIENT_ACCUMULATION [METHOD …]
+Usage: distributed_worker.py FOLDER PER_DEVICE_BATCH GRADIENT_ACCUMULATION DTYPE [METHOD …]
 """
 
 import json
@@ -15,7 +15,7 @@ import every_method
 import torch
 from training import StopAfter, same
 
-from titer.gradients import whole
+from titer.gradients import dot, global_norm, gradients, whole
 
 METHODS = ["sft", "booster", "antibody-align", "antibody-sum", "antibody-mean", "gate"]
 WEIGHTS = {"lora": True, "full": False}
@@ -52,11 +52,11 @@ def learnt(trainer):
 
 
 class Worker:
-    def __init__(self, folder, size, accumulation):
+    def __init__(self, folder, size, accumulation, dtype):
         self.folder = folder
         self.split = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
         self.tokenizer = unwrapped(conftest.tokenizer)()
-        self.tiny = unwrapped(conftest._tiny)(self.tokenizer).double()
+        self.tiny = unwrapped(conftest._tiny)(self.tokenizer).to(getattr(torch, dtype))
         # Fewer than a step draws, so that a step reaches into the next permutation of them.
         self.harmful = unwrapped(conftest.harmful_rows)()[:5]
 
@@ -123,17 +123,36 @@ class Worker:
         return losses
 
 
-def main(folder, size, accumulation, methods):
+def mixed():
+    """Norm, product and clipping of a vector that one tensor has sharded, one replicated and one plain, thrice in all."""
+    from accelerate import Accelerator
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    vector = torch.arange(1.0, 6.0)
+    tensors = [distribute_tensor(vector, mesh, [Shard(0)]), distribute_tensor(vector, mesh, [Replicate()]), vector]
+    weights = {}
+    for place, tensor in enumerate(tensors):
+        weights[str(place)] = torch.nn.Parameter(torch.zeros_like(tensor))
+        weights[str(place)].grad = tensor.clone()
+    norm = Accelerator().clip_grad_norm_(weights.values(), 1.0)
+    clipped = gradients(weights)
+    return [global_norm(tensors).item(), dot(tensors, tensors).item(), norm.item(), global_norm(clipped).item()]
+
+
+def main(folder, size, accumulation, dtype, methods):
     if os.environ.get("ACCELERATE_USE_FSDP"):
         shard_on_cpus()
-    worker = Worker(folder, size, accumulation)
+    worker = Worker(folder, size, accumulation, dtype)
     worker.every(methods or METHODS)
     if not methods:
         worker.half_precision_base()
         results = {"evaluated": worker.evaluated(), "resumed": worker.resumed()}
+        if torch.distributed.is_initialized():
+            results["mixed"] = mixed()
         if not int(os.environ.get("RANK", "0")):
             (folder / "results.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5:])

@@ -18,7 +18,7 @@ from distributed_worker import EVAL_BATCHES, METHODS, RESUMED, WEIGHTS
 from safetensors.torch import load_file
 from training import same
 
-from titer.cli.accelerate import configs
+from titer.cli.accelerate import command, configs
 from titer.errors import TiterError
 from titer.finetune.base import read_weight_log
 from titer.trainer import PackedSFTTrainer
@@ -32,15 +32,15 @@ LAUNCH = {
     "fsdp2": (["--config_file", "fsdp2", "--num_processes", "2"], [2, 2]),
     "hsdp": (
         ["--config_file", "fsdp2-hsdp", "--num_processes", "4", "--parallelism_config_dp_shard_size", "2"],
-        [2, 1, "booster"],
+        [2, 1],
     ),
 }
-"""How each run is started, and its samples a micro-batch, micro-batches a step, and methods if not all."""
+"""How each run is started, and its samples a micro-batch and micro-batches a step."""
 
 
-def start(folder, run):
-    folder.mkdir()
-    options, arguments = LAUNCH[run]
+def start(folder, run, dtype="float64", methods=()):
+    folder.mkdir(parents=True)
+    options, split = LAUNCH[run]
     command = [sys.executable]
     if options:
         files = {name: str(path) for name, path in configs().items()}
@@ -50,7 +50,7 @@ def start(folder, run):
         command += ["-m", "accelerate.commands.launch", *(files.get(option, option) for option in options)]
         command += ["--main_process_port", port]
     return subprocess.Popen(
-        [*command, str(HERE / "distributed_worker.py"), str(folder), *map(str, arguments)],
+        [*command, str(HERE / "distributed_worker.py"), str(folder), *map(str, split), dtype, *methods],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
@@ -68,7 +68,7 @@ def runs(tmp_path_factory):
     """What one process learnt, and what two or four learnt that share its batches."""
     folder = tmp_path_factory.mktemp("distributed")
     for together in (["one", "ddp"], ["fsdp2", "hsdp"]):
-        processes = [start(folder / run, run) for run in together]
+        processes = [start(folder / run, run, methods=["booster"] * (run == "hsdp")) for run in together]
         try:
             for process in processes:
                 output, _ = process.communicate(timeout=400)
@@ -173,6 +173,24 @@ def test_the_evaluation_loss_depends_on_neither_batches_nor_ranks(runs):
         for size in EVAL_BATCHES
     }
     assert losses == pytest.approx(dict.fromkeys(losses, losses["one", 1]), rel=1e-6)
+
+
+@pytest.mark.parametrize("run", SHARDED)
+def test_plain_and_sharded_tensors_are_one_vector(runs, run):
+    """Norm, product, the norm that clipping returns, and the norm after clipping to 1."""
+    expected = [165**0.5, 165.0, 165**0.5, 1.0]
+    assert json.loads((runs / run / "results.json").read_text())["mixed"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_configurations_are_found_by_name(capsys):
+    command()
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["cpu-ddp", "ddp", "fsdp2", "fsdp2-hsdp"]
+    for name in names:
+        command(name)
+        assert Path(capsys.readouterr().out.strip()).name == f"{name}.yaml"
+    with pytest.raises(TiterError, match="Unknown configuration: `fsdp3`"):
+        command("fsdp3")
 
 
 # --- ways of sharding that would fail --------------------------------------------------------------------------------

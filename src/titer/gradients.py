@@ -26,9 +26,18 @@ NORM_EPSILON = 1e-7
 def trainable_parameters(model: torch.nn.Module) -> dict[str, Parameter]:
     """Return the parameters of `model` that require a gradient, by name and in a fixed order.
 
-    Ask again whenever they are needed. Sharding puts new parameters in place of the old. Under FSDP2 they are shards, and
-    while a pass runs, or after one without gradients, a module may hold gathered copies in place of them, which have no
-    gradients and would hide changes to the shards from the next pass; those are let go of first.
+    Ask again in each step: sharding puts new parameters in place of the old. Under FSDP2 these are the shards.
+    """
+    reshard(model)
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Let FSDP2 put its shards back in place of the whole weights that it gathered for a pass.
+
+    It does so by itself after a backward pass. Between a forward pass and its backward pass, and after a forward pass
+    without gradients, modules may still hold the gathered weights, which have no gradients and from which the next pass
+    would not see what was changed in the shards.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         from torch.distributed.fsdp import FSDPModule
@@ -36,7 +45,6 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, Parameter]:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from transformers.utils.generic import strtobool
 from titer.batches import PackedBatch, Sample, pack, pack_continuations
 from titer.data.records import Record
 from titer.errors import TiterError
-from titer.gradients import trainable_parameters
+from titer.gradients import reshard, trainable_parameters
 from titer.losses import branch_nll, token_nll
 from titer.models import Template, fuse_head, prepare_tokenizer, use_packed_attention
 from titer.streams import Pool, draw
@@ -519,7 +519,9 @@ class PackedSFTTrainer(trl.SFTTrainer):
     @torch.no_grad()
     def stream_loss(self, model: Any, stream: str) -> float:
         """Return a stream's mean token loss over the optimizer batch, in nats, over all ranks."""
-        return self.total(torch.stack([*self._stream_shares(model, stream)]).sum()).item()
+        mean = self.total(torch.stack([*self._stream_shares(model, stream)]).sum()).item()
+        reshard(self.model)
+        return mean
 
     def _stream_shares(self, model: Any, stream: str) -> Iterator[Tensor]:
         """Yield what each micro-batch of this rank adds to a stream's mean token loss over the optimizer batch."""

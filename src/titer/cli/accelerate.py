@@ -24,7 +24,7 @@ Examples:
 def configs() -> dict[str, Path]:
     """Return the file of each configuration, by name."""
     folder = Path(str(files("titer"))) / "accelerate_configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def command(

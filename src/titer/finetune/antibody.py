@@ -42,11 +42,15 @@ class AntibodyFinetuneConfig(FinetuneConfig):
         if not self.tau > 0:
             raise TiterError(f"tau must be above 0, not {self.tau}.")
         if self.gradient_checkpointing:
-            raise TiterError(
-                "gradient_checkpointing throws away the keys and values that Antibody scores the refusals with.",
-                "Set gradient_checkpointing=False; a smaller per_device_train_batch_size saves memory too.",
-            )
+            raise _keys_and_values_thrown_away("gradient_checkpointing")
         super().__post_init__()
+
+
+def _keys_and_values_thrown_away(setting: str) -> TiterError:
+    return TiterError(
+        f"{setting} throws away the keys and values that Antibody scores the refusals with.",
+        f"Set {setting} to false; a smaller per_device_train_batch_size saves memory too.",
+    )
 
 
 class AntibodyFinetuneTrainer(RefusalTrainer):
@@ -71,6 +75,8 @@ class AntibodyFinetuneTrainer(RefusalTrainer):
         self, model: Any, args: AntibodyFinetuneConfig, *, refusals: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(model=model, args=args, refusals=refusals, **kwargs)
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.activation_checkpointing:
+            raise _keys_and_values_thrown_away("fsdp_activation_checkpointing")
         check_batch_of_two(args, len(self.train_dataset))
 
     def streams(self, rows: list[dict[str, Any]], encoder: Encoder) -> dict[str, list[Any]]:
