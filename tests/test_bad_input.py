@@ -335,6 +335,8 @@ def test_settings_that_would_change_a_method(config_class, tmp_path, settings, m
         (BoosterConfig, {"alpha": 0.0}, "alpha must be above 0"),
         (BoosterConfig, {"alpha": float("nan")}, "alpha must be above 0"),
         (BoosterConfig, {"lam": -1.0}, "lam must not be negative"),
+        (BoosterConfig, {"min_perturbation": 1.5}, "min_perturbation must lie between 0 and 1"),
+        (BoosterConfig, {"min_perturbation": float("nan")}, "min_perturbation must lie between 0 and 1"),
     ],
 )
 def test_settings_out_of_range(config_class, tmp_path, settings, message):
