@@ -94,6 +94,11 @@ class Worker:
         model = every_method.copy.deepcopy(self.tiny).bfloat16()
         self.save(self.train("booster", "half", True, model), "half")
 
+    def mixed_precision(self):
+        """Weights in float32, products in bfloat16."""
+        model = every_method.copy.deepcopy(self.tiny).float()
+        self.save(self.train("booster", "bf16", True, model, bf16=True, min_perturbation=0.0), "bf16")
+
     def resumed(self):
         """Whether a run that was stopped and gone on with ends as one that was not, bit for bit."""
         equal = {}
@@ -147,6 +152,7 @@ def main(folder, size, accumulation, dtype, methods):
     worker.every(methods or METHODS)
     if not methods:
         worker.half_precision_base()
+        worker.mixed_precision()
         results = {"evaluated": worker.evaluated(), "resumed": worker.resumed()}
         if torch.distributed.is_initialized():
             results["mixed"] = mixed()

@@ -141,6 +141,12 @@ def test_evaluate_is_the_mean_token_loss(tiny_folder, tmp_path):
     assert trainer.evaluate(EVAL.select([0]), metric_key_prefix="one")["one_loss"] != pytest.approx(expected, rel=1e-5)
 
 
+def test_the_evaluation_loss_of_a_model_that_diverged_is_not_hidden(tiny_folder, tmp_path):
+    trainer = script_trainer(tiny_folder, tmp_path)
+    next(iter(trainer.trainable.values())).data.fill_(torch.nan)
+    assert math.isnan(trainer.evaluate()["eval_loss"])
+
+
 def test_several_evaluation_sets_by_name(tiny_folder, tmp_path):
     """One of them may even be called `train`."""
     trainer = script_trainer(tiny_folder, tmp_path, eval_dataset={"train": TRAIN.select([1, 2]), "held_out": EVAL})

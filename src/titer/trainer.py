@@ -21,7 +21,6 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import Parameter
 from transformers.trainer_callback import ExportableState, TrainerCallback
-from transformers.utils.generic import strtobool
 
 from titer.batches import PackedBatch, Sample, pack, pack_continuations
 from titer.data.records import Record
@@ -255,8 +254,8 @@ class PackedSFTTrainer(trl.SFTTrainer):
     """Supervised fine-tuning on packed rows: minimises the mean token loss of completions given prompts.
 
     Takes the arguments of `trl.SFTTrainer`. A subclass adds a method by overriding `streams` (columns tied to the
-    training rows), `pools` (rows of their own number), `before_step` (gradients that are wanted before the training loss's), `after_step` (what
-    becomes of `.grad` once all micro-batches went backward) or `compute_loss`.
+    training rows), `pools` (rows of their own number), `before_step` (gradients that are wanted before the training
+    loss's), `after_step` (what becomes of `.grad` once all micro-batches went backward) or `compute_loss`.
 
     Args:
         model: A causal language model, or its name.
@@ -313,6 +312,12 @@ class PackedSFTTrainer(trl.SFTTrainer):
             **kwargs,
         )
         self._refuse_sharding_that_fails()
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.mixed_precision_policy is not None:
+            from torch.distributed.fsdp import MixedPrecisionPolicy
+
+            # accelerate would round to bfloat16 also what the model returns, losses among it, and sums of gradients.
+            policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=torch.float32)
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
         use_packed_attention(self.bare_model)
         fuse_head(self.bare_model)
         self.model_accepts_loss_kwargs = True
@@ -339,7 +344,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         if self.is_deepspeed_enabled:
             raise TiterError("DeepSpeed is not supported.", USE_FSDP2)
         if not self.is_fsdp_enabled:
-            if strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")) and self.accelerator.num_processes > 1:
+            if os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.accelerator.num_processes > 1:
                 raise TiterError(
                     "accelerate was asked to shard the model with FSDP, and does not do so on this kind of machine.",
                     "FSDP2 needs accelerators; on CPUs use DDP (`titer accelerate cpu-ddp`).",
@@ -543,11 +548,12 @@ class PackedSFTTrainer(trl.SFTTrainer):
         metric_key_prefix: str = "eval",
     ) -> Any:
         """Evaluate; the loss is the mean over all supervised tokens, however they are split into batches and ranks."""
-        # By row, because ranks fill up their last batch with rows that others have too.
-        self._evaluated = torch.zeros(2, len(dataloader.dataset), device=self.args.device)
+        # By row, with the number of ranks that had it: they fill up their last batch with rows that others have too.
+        self._evaluated = torch.zeros(3, len(dataloader.dataset), device=self.args.device)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        nll, tokens = all_reduce_max(self._evaluated).double().cpu().sum(1)
-        output.metrics[f"{metric_key_prefix}_loss"] = (nll / tokens).item()
+        nll, tokens, ranks = self.total(self._evaluated).cpu().double()
+        loss = (nll / ranks.clamp_min(1)).sum() / (tokens / ranks.clamp_min(1)).sum()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
         return output
 
     def prediction_step(
@@ -558,13 +564,13 @@ class PackedSFTTrainer(trl.SFTTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             nll, _ = token_nll(model, inputs)
         sums, tokens = branch_nll(nll, inputs["branch"], len(inputs["row"]))
-        self._evaluated[:, inputs["row"]] = torch.stack((sums.to(self._evaluated), tokens.to(self._evaluated)))
+        self._evaluated[:, inputs["row"]] = torch.stack((sums, tokens, torch.ones_like(sums))).to(self._evaluated)
         return nll.mean(), None, None
 
     # -- what methods use ---------------------------------------------------------------------------------------------
 
     def total(self, value: Tensor) -> Tensor:
-        """Add a scalar tensor over all ranks."""
+        """Add a tensor over all ranks."""
         return self.accelerator.reduce(value.clone(), reduction="sum")
 
     def record(self, **metrics: float) -> None:
@@ -593,11 +599,3 @@ def _eval_datasets(datasets: Any) -> Any:
     if isinstance(datasets, Mapping):
         return {name: Dataset.from_list(as_rows(rows, f"eval_dataset[{name!r}]")) for name, rows in datasets.items()}
     return Dataset.from_list(as_rows(datasets, "eval_dataset"))
-
-
-def all_reduce_max(value: Tensor) -> Tensor:
-    """Return the largest values of a tensor over all ranks, element by element."""
-    value = value.clone()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-    return value

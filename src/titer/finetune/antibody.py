@@ -11,10 +11,10 @@ from torch import Tensor
 
 from titer.batches import PackedBatch
 from titer.errors import TiterError, check_known
-from titer.finetune.base import FinetuneConfig, RefusalTrainer, check_batch_of_two, refusal_ids
+from titer.finetune.base import FinetuneConfig, RefusalTrainer, all_reduce_max, check_batch_of_two, refusal_ids
 from titer.gradients import gradients, scale_
 from titer.losses import RATIOS, REDUCTIONS, branch_nll, log_likelihood_ratio, token_nll, weighted_parts
-from titer.trainer import Encoder, all_reduce_max
+from titer.trainer import Encoder
 
 
 @dataclass

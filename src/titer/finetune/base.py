@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from titer.data.records import is_blank
@@ -111,3 +112,11 @@ def check_batch_of_two(args: PackedSFTConfig, rows: int) -> None:
             # Dropping helps only where the sample stands in a micro-batch that is not full.
             f"Set dataloader_drop_last=True, or {change}" if args.per_device_train_batch_size > 1 else f"C{change[1:]}",
         )
+
+
+def all_reduce_max(value: Tensor) -> Tensor:
+    """Return the largest value of a scalar tensor over all ranks."""
+    value = value.clone()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
+    return value
