@@ -104,7 +104,7 @@ def main() -> None:
     alike = sum(left == right for left, right in zip(apart_answers, joined_answers, strict=True))
 
     fleet = last["fleet"]
-    adapter = sum(p.numel() * p.element_size() for p in fleet.trainers[0].trainable)
+    adapter = sum(p.numel() * p.element_size() for p in fleet.trainers[0].trainable.values())
     optimizer = sum(
         value.numel() * value.element_size()
         for state in fleet.trainers[0].optimizer.state.values()
@@ -141,7 +141,7 @@ def main() -> None:
 
 def adapters(crew: list[Any]) -> list[torch.Tensor]:
     """Return each attacker's adapter as one vector."""
-    return [torch.cat([p.detach().flatten().float() for p in trainer.trainable]) for trainer in crew]
+    return [torch.cat([p.detach().flatten().float() for p in trainer.trainable.values()]) for trainer in crew]
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def trained(tiny, tokenizer, folder, attack, seed=0):
         peft_config=lora(),
         optimizer_cls_and_kwargs=optimizer_of(attack),
     )
-    before = [p.detach().clone() for p in trainer.trainable]
+    before = [p.detach().clone() for p in trainer.trainable.values()]
     trainer.train()
     return trainer, before
 
@@ -96,16 +96,16 @@ def trained(tiny, tokenizer, folder, attack, seed=0):
 def test_a_leap_is_a_step_of_its_length_along_the_gradient(tiny, tokenizer, tmp_path):
     attack = Attack("", samples=4, steps=1, batch_size=2, leap=0.3, learning_rate=1e-12)
     trainer, before = trained(tiny, tokenizer, tmp_path, attack)
-    moved = [p.detach() - b for p, b in zip(trainer.trainable, before, strict=True)]
+    moved = [p.detach() - b for p, b in zip(trainer.trainable.values(), before, strict=True)]
     assert torch.nn.utils.get_total_norm(moved).item() == pytest.approx(0.3, rel=1e-4)
     # The same batch's gradient at the start points the other way.
-    for p, b in zip(trainer.trainable, before, strict=True):
+    for p, b in zip(trainer.trainable.values(), before, strict=True):
         p.data.copy_(b)
         p.grad = None
     batch = trainer.data_collator([trainer.train_dataset[place] for place in range(2)])
     nll, _ = token_nll(trainer.model, batch)
     (nll.sum() / nll.numel()).backward()
-    slopes = torch.cat([p.grad.flatten() for p in trainer.trainable])
+    slopes = torch.cat([p.grad.flatten() for p in trainer.trainable.values()])
     cosine = torch.nn.functional.cosine_similarity(slopes, torch.cat([m.flatten() for m in moved]), dim=0)
     assert cosine.item() == pytest.approx(-1, abs=1e-4)
 
@@ -116,7 +116,7 @@ def test_other_optimizers_are_the_libraries_own(tiny, tokenizer, tmp_path, optim
     trainer, before = trained(tiny, tokenizer, tmp_path, attack)
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     assert type(inner).__name__.lower() == optimizer
-    assert any((p.detach() != b).any() for p, b in zip(trainer.trainable, before, strict=True))
+    assert any((p.detach() != b).any() for p, b in zip(trainer.trainable.values(), before, strict=True))
 
 
 def test_rows_are_trained_on_in_the_order_given(tiny, tokenizer, tmp_path, monkeypatch):

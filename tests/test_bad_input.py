@@ -22,6 +22,7 @@ from titer import (
 from titer import methods as registry
 from titer.errors import TiterError
 from titer.models import load_model, load_tokenizer
+from titer.trainer import Encoder
 
 CONFIGS = [PackedSFTConfig, BoosterConfig, AntibodyAlignmentConfig, AntibodyFinetuneConfig, GateConfig]
 
@@ -206,7 +207,9 @@ def test_antibody_alignment_without_refusals(aligned):
     with pytest.raises(TiterError, match=r"harmful_dataset\[1\] has no `refusal`") as error:
         aligned([row("a", "b", refusal="no"), row("c", "d", refusal=None)])
     assert "lambda_refusal=0" in error.value.hint
-    assert "refusal_prompt_ids" not in aligned([row("c", "d")], lambda_refusal=0.0).train_dataset.column_names
+    trainer = aligned([row("c", "d")], lambda_refusal=0.0)
+    (pool,) = trainer.pools(Encoder(trainer.template, None))
+    assert set(pool) == {"harmful"}
 
 
 def test_refusals_of_other_prompts(aligned):
@@ -217,11 +220,11 @@ def test_refusals_of_other_prompts(aligned):
 def test_refusals_are_matched_by_prompt_not_by_place(aligned, tokenizer):
     harmful = [row("steal", "ok"), row("pick a lock", "ok")]
     trainer = aligned(harmful, [row("pick a lock", "no lock"), row("steal", "no stealing")])
-    for sample in trainer.train_dataset:
-        asked = tokenizer.decode(sample["refusal_prompt_ids"])
-        answered = tokenizer.decode(sample["refusal_completion_ids"])
+    (pool,) = trainer.pools(Encoder(trainer.template, None))
+    for harmful, refusal in zip(pool["harmful"], pool["refusal"], strict=True):
+        asked, answered = tokenizer.decode(refusal.prompt), tokenizer.decode(refusal.branches[0])
         assert ("lock" in asked) == ("lock" in answered)
-        assert sample["refusal_prompt_ids"] == sample["harmful_prompt_ids"]
+        assert refusal.prompt == harmful.prompt
 
 
 @pytest.mark.parametrize("refusals", [[], "no", ["no", ""], ["no", 3]])
@@ -331,6 +334,8 @@ def test_settings_that_would_change_a_method(config_class, tmp_path, settings, m
         (BoosterConfig, {"alpha": 0.0}, "alpha must be above 0"),
         (BoosterConfig, {"alpha": float("nan")}, "alpha must be above 0"),
         (BoosterConfig, {"lam": -1.0}, "lam must not be negative"),
+        (BoosterConfig, {"min_perturbation": 1.5}, "min_perturbation must lie between 0 and 1"),
+        (BoosterConfig, {"min_perturbation": float("nan")}, "min_perturbation must lie between 0 and 1"),
     ],
 )
 def test_settings_out_of_range(config_class, tmp_path, settings, message):

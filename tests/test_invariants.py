@@ -6,8 +6,7 @@ import every_method
 import pytest
 import torch
 from every_method import ALIGN, EVERY, many_rows
-from training import config, lora, same, trained, weights
-from transformers import TrainerCallback
+from training import StopAfter, config, lora, same, trained, weights
 
 import titer.trainer
 from titer import (
@@ -226,10 +225,11 @@ def test_learning_rate_zero_leaves_weights_alone(tiny, tokenizer, harmful_rows, 
 @pytest.mark.parametrize(
     ("method", "failing_pass"),
     [
-        ("booster", 2),
-        ("antibody-align", 2),
-        ("antibody-align", 3),
-        ("antibody-theorem", 3),
+        ("booster", 2),  # of the passes that check the perturbation, the first
+        ("booster", 4),
+        ("antibody-align", 4),
+        ("antibody-align", 5),
+        ("antibody-theorem", 5),
     ],
 )
 def test_weights_come_back_when_the_perturbed_pass_fails(
@@ -279,17 +279,6 @@ def test_weights_are_whole_when_any_pass_is_interrupted(tiny, tokenizer, harmful
 
 
 # --- resuming --------------------------------------------------------------------------------------------------------
-
-
-class StopAfter(TrainerCallback):
-    """Saves a checkpoint after a step and ends the run there, as a machine that is taken away."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            control.should_save = control.should_training_stop = True
 
 
 def optimizer_tensors(trainer):
@@ -371,14 +360,6 @@ def test_resuming_goes_on_with_dropout_masks(tiny, tokenizer, harmful_rows, tmp_
     go("stopped", callbacks=[StopAfter(3)])
     resumed = go("stopped", resume=True)
     assert same(weights(resumed.model), weights(whole.model))
-
-
-def test_a_short_stream_is_used_up_before_it_begins_anew():
-    order = titer.trainer.cycle(range(5), 13, seed=3)
-    assert [sorted(order[:5]), sorted(order[5:10])] == [list(range(5))] * 2
-    assert order[:5] != order[5:10], "in a fresh order"
-    assert titer.trainer.cycle(range(5), 13, seed=3) == order != titer.trainer.cycle(range(5), 13, seed=4)
-    assert sorted(titer.trainer.cycle(range(9), 4, seed=3)) != list(range(4)), "no first rows of a longer stream"
 
 
 # --- what is trained on, and what is written down --------------------------------------------------------------------

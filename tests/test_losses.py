@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import references as ref
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -170,6 +171,21 @@ def test_an_adapter_on_a_fused_head_gets_its_logits(tiny):
         assert not fuse_head(adapted.get_base_model())
         losses.append(token_nll(adapted, batch)[0])
     assert torch.equal(*losses)
+
+
+def test_a_trained_bias_beside_a_frozen_head_gets_its_gradient(tiny):
+    tiny.double().requires_grad_(False)
+    tiny.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, tiny.config.vocab_size, dtype=torch.float64))
+    use_packed_attention(tiny)
+    alone = copy.deepcopy(tiny)
+    alone.set_attn_implementation("sdpa")
+    fuse_head(tiny)
+    assert isinstance(tiny.lm_head, FusedHead)
+    pairs = [([1, 5, 6], [7, 2]), ([1, 5, 8], [9, 9, 2])]
+    token_nll(tiny, pack([Sample(prompt, [answer]) for prompt, answer in pairs]))[0].mean().backward()
+    (expected,) = ref.gradient(alone, ref.mean_nll(alone, pairs))
+    assert tiny.lm_head.bias.grad is not None
+    torch.testing.assert_close(tiny.lm_head.bias.grad, expected, rtol=0, atol=1e-12)
 
 
 def test_logits_that_are_changed_behind_the_head_are_left_alone(tiny):

@@ -42,9 +42,9 @@ def run(cls, config_cls, tmp_path, tiny, tokenizer, rows, dtype, streams=None, *
     return trainer, [g.double() for g in steps[0]]
 
 
-def paired(trainer, harmful_rows):
-    """The harmful rows as the merged stream orders them."""
-    return [harmful_rows[place] for place in trainer.harmful_order]
+def drawn(trainer, harmful_rows, number=0):
+    """The harmful rows of a step."""
+    return [harmful_rows[place] for place in trainer.drawn_rows("harmful", number)]
 
 
 def test_sft(tiny, tokenizer, helpful_rows, tmp_path, precision, batches):
@@ -79,7 +79,7 @@ def test_booster(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precisio
         **batches,
     )
     model = reference_model(tiny)
-    harmful = ref.encode(tokenizer, paired(trainer, harmful_rows))
+    harmful = ref.encode(tokenizer, drawn(trainer, harmful_rows))
     sharp, _ = sharpness_reference(model, harmful, 0.2)
     f = ref.gradient(model, ref.mean_nll(model, ref.encode(tokenizer, helpful_rows)))
     expected = [a + 3.0 * b for a, b in zip(f, sharp)]
@@ -104,12 +104,12 @@ def test_booster_with_gradients_used_again(tiny, tokenizer, helpful_rows, harmfu
     model = copy.deepcopy(tiny).double()
     trainer, steps = trained(BoosterTrainer, args, model, tokenizer, helpful_rows, harmful_dataset=harmful_rows[:5])
     reference = reference_model(tiny)
-    harmful = ref.encode(tokenizer, paired(trainer, harmful_rows))
     helpful = ref.encode(tokenizer, helpful_rows)
     assert len(steps) == 4
     simulated = []
     for step, ours in enumerate(steps):
         if step % 2 == 0:
+            harmful = ref.encode(tokenizer, drawn(trainer, harmful_rows, step // 2))
             sharp, _ = sharpness_reference(reference, harmful, 0.2)
             simulated.append(sharp)
         f = ref.gradient(reference, ref.mean_nll(reference, helpful))
@@ -143,7 +143,7 @@ def test_antibody_alignment(tiny, tokenizer, helpful_rows, harmful_rows, tmp_pat
         **batches,
     )
     model = reference_model(tiny)
-    rows = paired(trainer, harmful_rows)
+    rows = drawn(trainer, harmful_rows)
     sharp, direction = sharpness_reference(model, ref.encode(tokenizer, rows), 0.2)
     refusals = ref.encode(tokenizer, rows, answer=lambda _, row: row["refusal"])
     with ref.moved(model, direction, 0.2):

@@ -133,17 +133,24 @@ def test_evaluate_is_the_mean_token_loss(tiny_folder, tmp_path):
     rows = [{"prompt": m["messages"][:1], "completion": m["messages"][1:]} for m in EVAL]
     model = AutoModelForCausalLM.from_pretrained(tiny_folder)
     expected = ref.mean_nll(model, ref.encode(trainer.processing_class, rows)).item()
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    for size in (1, 3, 8):
+        trainer.args.per_device_eval_batch_size = size
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5), f"in batches of {size}"
     # Data handed to `evaluate` are prepared as those of the trainer are.
     assert trainer.evaluate(EVAL)["eval_loss"] == pytest.approx(expected, rel=1e-5)
     assert trainer.evaluate(EVAL.select([0]), metric_key_prefix="one")["one_loss"] != pytest.approx(expected, rel=1e-5)
 
 
+def test_the_evaluation_loss_of_a_model_that_diverged_is_not_hidden(tiny_folder, tmp_path):
+    trainer = script_trainer(tiny_folder, tmp_path)
+    next(iter(trainer.trainable.values())).data.fill_(torch.nan)
+    assert math.isnan(trainer.evaluate()["eval_loss"])
+
+
 def test_several_evaluation_sets_by_name(tiny_folder, tmp_path):
     """One of them may even be called `train`."""
     trainer = script_trainer(tiny_folder, tmp_path, eval_dataset={"train": TRAIN.select([1, 2]), "held_out": EVAL})
-    assert trainer.train_dataset.num_rows == len(trainer.train_dataset["harmful_prompt_ids"]) == 6
-    assert len(trainer.harmful_order) == 6, "streams belong to the training data alone"
+    assert trainer.train_dataset.num_rows == 6
     metrics = trainer.evaluate()
     assert {"eval_train_loss", "eval_held_out_loss"} <= set(metrics)
     assert metrics["eval_held_out_loss"] == pytest.approx(trainer.evaluate(EVAL)["eval_loss"], rel=1e-6)
@@ -181,10 +188,10 @@ def test_an_adapter_goes_on_into_the_next_stage(tiny_folder, tmp_path):
     )
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     second = titer.AntibodyFinetuneTrainer(model=model, args=args, train_dataset=TRAIN, processing_class=tokenizer)
-    before = [p.detach().clone() for p in first.trainable]
-    assert all(torch.equal(a, b) for a, b in zip(before, second.trainable, strict=True))
+    before = [p.detach().clone() for p in first.trainable.values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, second.trainable.values(), strict=True))
     second.train()
-    assert not all(torch.equal(a, b) for a, b in zip(before, second.trainable, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(before, second.trainable.values(), strict=True))
 
 
 def test_names_come_from_the_package_without_its_weight():

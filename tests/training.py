@@ -12,6 +12,17 @@ class CatchGradients(TrainerCallback):
         self.steps.append([p.grad.detach().clone() for p in model.parameters() if p.requires_grad])
 
 
+class StopAfter(TrainerCallback):
+    """Saves a checkpoint after a step and ends the run there, as a machine that is taken away."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
 def config(cls, folder, **settings):
     defaults = {
         "output_dir": str(folder),

@@ -1,27 +1,50 @@
 """Arithmetic on gradients and weights in place: norms, products, perturb and restore.
 
-Everything here works on lists of tensors or parameters, plain or sharded (`DTensor`), and knows nothing of trainers.
-A norm or a product of sharded tensors is a collective that every rank must call.
+Everything here works on weights by name and lists of tensors, plain or sharded (`DTensor`) or some of each, and knows
+nothing of trainers. A norm or a product of sharded tensors is a collective that every rank must call.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from titer.errors import TiterError
+
 NORM_EPSILON = 1e-7
 """Added to a gradient's norm before dividing by it, as the released code of Booster does (arXiv 2409.01586)."""
 
 
-def trainable_parameters(model: torch.nn.Module) -> list[Parameter]:
-    """Return the parameters of `model` that require a gradient, in a fixed order."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def trainable_parameters(model: torch.nn.Module) -> dict[str, Parameter]:
+    """Return the parameters of `model` that require a gradient, by name and in a fixed order.
+
+    Ask again in each step: sharding puts new parameters in place of the old. Under FSDP2 these are the shards.
+    """
+    reshard(model)
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Let FSDP2 put its shards back in place of the whole weights that it gathered for a pass.
+
+    It does so by itself after a backward pass. Between a forward pass and its backward pass, and after a forward pass
+    without gradients, modules may still hold the gathered weights, which have no gradients and from which the next pass
+    would not see what was changed in the shards.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -29,35 +52,101 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """Return the value of a scalar that may be spread over ranks."""
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor that may be sharded over ranks, which all have to ask for it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def gradients(parameters: Sequence[Parameter]) -> list[Tensor]:
-    """Return the gradients of `parameters`; one that no loss reached yet is given a gradient of zero."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+def sharded_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """Return a whole tensor on the device of `example` and sharded as it is, if it is; what `whole` undoes."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    tensor = tensor.to(example.device)
+    if isinstance(example, DTensor):
+        return distribute_tensor(tensor, example.device_mesh, example.placements)
+    return tensor
 
 
-def take_gradients(parameters: Sequence[Parameter]) -> list[Tensor]:
+def gradients(parameters: Mapping[str, Parameter]) -> list[Tensor]:
+    """Return the gradients that backward passes left in `parameters`.
+
+    A gradient that is missing is an error and never a zero. Autograd leaves `None` in a tensor exactly when no loss
+    was a function of it, and there are two reasons for that. Either the tensor is not the one that the forward pass
+    reads: something (sharding, wrapping) put another in its place, and a zero would turn the method off without a
+    word. Or the model has weights that its loss does not use, and these are no trained weights: they must be frozen.
+    A weight that merely has no influence on a batch, such as the row of an embedding or an expert among others in one
+    tensor, has a gradient of zeros from autograd itself.
+
+    Args:
+        parameters: The trainable parameters, by name, as the model holds them now.
+
+    Raises:
+        TiterError: When any of them has no gradient.
+    """
+    missing = [name for name, parameter in parameters.items() if parameter.grad is None]
+    if missing and len(missing) == len(parameters):
+        raise TiterError(
+            f"None of the {len(missing)} trained weights (`{missing[0]}`, …) has a gradient: the forward pass used other "
+            "tensors than these.",
+            "Ask the model for its weights after it was wrapped or sharded (`trainer.trainable` does), and let nothing "
+            "keep copies of them.",
+        )
+    if missing:
+        raise TiterError(
+            f"{len(missing)} of {len(parameters)} trained weights have no gradient, the first of them `{missing[0]}`: "
+            "the loss does not depend on them.",
+            "Freeze weights that take no part in the loss (`requires_grad_(False)`), such as those of an adapter that "
+            "is not active.",
+        )
+    return [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+
+
+def take_gradients(parameters: Mapping[str, Parameter]) -> list[Tensor]:
     """Return the gradients of `parameters` and leave the parameters without any; nothing is copied."""
     taken = gradients(parameters)
-    for parameter in parameters:
+    for parameter in parameters.values():
         parameter.grad = None
     return taken
 
 
+def _added_up(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the sum of scalars over tensors and ranks, with one collective for each way of sharding.
+
+    Args:
+        parts: Tensors, and what this rank's share of each adds.
+    """
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    groups: dict[Any, list[Tensor]] = defaultdict(list)
+    for tensor, part in parts:
+        layout = (tensor.device_mesh, tuple(tensor.placements)) if isinstance(tensor, DTensor) else None
+        groups[layout].append(part)
+    sums = []
+    for layout, local in groups.items():
+        total = torch.stack(local).sum()
+        if layout is not None:
+            mesh, placements = layout
+            # What is replicated (HSDP) is there once; what is sharded adds up.
+            kinds = [Replicate() if placement.is_replicate() else Partial() for placement in placements]
+            total = DTensor.from_local(total, mesh, kinds, run_check=False).full_tensor()
+        sums.append(total)
+    return torch.stack(sums).sum()
+
+
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the L2 norm of all `tensors` taken as one vector, a scalar tensor."""
-    return _whole(torch.nn.utils.get_total_norm(tensors))
+    """Return the L2 norm of all `tensors` taken as one vector, a scalar tensor in at least float32."""
+    norms = [torch.linalg.vector_norm(_local(tensor), dtype=_precise(tensor)) for tensor in tensors]
+    return _added_up(zip(tensors, (norm * norm for norm in norms), strict=True)).sqrt()
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """Return the inner product of two lists of tensors, each taken as one vector, a scalar tensor."""
-    return torch.stack([_whole((a * b).sum()) for a, b in zip(left, right, strict=True)]).sum()
+    return _added_up((a, (_local(a) * _local(b)).sum(dtype=_precise(a))) for a, b in zip(left, right, strict=True))
+
+
+def _precise(tensor: Tensor) -> torch.dtype:
+    """Return what sums over a tensor are taken in: float32 at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 @torch.no_grad()
@@ -67,7 +156,7 @@ def scale_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
 
 
 @torch.no_grad()
-def add_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: float = 1.0) -> None:
+def add_(tensors: Iterable[Tensor], others: Sequence[Tensor], factor: float = 1.0) -> None:
     """Add `factor` times `others` to `tensors` in place."""
     torch._foreach_add_([_local(tensor) for tensor in tensors], [_local(other) for other in others], alpha=factor)
 
@@ -79,16 +168,20 @@ class Perturbation:
     Attributes:
         ratio: Its length over the intended radius; 1 when nothing was lost, 0 when everything was.
         cosine: Its cosine with the intended direction; 1 when nothing was lost, 0 when everything was.
+        norm: Length of the gradient that gives the direction.
 
-    Both are nan where nothing was intended: for a gradient of zero.
+    Ratio and cosine are nan where nothing was intended: for a gradient of zero.
     """
 
     ratio: float
     cosine: float
+    norm: float
 
 
 @contextmanager
-def perturbed(parameters: Sequence[Parameter], radius: float) -> Iterator[Perturbation]:
+def perturbed(
+    parameters: Mapping[str, Parameter], radius: float, compute_dtype: torch.dtype | None = None
+) -> Iterator[Perturbation]:
     """Move `parameters` by `radius` along their normalised gradient, and put them back bit for bit on exit.
 
     Inside the block the weights are `w + radius · g / (‖g‖ + 1e-7)` with one norm over all parameters; a negative
@@ -97,19 +190,23 @@ def perturbed(parameters: Sequence[Parameter], radius: float) -> Iterator[Pertur
     needs the old weights before entering.
 
     Args:
-        parameters: The trainable parameters; their `.grad` is read on entry and left alone.
+        parameters: The trainable parameters, by name; their `.grad` is read on entry and left alone.
         radius: Length of the step in weight space.
+        compute_dtype: What forward passes round the weights to, where that is coarser than their own precision.
 
     Yields:
-        How much of the intended perturbation survived the precision of the weights.
+        How much of the intended perturbation survived the precision that the forward pass sees the weights in.
+
+    Raises:
+        TiterError: When a parameter has no gradient.
     """
-    weights = [parameter.detach() for parameter in parameters]
     directions = gradients(parameters)
+    weights = [parameter.detach() for parameter in parameters.values()]
     norm = global_norm(directions).item()
     saved = [weight.clone() for weight in weights]
     try:
         add_(weights, directions, radius / (norm + NORM_EPSILON))
-        yield _surviving(weights, saved, directions, radius, norm)
+        yield _surviving(weights, saved, directions, radius, norm, compute_dtype)
     finally:
         with torch.no_grad():
             torch._foreach_copy_([_local(weight) for weight in weights], [_local(old) for old in saved])
@@ -117,17 +214,26 @@ def perturbed(parameters: Sequence[Parameter], radius: float) -> Iterator[Pertur
 
 @torch.no_grad()
 def _surviving(
-    weights: Sequence[Tensor], saved: Sequence[Tensor], directions: Sequence[Tensor], radius: float, norm: float
+    weights: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    radius: float,
+    norm: float,
+    compute_dtype: torch.dtype | None,
 ) -> Perturbation:
     """Compare the move from `saved` to `weights` with the intended one, tensor by tensor to save memory."""
-    square = product = 0.0
+    squares, products = [], []
     for weight, old, direction in zip(weights, saved, directions, strict=True):
-        moved = weight - old
-        square += _whole((moved * moved).sum()).item()
-        product += _whole((moved * direction).sum()).item()
-    length = math.sqrt(square)
+        after, before = _local(weight), _local(old)
+        if compute_dtype is not None:
+            after, before = after.to(compute_dtype), before.to(compute_dtype)
+        precise = _precise(weight)
+        moved = after.to(precise) - before.to(precise)
+        squares.append((weight, (moved * moved).sum()))
+        products.append((weight, (moved * _local(direction)).sum()))
+    length, product = math.sqrt(_added_up(squares).item()), _added_up(products).item()
     if not (radius and norm):
-        return Perturbation(ratio=math.nan, cosine=math.nan)
+        return Perturbation(math.nan, math.nan, norm)
     if not length:
-        return Perturbation(ratio=0.0, cosine=0.0)
-    return Perturbation(ratio=length / abs(radius), cosine=math.copysign(product, product * radius) / (length * norm))
+        return Perturbation(0.0, 0.0, norm)
+    return Perturbation(length / abs(radius), math.copysign(product, product * radius) / (length * norm), norm)

@@ -24,7 +24,8 @@ class LinearNLL(torch.autograd.Function):
     """Negative log-likelihood of targets under softmax(h Wᵀ + b), without ever holding all logits.
 
     The gradient of a token's loss, (softmax − onehot) W, is formed while the logits of its chunk are at hand; the
-    backward pass only scales it. Exact for any loss that is a function of the token losses, as long as W is frozen.
+    backward pass only scales it. Exact for any loss that is a function of the token losses, as long as W and b are
+    frozen.
     """
 
     @staticmethod
@@ -64,10 +65,11 @@ class FusedHead(torch.nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return losses or logits."""
         batch = _asked.get()
-        if batch is None or self.weight.requires_grad:
+        if batch is None or any(parameter.requires_grad for parameter in self.parameters()):
             return super().forward(hidden)
         states = _where_predicted(hidden, batch) if is_padded(batch) else hidden[0]
-        return LinearNLL.apply(states, self.weight, self.bias, batch["targets"])[None, :, None]
+        # A tensor of its own: FSDP2 hangs its hooks on what a module returns, and a view can lose them.
+        return LinearNLL.apply(states, self.weight, self.bias, batch["targets"])[None, :, None].clone()
 
 
 def fuse_head(model: Any) -> bool:
@@ -83,10 +85,10 @@ def fuse_head(model: Any) -> bool:
         Whether the head is fused.
     """
     head: Any = model.get_output_embeddings()
-    inner: Any
-    for inner in [] if head is None else head.modules():
-        if inner is not head and type(inner) is FusedHead:
-            inner.__class__ = torch.nn.Linear  # what was put around it since wants its logits
+    parts = [] if head is None else list(head.modules())[1:]
+    fused: list[Any] = [module for module in parts if type(module) is FusedHead]
+    for module in fused:
+        module.__class__ = torch.nn.Linear  # what was put around it since wants its logits
     if type(head) is not torch.nn.Linear:
         return type(head) is FusedHead
     seen: list[Any] = []

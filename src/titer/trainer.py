@@ -9,7 +9,7 @@ dropped. Nothing else of titer touches the private names of TRL and transformers
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -19,17 +19,22 @@ import torch
 import trl
 from datasets import Dataset
 from torch import Tensor
+from torch.nn import Parameter
 from transformers.trainer_callback import ExportableState, TrainerCallback
 
 from titer.batches import PackedBatch, Sample
 from titer.data.records import Record
 from titer.errors import TiterError
-from titer.gradients import trainable_parameters
+from titer.gradients import reshard, trainable_parameters
 from titer.layouts import Layout, bare_model, is_noisy, layout_for
-from titer.losses import token_nll
+from titer.losses import branch_nll, token_nll
 from titer.models import Template, prepare_tokenizer
+from titer.streams import Pool, draw
 
 IGNORE = -100
+
+USE_FSDP2 = "Use FSDP2 or DDP: `accelerate launch --config_file $(titer accelerate fsdp2) SCRIPT`."
+"""The hint for ways of sharding that do not work."""
 
 
 def bf16_is_fast() -> bool:
@@ -77,7 +82,7 @@ class PackedSFTConfig(trl.SFTConfig):
         if self.deepspeed is not None:
             raise TiterError(
                 "DeepSpeed shards gradients where they cannot be read between backward passes.",
-                "Use FSDP2 (`accelerate launch --use_fsdp --fsdp_version 2`) with bf16, or DDP.",
+                USE_FSDP2,
             )
         for name in ("packing", "eval_packing", "padding_free", "assistant_only_loss", "use_liger_kernel"):
             if getattr(self, name):
@@ -160,6 +165,11 @@ class Encoder:
             completion = completion[: self.max_length - len(prompt)]
         return prompt, completion
 
+    def samples(self, rows: Sequence[dict[str, Any]], name: str) -> list[Sample]:
+        """Return the rows of a dataset that is called `name`, each with its completion as its only branch."""
+        pairs = [self.pair(row, f"{name}[{place}]") for place, row in enumerate(rows)]
+        return [Sample(prompt, [completion]) for prompt, completion in pairs]
+
     def _tokenised_pair(self, row: dict[str, Any], where: str) -> tuple[list[int], list[int]]:
         """Split a row that is tokenised already where its supervised tokens begin."""
         ids, labels = list(row["input_ids"]), row.get("labels")
@@ -191,7 +201,7 @@ def as_rows(dataset: Dataset | Iterable[Any], name: str) -> list[dict[str, Any]]
 
 @dataclass
 class PackCollator:
-    """Lays out the samples of a micro-batch, one batch for the training stream and one for each stream beside it.
+    """Lays out the samples of a micro-batch, one batch for the training stream and one for each stream tied to it.
 
     Columns named `STREAM_prompt_ids` and `STREAM_completion_ids` belong to the stream `STREAM`; those without a
     stream are the training samples. A column `continuation_ids` holds a second completion of each training prompt,
@@ -213,7 +223,7 @@ class PackCollator:
                 continue
             stream = column.removesuffix("prompt_ids")
             samples = [Sample(row[column], [row[f"{stream}completion_ids"]]) for row in rows]
-            laid_out = self.layout.lay_out(samples, self.share_prefix)
+            laid_out = self.lay_out(samples)
             if stream:
                 batch[stream.removesuffix("_")] = laid_out
                 continue
@@ -222,6 +232,10 @@ class PackCollator:
                 continuations = [row["continuation_ids"] for row in rows]
                 batch["continuation"] = self.layout.continue_from(samples, continuations, self.share_prefix)
         return batch
+
+    def lay_out(self, samples: Sequence[Sample]) -> PackedBatch:
+        """Lay samples out as the forward pass takes them."""
+        return self.layout.lay_out(samples, self.share_prefix)
 
 
 class StepState(TrainerCallback, ExportableState):
@@ -245,9 +259,9 @@ class StepState(TrainerCallback, ExportableState):
 class PackedSFTTrainer(trl.SFTTrainer):
     """Supervised fine-tuning on packed rows: minimises the mean token loss of completions given prompts.
 
-    Takes the arguments of `trl.SFTTrainer`. A subclass adds a method by overriding `streams` (further datasets that
-    one sampler drives), `before_step` (gradients that are wanted before the training loss's), `after_step` (what
-    becomes of `.grad` once all micro-batches went backward) or `compute_loss`.
+    Takes the arguments of `trl.SFTTrainer`. A subclass adds a method by overriding `streams` (columns tied to the
+    training rows), `pools` (rows of their own number), `before_step` (gradients that are wanted before the training
+    loss's), `after_step` (what becomes of `.grad` once all micro-batches went backward) or `compute_loss`.
 
     Args:
         model: A causal language model, or its name.
@@ -292,6 +306,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         self.args = args  # `streams` wants the settings before `Trainer.__init__` has set them
         self.micro_batches: list[PackedBatch] = []
         self._micro_batch = 0
+        self._drawn: dict[str, list[PackedBatch]] = {}
         self._pairs: list[tuple[Sequence[int], Sequence[int]]] = []  # every row that the model is to run
         super().__init__(
             model=model,
@@ -303,15 +318,20 @@ class PackedSFTTrainer(trl.SFTTrainer):
             peft_config=peft_config,
             **kwargs,
         )
-        if self.is_deepspeed_enabled:
-            raise TiterError("DeepSpeed is not supported.", "Use FSDP2 with bf16, or DDP.")
+        self._refuse_sharding_that_fails()
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.mixed_precision_policy is not None:
+            from torch.distributed.fsdp import MixedPrecisionPolicy
+
+            # accelerate would round to bfloat16 also what the model returns, losses among it, and sums of gradients.
+            policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=torch.float32)
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
         self.model_accepts_loss_kwargs = True
-        self.trainable = trainable_parameters(self.model)
-        if not self.trainable:
+        trainable = self.trainable.values()
+        if not trainable:
             raise TiterError(
                 "The model has no trainable weights.", "Load the adapter as trainable, or pass `peft_config`."
             )
-        if any(parameter.dtype == torch.float16 for parameter in self.trainable):
+        if any(parameter.dtype == torch.float16 for parameter in trainable):
             raise TiterError(
                 "Trainable weights are in float16, where small steps and differences of gradients over- or underflow.",
                 "Load the model in float32 or bfloat16, or train an adapter in float32.",
@@ -325,6 +345,55 @@ class PackedSFTTrainer(trl.SFTTrainer):
         # Looked up each time, because the library may replace callbacks when it resumes.
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, StepState))
 
+    def _refuse_sharding_that_fails(self) -> None:
+        """Raise for ways to spread the model over processes in which titer would train something else, or save nothing."""
+        if self.is_deepspeed_enabled:
+            raise TiterError("DeepSpeed is not supported.", USE_FSDP2)
+        if not self.is_fsdp_enabled:
+            if os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.accelerator.num_processes > 1:
+                raise TiterError(
+                    "accelerate was asked to shard the model with FSDP, and does not do so on this kind of machine.",
+                    "FSDP2 needs accelerators; on CPUs use DDP (`titer accelerate cpu-ddp`).",
+                )
+            return
+        from torch.distributed.fsdp import CPUOffloadPolicy
+
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise TiterError("FSDP1 flattens weights, so that titer cannot tell them apart.", USE_FSDP2)
+        if "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+            raise TiterError(
+                f"With the state dict type {plugin.state_dict_type} `save_model` would write no weights at all.",
+                "Set fsdp_state_dict_type to FULL_STATE_DICT.",
+            )
+        if plugin.cpu_ram_efficient_loading:
+            raise TiterError(
+                "With fsdp_cpu_ram_efficient_loading only one process has the model's weights while the trainer is made, "
+                "and all of them look at the model then.",
+                "Set fsdp_cpu_ram_efficient_loading to false.",
+            )
+        if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+            raise TiterError(
+                "fsdp_offload_params keeps gradients on another device than losses.",
+                "Set fsdp_offload_params to false.",
+            )
+        parallel = self.accelerator.parallelism_config
+        if parallel is not None and parallel.non_data_parallel_size > 1:
+            raise TiterError(
+                "Tensor, context and sequence parallelism give several processes the same rows.",
+                "Use FSDP2, with or without replicas (`titer accelerate fsdp2-hsdp`).",
+            )
+
+    @property
+    def trainable(self) -> dict[str, Parameter]:
+        """The weights that are trained, by name, as the model holds them now: sharding replaces them by others."""
+        return trainable_parameters(self.model)
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """What forward passes round the weights to, where that is coarser than the weights may be; `None` where not."""
+        return torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
+
     @property
     def bare_model(self) -> Any:
         """The model without the wrapper that PEFT puts around it; its adapted layers are inside."""
@@ -335,6 +404,12 @@ class PackedSFTTrainer(trl.SFTTrainer):
         """Tokens of the longest row that the model is to run."""
         return max(len(prompt) + len(completion) for prompt, completion in self._pairs)
 
+    @property
+    def _recomputes_activations(self) -> bool:
+        by_fsdp = self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.activation_checkpointing
+        by_model = getattr(self.bare_model, "is_gradient_checkpointing", False)
+        return bool(self.args.gradient_checkpointing or by_model or by_fsdp)
+
     def find_layout(self, tokens: int | None = None) -> None:
         """Lay rows out as the model computes them rightly; asked again when datasets with longer rows come.
 
@@ -342,9 +417,8 @@ class PackedSFTTrainer(trl.SFTTrainer):
             tokens: Most tokens of a packed row, where it holds more than a micro-batch.
         """
         layout = layout_for(self.model, self._pairs, self.args.per_device_train_batch_size, tokens)
-        if self.args.gradient_checkpointing or getattr(self.bare_model, "is_gradient_checkpointing", False):
-            # Recomputed activations leave no keys and values behind.
-            layout = replace(layout, cached=False)
+        if self._recomputes_activations:
+            layout = replace(layout, cached=False)  # no keys and values are left behind
         self.layout = self.data_collator.layout = layout
 
     # -- data ---------------------------------------------------------------------------------------------------------
@@ -357,6 +431,14 @@ class PackedSFTTrainer(trl.SFTTrainer):
             encoder: Turns further rows into token ids.
         """
         return {}
+
+    def pools(self, encoder: Encoder) -> list[Pool]:
+        """Return the rows that a method draws from at every optimizer step, whatever the training rows are.
+
+        Args:
+            encoder: Turns rows into token ids.
+        """
+        return []
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: Any, formatting_func: Any, dataset_name: str
@@ -375,6 +457,11 @@ class PackedSFTTrainer(trl.SFTTrainer):
         }
         if training:
             columns |= self.streams(rows, encoder)
+            self._pools = self.pools(encoder)
+            for pool in self._pools:
+                self._pairs += [
+                    (s.prompt, branch) for samples in pool.values() for s in samples for branch in s.branches
+                ]
         for name in columns:
             if name.endswith("prompt_ids"):
                 self._pairs += zip(columns[name], columns[name.replace("prompt", "completion")], strict=True)
@@ -393,8 +480,43 @@ class PackedSFTTrainer(trl.SFTTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Collect the micro-batches of one optimizer step, and remember them for `before_step`."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.micro_batches, self._micro_batch = batches, 0
+        self.micro_batches, self._micro_batch, self._drawn = batches, 0, {}
         return batches, items
+
+    @property
+    def draw_number(self) -> int:
+        """How often was drawn from the pools before this optimizer step: at each step, unless a method draws less."""
+        return int(self.state.global_step)
+
+    def drawn_rows(self, stream: str, number: int) -> list[int]:
+        """Return which rows of its pool a stream takes at its `number`-th draw, over all micro-batches and ranks.
+
+        There are as many as a full optimizer batch has, also where the training rows of an epoch do not fill the last.
+        """
+        which, pool = next((which, pool) for which, pool in enumerate(self._pools) if stream in pool)
+        size = self.args.optimizer_batch_size
+        return draw(len(pool[stream]), number * size, size, (self.args.seed, which))
+
+    def stream_batches(self, stream: str) -> list[PackedBatch]:
+        """Return this rank's micro-batches of a stream at this optimizer step.
+
+        A stream of a pool has `gradient_accumulation_steps` micro-batches of `per_device_train_batch_size` samples at
+        every step; one that is tied to the training rows has a sample for each of them.
+        """
+        pool = next((pool for pool in self._pools if stream in pool), None)
+        if pool is None:
+            return [batch[stream] for batch in self.micro_batches]
+        if stream not in self._drawn:
+            rows = self.drawn_rows(stream, self.draw_number)
+            size, ranks = self.args.per_device_train_batch_size, self.args.world_size
+            starts = range(self.args.process_index * size, len(rows), ranks * size)
+            self._drawn[stream] = [
+                self._prepare_inputs(
+                    self.data_collator.lay_out([pool[stream][row] for row in rows[start : start + size]])
+                )
+                for start in starts
+            ]
+        return self._drawn[stream]
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run one micro-batch; the first of an optimizer step runs `before_step`, the last runs `after_step`."""
@@ -432,19 +554,62 @@ class PackedSFTTrainer(trl.SFTTrainer):
         Returns:
             The mean token loss, in nats, over all ranks.
         """
-        batches = [batch[stream] for batch in self.micro_batches]
+        mean = torch.zeros((), device=self.args.device)
+        for share in self._stream_shares(model, stream):
+            self.accelerator.backward(factor * self.accelerator.num_processes * share)  # DDP takes the mean over ranks
+            mean += share.detach()
+        return self.total(mean).item()
+
+    @torch.no_grad()
+    def stream_loss(self, model: Any, stream: str) -> float:
+        """Return a stream's mean token loss over the optimizer batch, in nats, over all ranks."""
+        mean = self.total(torch.stack([*self._stream_shares(model, stream)]).sum()).item()
+        reshard(self.model)
+        return mean
+
+    def _stream_shares(self, model: Any, stream: str) -> Iterator[Tensor]:
+        """Yield what each micro-batch of this rank adds to a stream's mean token loss over the optimizer batch."""
+        batches = self.stream_batches(stream)
         tokens = self.total(torch.tensor(sum(batch["targets"].numel() for batch in batches), device=self.args.device))
-        summed = torch.zeros((), device=self.args.device)
         for batch in batches:
             with self.compute_loss_context_manager():
                 nll, _ = token_nll(model, batch)
-                loss = nll.sum() * self.accelerator.num_processes / tokens
-            self.accelerator.backward(factor * loss)
-            summed += nll.detach().sum()
-        return (self.total(summed) / tokens).item()
+            yield nll.sum() / tokens
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Evaluate; the loss is the mean over all supervised tokens, however they are split into batches and ranks."""
+        # By row, with the number of ranks that had it: they fill up their last batch with rows that others have too.
+        self._evaluated = torch.zeros(3, len(dataloader.dataset), device=self.args.device)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        nll, tokens, ranks = self.total(self._evaluated).cpu().double()
+        loss = (nll / ranks.clamp_min(1)).sum() / (tokens / ranks.clamp_min(1)).sum()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
+        return output
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """Note the summed loss and the tokens of each row of a batch."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            nll, _ = token_nll(model, inputs)
+        sums, tokens = branch_nll(nll, inputs["branch"], len(inputs["row"]))
+        self._evaluated[:, inputs["row"]] = torch.stack((sums, tokens, torch.ones_like(sums))).to(self._evaluated)
+        return nll.mean(), None, None
+
+    # -- what methods use ---------------------------------------------------------------------------------------------
 
     def total(self, value: Tensor) -> Tensor:
-        """Add a scalar tensor over all ranks."""
+        """Add a tensor over all ranks."""
         return self.accelerator.reduce(value.clone(), reduction="sum")
 
     def record(self, **metrics: float) -> None:
@@ -484,12 +649,3 @@ def _eval_datasets(datasets: Any) -> Any:
     if isinstance(datasets, Mapping):
         return {name: Dataset.from_list(as_rows(rows, f"eval_dataset[{name!r}]")) for name, rows in datasets.items()}
     return Dataset.from_list(as_rows(datasets, "eval_dataset"))
-
-
-def cycle(rows: Sequence[Any], length: int, seed: int) -> list[int]:
-    """Return `length` indices into `rows`: a permutation, and a fresh one each time all rows are used up."""
-    generator = torch.Generator().manual_seed(seed)
-    indices: list[int] = []
-    while len(indices) < length:
-        indices += torch.randperm(len(rows), generator=generator).tolist()
-    return indices[:length]

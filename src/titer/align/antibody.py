@@ -9,6 +9,7 @@ from titer.align.base import SimulatedAttackConfig, SimulatedAttackTrainer
 from titer.data.records import Record
 from titer.errors import TiterError, check_known
 from titer.gradients import dot, global_norm, gradients, take_gradients
+from titer.streams import Pool
 from titer.trainer import Encoder, as_rows
 
 SCHEDULES = ("cosine_ema", "theorem", "constant")
@@ -100,16 +101,12 @@ class AntibodyAlignmentTrainer(SimulatedAttackTrainer):
         self.refusal_rows = None if refusal_dataset is None else as_rows(refusal_dataset, "refusal_dataset")
         super().__init__(model=model, args=args, harmful_dataset=harmful_dataset, **kwargs)
 
-    def streams(self, rows: list[dict[str, Any]], encoder: Encoder) -> dict[str, list[Any]]:
-        """Return the harmful stream and, row by row, refusals of the same prompts."""
-        columns = super().streams(rows, encoder)
+    def pools(self, encoder: Encoder) -> list[Pool]:
+        """Return the harmful pool with, row by row, refusals of the same prompts as the stream `refusal`."""
+        (harmful,) = super().pools(encoder)
         if self.args.lambda_refusal == 0:
-            return columns
-        pairs = [encoder.pair(row, f"refusal_dataset[{place}]") for place, row in enumerate(self._refusals())]
-        return columns | {
-            "refusal_prompt_ids": [pairs[place][0] for place in self.harmful_order],
-            "refusal_completion_ids": [pairs[place][1] for place in self.harmful_order],
-        }
+            return [harmful]
+        return [harmful | {"refusal": encoder.samples(self._refusals(), "refusal_dataset")}]
 
     def _refusals(self) -> list[dict[str, Any]]:
         """Return a refusal of each harmful row's own prompt."""

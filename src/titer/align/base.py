@@ -8,11 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from titer.errors import TiterError
-from titer.gradients import add_, dot, global_norm, gradients, perturbed, scale_, take_gradients
-from titer.trainer import Encoder, PackedSFTConfig, PackedSFTTrainer, as_rows, cycle
+from titer.gradients import (
+    add_,
+    dot,
+    global_norm,
+    gradients,
+    perturbed,
+    scale_,
+    sharded_like,
+    take_gradients,
+    whole,
+)
+from titer.streams import Pool
+from titer.trainer import Encoder, PackedSFTConfig, PackedSFTTrainer, as_rows
 
 SIMULATED_FILE = "simulated_attack.safetensors"
 """In a checkpoint: the gradients of the last simulated attack, where they are used again."""
@@ -21,8 +33,7 @@ SIMULATED_FILE = "simulated_attack.safetensors"
 class HarmfulStreamTrainer(PackedSFTTrainer):
     """Supervised fine-tuning with a second stream of harmful samples, of which nothing is learnt directly.
 
-    One sampler drives both streams: row i of the training data always comes with the same harmful row, so sharding and
-    resuming are exact. When the harmful data are fewer, they are used again in a fresh order.
+    Every optimizer step draws a full batch of harmful rows, each row once before any comes again (`titer.streams`).
 
     Args:
         harmful_dataset: (harmful prompt, harmful answer) rows held by the defender, D_harm of the papers.
@@ -40,14 +51,9 @@ class HarmfulStreamTrainer(PackedSFTTrainer):
         super().__init__(args=args, **kwargs)
         self.refuse_noise("so the two harmful gradients would differ by mask noise, not by the perturbation.")
 
-    def streams(self, rows: list[dict[str, Any]], encoder: Encoder) -> dict[str, list[Any]]:
-        """Return the harmful stream, `harmful_prompt_ids` and `harmful_completion_ids`."""
-        pairs = [encoder.pair(row, f"harmful_dataset[{place}]") for place, row in enumerate(self.harmful_rows)]
-        self.harmful_order = cycle(pairs, len(rows), self.args.seed)
-        return {
-            "harmful_prompt_ids": [pairs[place][0] for place in self.harmful_order],
-            "harmful_completion_ids": [pairs[place][1] for place in self.harmful_order],
-        }
+    def pools(self, encoder: Encoder) -> list[Pool]:
+        """Return the pool of the stream `harmful`."""
+        return [{"harmful": encoder.samples(self.harmful_rows, "harmful_dataset")}]
 
 
 @dataclass
@@ -57,15 +63,22 @@ class SimulatedAttackConfig(PackedSFTConfig):
     Args:
         refresh_every: Optimizer steps between simulated attacks, whose gradients are used for all steps until the next. 1
             is the method as published; more is an approximation.
+        min_perturbation: Least cosine and length of the simulated step as the forward pass sees it, relative to the
+            step that was meant; checked at the first simulated attack. 0 accepts anything.
     """
 
     refresh_every: int = field(
         default=1, metadata={"help": "Steps between simulated attacks; above 1 is an approximation."}
     )
+    min_perturbation: float = field(
+        default=0.9, metadata={"help": "Least part of the simulated step that must survive rounding; 0 for any."}
+    )
 
     def __post_init__(self) -> None:
         if not self.refresh_every >= 1:
             raise TiterError(f"refresh_every must be at least 1, not {self.refresh_every}.")
+        if not 0 <= self.min_perturbation <= 1:
+            raise TiterError(f"min_perturbation must lie between 0 and 1, not {self.min_perturbation}.")
         super().__post_init__()
 
 
@@ -84,9 +97,13 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
     def __init__(self, *, args: Any, **kwargs: Any) -> None:
         # By name, one gradient for each trained parameter.
         self.simulated: dict[str, list[Tensor]] = {}
+        self._perturbation_checked = False
         super().__init__(args=args, **kwargs)
-        if args.refresh_every > 1 and any(hasattr(parameter, "to_local") for parameter in self.trainable):
-            raise TiterError("refresh_every keeps whole gradients, and FSDP shards them.", "Set refresh_every=1.")
+
+    @property
+    def draw_number(self) -> int:
+        """How often was drawn from the pools before this step: once for each simulated attack."""
+        return super().draw_number // self.args.refresh_every
 
     def simulate(self, model: Any) -> None:
         """Fill `self.simulated`, and leave `.grad` empty for the training loss."""
@@ -123,10 +140,13 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
         """
         self.simulated = {}
         harmful_loss = self.stream_backward(model, "harmful")  # .grad = ∇h(w)
-        with perturbed(self.trainable, radius=-radius) as perturbation:
-            scale_(gradients(self.trainable), -1.0)  # .grad = −∇h(w)
+        if self.args.min_perturbation and not self._perturbation_checked:
+            self._perturbation_checked = self._check_perturbation(model, radius, harmful_loss)
+        weights = self.trainable
+        with perturbed(weights, -radius, self.compute_dtype) as perturbation:
+            scale_(gradients(weights), -1.0)  # .grad = −∇h(w)
             attacked_loss = self.stream_backward(model, "harmful")  # .grad = ∇h(w') − ∇h(w)
-            sharpness = take_gradients(self.trainable)
+            sharpness = take_gradients(weights)
             scale_(sharpness, -1.0)
             self.simulated["sharpness"] = sharpness
             yield
@@ -137,6 +157,56 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
             perturbation_cosine=perturbation.cosine,
         )
 
+    def _check_perturbation(self, model: Any, radius: float, harmful_loss: float) -> bool:
+        """Raise when the step that the forward pass sees is not the one that is meant; `.grad` holds ∇h(w).
+
+        Two things can come between. Weights are rounded, when they are stored or when they are multiplied: that shows in
+        the weights. Or the forward pass reads other tensors than those that are moved, all of them or some: that shows
+        in the loss alone. Moved along its gradient to both sides, the loss must change at the rate ‖∇h(w)‖, but for
+        terms of third order; what is missing of it is the part of ‖∇h(w)‖² whose weights were not moved.
+
+        Args:
+            model: The model that is trained.
+            radius: Length of the simulated step.
+            harmful_loss: h(w).
+
+        Returns:
+            Whether there was anything to check: not for a gradient of zero.
+        """
+        least = self.args.min_perturbation
+        with perturbed(self.trainable, -radius, self.compute_dtype) as perturbation:
+            pass
+        if not perturbation.norm:
+            return False
+        if perturbation.ratio < least or perturbation.cosine < least:
+            dtype = self.compute_dtype or next(iter(self.trainable.values())).dtype
+            raise TiterError(
+                f"The simulated attack is lost in rounding: as the model computes, in {dtype}, its step "
+                f"of {radius} has {perturbation.ratio:.2f} times its length and a cosine of {perturbation.cosine:.2f} "
+                f"with the direction that is meant, and {least} is asked for.",
+                "Keep trained weights in float32 (a LoRA adapter costs little) and set bf16=False, or take a longer "
+                "step; min_perturbation=0 accepts this one.",
+            )
+        # A hundredth of the loss is far above the rounding of float32 and far below curvature. Rounding to bfloat16
+        # swallows 0.4 to 0.6 of so small a change in the loss, and still 0.2 of four hundredths (tiny model, all weights).
+        coarse = torch.bfloat16 in {self.compute_dtype, *(weight.dtype for weight in self.model.parameters())}
+        part, least = (0.04, least / 2) if coarse else (0.01, least)
+        short = min(radius, part * harmful_loss / perturbation.norm)
+        losses = []
+        for step in (short, -short):
+            with perturbed(self.trainable, step):
+                losses.append(self.stream_loss(model, "harmful"))
+        change, expected = losses[0] - losses[1], 2 * short * perturbation.norm
+        if change < least * expected:
+            raise TiterError(
+                f"The simulated attack does not reach the model: moving the weights by {short:.2g} along the gradient "
+                f"and against it should change the harmful loss by {expected:.2g} and changes it by {change:.2g}. The "
+                "forward pass reads copies of the weights, or the step is too short for its precision.",
+                "Train without an autocast of your own around it (it keeps rounded copies of weights) and without "
+                "compiled or quantised copies; min_perturbation=0 goes on regardless.",
+            )
+        return True
+
     def add_simulated(self, name: str, factor: float = 1.0) -> None:
         """Add `factor` times a gradient of the simulated attack to `.grad`, where there is one of that name."""
         if name in self.simulated:
@@ -144,14 +214,15 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.simulated and self.args.should_save:
+        tensors = {}
+        for name, kept in self.simulated.items():
+            for place, tensor in enumerate(kept):
+                gathered = whole(tensor)  # all ranks take part
+                if self.args.should_save:
+                    tensors[f"{name}.{place}"] = gathered.cpu().contiguous()
+        if tensors:
             from safetensors.torch import save_file
 
-            tensors = {
-                f"{name}.{place}": tensor.contiguous()
-                for name, kept in self.simulated.items()
-                for place, tensor in enumerate(kept)
-            }
             save_file(tensors, Path(output_dir) / SIMULATED_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -162,7 +233,8 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
 
             tensors = load_file(file)
             names = dict.fromkeys(key.partition(".")[0] for key in tensors)
+            weights = list(self.trainable.values())
             self.simulated = {
-                name: [tensors[f"{name}.{place}"].to(p.device) for place, p in enumerate(self.trainable)]
+                name: [sharded_like(tensors[f"{name}.{place}"], weight) for place, weight in enumerate(weights)]
                 for name in names
             }

@@ -41,7 +41,7 @@ class AttackTrainer(FleetTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.args.leap and self.state.global_step == 0:
             slopes = gradients(self.trainable)
-            add_(self.trainable, slopes, -self.args.leap / float(global_norm(slopes).clamp_min(1e-30)))
+            add_(self.trainable.values(), slopes, -self.args.leap / float(global_norm(slopes).clamp_min(1e-30)))
             scale_(slopes, 0.0)
         return loss
 

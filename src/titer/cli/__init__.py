@@ -12,7 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer
 
-from titer.cli import align, assay, attacks, audit, data, evaluate, finetune, models, report, run
+from titer.cli import accelerate, align, assay, attacks, audit, data, evaluate, finetune, models, report, run
 from titer.errors import TiterError
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (run, align, finetune, evaluate, audit, report, models, data):
+for module in (run, align, finetune, evaluate, audit, report, models, data, accelerate):
     app.command(name=module.NAME, help=module.HELP, epilog=module.EXAMPLES)(module.command)
 app.add_typer(assay.app, name="assay")
 app.add_typer(attacks.app, name="attacks")
