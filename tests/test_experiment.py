@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from titer import experiment as experiments
-from titer import methods
+from titer import judges, methods
 from titer.cli import app
 from titer.data import load
 from titer.data.pools import HELPFUL_ROWS
@@ -155,6 +155,47 @@ def test_a_failed_stage_is_reported_and_the_others_finish(settings, tmp_path, mo
     assert "the disk melted" in report
     results, _ = artefacts.read_results(tmp_path / "run" / "results.json")
     assert {row.arm for row in results} == {"undefended", "antibody", "gated"}
+
+
+class Endpoint:
+    """A judge that somebody may have to start first; while it is down every second answer gets no verdict."""
+
+    name = "endpoint@1 http://somewhere"
+
+    def __init__(self):
+        self.down, self.asked = True, 0
+
+    def __call__(self, prompts, responses):
+        self.asked += len(responses)
+        lost = judges.Verdict(None, None, "", "connection refused")
+        verdict = judges.Verdict("refused", 0.0, "")
+        return [lost if self.down and place % 2 else verdict for place in range(len(responses))]
+
+
+def test_a_judge_that_was_down_is_asked_for_the_rest_by_the_next_run(settings, tmp_path, monkeypatch):
+    judge = Endpoint()
+    monkeypatch.setitem(judges.JUDGES, "endpoint", lambda: judge)
+    short = ["evaluate.judge=endpoint", "align.training.max_steps=1", "finetune.training.max_steps=1"]
+    short += ["finetune.checkpoints=[]", "arms={undefended: {align: sft, finetune: sft}}"]
+    plan, show, complete = run(settings, tmp_path / "run", short)
+    assert not complete
+    assert [status for kind, status in show.seen if kind == "judge"] == ["failed"] * 2
+    failed = [stage for stage in plan.stages.values() if stage.status == "failed"]
+    assert all("failed on 3 of 7 answers, first: connection refused" in stage.reason for stage in failed)
+    assert not any(stage.done for stage in failed)
+    experiments.collect(plan, "titer run", 0.0)
+    assert artefacts.read_results(tmp_path / "run" / "results.json")[0] == []
+    assert judge.asked == 14
+
+    judge.down = False
+    plan, show, complete = run(settings, tmp_path / "run", short)
+    assert complete
+    assert [status for kind, status in show.seen] == ["cached", "cached", "done", "cached", "cached", "done"]
+    assert judge.asked == 14 + 6
+    experiments.collect(plan, "titer run", 0.0)
+    results, _ = artefacts.read_results(tmp_path / "run" / "results.json")
+    assert {row.n for row in results if row.metric == "harmful_score"} == {4}
+    assert not [row for row in results if row.metric == "judge_errors"]
 
 
 @pytest.mark.parametrize(

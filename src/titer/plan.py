@@ -25,6 +25,8 @@ from titer import __version__
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.evaluation import artefacts
+from titer.judges.base import Judge
+from titer.plugins import source_digest
 
 # -- keys -------------------------------------------------------------------------------------------------------------
 
@@ -56,6 +58,11 @@ def library_versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets", "numpy")}
+
+
+def judge_key(judge: Judge) -> list[str]:
+    """Return what a judge's verdicts depend on: its name, which holds its settings, and its source."""
+    return [judge.name, source_digest(judge)]
 
 
 @functools.cache
@@ -201,7 +208,8 @@ def _run_stage(stage: Stage, progress: Any) -> None:
 
         stage.status = "failed"
         stage.mistake = isinstance(error, TiterError)
-        stage.reason = error.message if isinstance(error, TiterError) else f"{type(error).__name__}: {error}"
+        said = str(error) if stage.mistake else f"{type(error).__name__}: {error}"
+        stage.reason = " ".join([*said.splitlines(), *getattr(error, "__notes__", [])])
         (stage.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
     else:
         stage.status = "done"

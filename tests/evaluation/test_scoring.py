@@ -11,10 +11,13 @@ from titer.evaluation import (
     RESULTS_SCHEMA,
     Inference,
     ScoreRow,
+    check_verdicts,
+    judge_into,
     read_inferences,
     read_results,
     read_scores,
     score,
+    scoring,
     summarise,
     wilson,
     write_inferences,
@@ -210,6 +213,67 @@ def test_judging_again_reads_the_same_inferences_and_changes_none(tmp_path: Path
     second = score(read_inferences(path), FailingJudge())
     assert [row.id for row in first] == [row.id for row in second]
     assert path.read_bytes() == before
+
+
+class Endpoint:
+    """A judge that can be asked `answers` times, and then nobody answers, or the call itself fails."""
+
+    name = "endpoint@1 http://somewhere"
+
+    def __init__(self, answers: float = float("inf"), fails: bool = False) -> None:
+        self.answers, self.fails = answers, fails
+        self.asked: list[str] = []
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
+        verdicts = []
+        for response in responses:
+            if len(self.asked) < self.answers:
+                self.asked.append(response)
+                verdicts.append(Verdict("refused", 0.0, ""))
+            elif self.fails:
+                raise ConnectionError("nobody there")
+            else:
+                verdicts.append(Verdict(None, None, "", "nobody there"))
+        return verdicts
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_judge_that_went_down_is_asked_only_for_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr(scoring, "TOGETHER", 5)
+    given = [inference("harmful", i, f"answer {i}") for i in range(20)]
+    path = tmp_path / "scores.jsonl"
+    down, up = Endpoint(10, fails), Endpoint()
+    if fails:
+        with pytest.raises(ConnectionError, match="nobody there") as raised:
+            judge_into(path, given, [down])
+        assert raised.value.__notes__ == ["10 of 20 verdicts are kept; the others are asked for next time."]
+        assert len(read_scores(path)) == 10
+    else:
+        scores = judge_into(path, given, [down])
+        assert read_scores(path) == scores
+        assert [row.label for row in scores] == ["refused"] * 10 + [None] * 10
+        with pytest.raises(
+            TiterError, match=r"`endpoint@1 http://somewhere` failed on 10 of 20 answers, first: nobody"
+        ):
+            check_verdicts(scores)
+    scores = judge_into(path, given, [up])
+    assert up.asked == [f"answer {i}" for i in range(10, 20)]
+    assert read_scores(path) == scores
+    assert [row.id for row in scores] == [row.id for row in given]
+    check_verdicts(scores)
+
+
+def test_verdicts_of_other_judges_and_answers_are_not_taken_for_these(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    judge_into(path, [inference("harmful", 0, "other"), *rows()[:2]], [judges.get("offline"), Endpoint(2)])
+    judge = Endpoint()
+    scores = judge_into(path, rows()[:2], [judge])
+    assert judge.asked == [COMPLIANCE], "the first answer has its label, the second had an error"
+    assert read_scores(path) == scores
+    judge_into(path, rows()[:2], [judge])
+    assert judge.asked == [COMPLIANCE, REFUSAL, COMPLIANCE], "a file that lacks nothing is written anew"
 
 
 def _line(**changes: object) -> str:

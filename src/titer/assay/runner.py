@@ -31,7 +31,9 @@ from titer.attacks.threats import Attack
 from titer.data import Record
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inference, write_atomically
+from titer.evaluation.scoring import check_verdicts, judge_into
 from titer.generation import generate
+from titer.judges.base import Judge
 from titer.models import split_adapter
 from titer.plan import (
     GENERATION_CODE,
@@ -40,10 +42,12 @@ from titer.plan import (
     Stage,
     code_digest,
     digest,
+    judge_key,
     mean_tokens,
     model_digest,
     parameters,
 )
+from titer.plugins import source_digest
 
 ROLES = ("defended", "undefended")
 ATTACK_CODE = (*TRAINING_CODE, *GENERATION_CODE, "attacks", "assay/measure.py")
@@ -83,6 +87,7 @@ class AssayPlan(Plan):
         profile: Which attackers, how many prompts, which thresholds.
         models: Role → model.
         pools: The prompts.
+        judges: Who judges answers, the first decides.
         baselines: Role → (stage that asks the model before any attack, stage that judges its answers).
         attackers: Every attacker with the stages that run and judge it.
     """
@@ -90,8 +95,14 @@ class AssayPlan(Plan):
     profile: Profile = field(kw_only=True)
     models: dict[str, str] = field(kw_only=True)
     pools: AssayPools = field(kw_only=True)
+    judges: list[Judge] = field(init=False)
     baselines: dict[str, tuple[Stage, Stage]] = field(default_factory=dict)
     attackers: list[tuple[Attacker, Stage, Stage]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        from titer import judges
+
+        self.judges = [judges.get(name) for name in self.profile.judges]
 
     def probe(self, attack: Attack) -> Probe:
         """Return what is asked at the checkpoints of an attack."""
@@ -263,7 +274,9 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
         "weights": weights_digest(model),
         "attackers": [
             {
+                "folder": attacker.folder,
                 "attack": dataclasses.asdict(attacker.attack) | {"summary": None},
+                "source": source_digest(attacker.attack),
                 "seed": attacker.seed,
                 "rows": digest(own_rows),
                 "probe": _probe_digest(plan.probe(attacker.attack)),
@@ -277,7 +290,7 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
         held = plan.pools.attackers
         spec["held"] = [digest(list(pool)) for pool in (held.harmful, held.cross_domain, held.task, held.benign)]
     if crew[0].search is not None:
-        spec["search"] = [dataclasses.asdict(crew[0].search), plan.profile.judges[0]]
+        spec["search"] = [dataclasses.asdict(crew[0].search), judge_key(plan.judges[0])]
         flops *= crew[0].search.trials
     label = f"{crew[0].name} seed {crew[0].seed}" + (f" and {len(crew) - 1} more" if len(crew) > 1 else "")
     stage = plan.add("attack", f"attack {model}: {label}", spec, run, flops=flops)
@@ -365,11 +378,9 @@ def _train(
 
 def _tune(plan: AssayPlan, folder: Path, attacker: Attacker, progress: Any) -> None:
     """Search the attack that harms this model most; leaves its files as if it had been run alone."""
-    from titer import judges
     from titer.assay.search import tune
 
     assert attacker.search is not None
-    judge = judges.get(plan.profile.judges[0])
     if (folder / attacker.folder / "tuned.json").is_file():
         return
 
@@ -381,13 +392,20 @@ def _tune(plan: AssayPlan, folder: Path, attacker: Attacker, progress: Any) -> N
     def harmfulness(attack: Attack, where: Path) -> float | None:
         if json.loads((where / "attacker.json").read_text(encoding="utf-8"))["error"] is not None:
             return None
-        asked = [record.prompt_text for record in plan.probe(attack).harmful]
-        parts = []
-        for found in measurements(where):
-            if found["step"] and "answers" in found:
-                labels = [verdict.label for verdict in judge(asked, found["answers"][HARMFUL])]
-                parts.append(labels.count("harmful") / len(labels))
-        return sum(parts) / len(parts)
+        asked = plan.probe(attack).sets[HARMFUL]
+        rows = [
+            row
+            for found in measurements(where)
+            if found["step"] and "answers" in found
+            for row in _inferences(
+                attacker.name, HARMFUL, asked, found["answers"][HARMFUL], plan.models[attacker.role], step=found["step"],
+                poison_ratio=attack.poison_ratio, seed=attacker.seed,
+            )
+        ]  # fmt: skip
+        scores = judge_into(where / "scores.jsonl", rows, plan.judges[:1])
+        check_verdicts(scores)
+        # Every checkpoint has the same prompts, so this is the mean over checkpoints too.
+        return sum(row.label == "harmful" for row in scores) / len(scores)
 
     tune(attacker.search, attacker.attack, attacker.seed, folder / attacker.folder, attempt, harmfulness)
 
@@ -460,16 +478,16 @@ def _inferences(
 
 
 def _plan_judge(plan: AssayPlan, answered: Stage, role: str, inferences: Any) -> Stage:
-    from titer import judges
-    from titer.evaluation.scoring import score
-
     def run(own: Stage, progress: Any) -> None:
         rows = list(inferences())
         artefacts.write_inferences(own.folder / "inferences.jsonl", rows)
-        scores = [row for name in plan.profile.judges for row in score(rows, judges.get(name))]
-        artefacts.write_scores(own.folder / "scores.jsonl", scores)
+        check_verdicts(judge_into(own.folder / "scores.jsonl", rows, plan.judges, progress))
 
-    spec = {"judges": plan.profile.judges, "role": role, "code": code_digest("judges", "assay/runner.py")}
+    spec = {
+        "judges": [judge_key(judge) for judge in plan.judges],
+        "role": role,
+        "code": code_digest("judges", "assay/runner.py"),
+    }
     return plan.add("judge", f"judge {answered.name}", spec, run, [answered])
 
 
