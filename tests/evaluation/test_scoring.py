@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from titer import judges
+from titer.cli import app
 from titer.errors import TiterError
 from titer.evaluation import (
     RESULTS_SCHEMA,
@@ -274,6 +276,26 @@ def test_verdicts_of_other_judges_and_answers_are_not_taken_for_these(tmp_path: 
     assert read_scores(path) == scores
     judge_into(path, rows()[:2], [judge])
     assert judge.asked == [COMPLIANCE, REFUSAL, COMPLIANCE], "a file that lacks nothing is written anew"
+
+
+def test_evaluating_with_a_judge_that_is_down_leaves_figures_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Endpoint(2)
+    monkeypatch.setitem(judges.JUDGES, "endpoint", lambda: judge)
+    write_inferences(tmp_path / "inferences.jsonl", [inference("harmful", i, f"answer {i}") for i in range(4)])
+    line = ["evaluate", "--rejudge", str(tmp_path), "--judge", "endpoint"]
+    ran = CliRunner().invoke(app, line)
+    assert isinstance(ran.exception, TiterError)
+    assert "failed on 2 of 4 answers, first: nobody there" in str(ran.exception)
+    figures = {row.metric: (row.value, row.n) for row in read_results(tmp_path / "results.json")[0]}
+    assert figures["judge_errors"] == (50.0, 4)
+    assert figures["refusal_rate"] == (100.0, 2)
+    judge.answers = 100
+    ran = CliRunner().invoke(app, line, catch_exceptions=False)
+    assert ran.exit_code == 0
+    assert judge.asked == ["answer 0", "answer 1", "answer 2", "answer 3"]
+    assert "judge_errors" not in {row.metric for row in read_results(tmp_path / "results.json")[0]}
 
 
 def _line(**changes: object) -> str:
