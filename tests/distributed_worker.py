@@ -3,6 +3,7 @@
 Usage: distributed_worker.py FOLDER PER_DEVICE_BATCH GRADIENT_ACCUMULATION
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ def unwrapped(fixture):
 
 
 def main(folder: Path, size: int, accumulation: int) -> None:
+    gc.freeze()  # as `conftest` does for every module of tests
     tokenizer = unwrapped(conftest.tokenizer)()
     tiny = unwrapped(conftest._tiny)(tokenizer).double()
     harmful = unwrapped(conftest.harmful_rows)()
