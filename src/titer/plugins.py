@@ -13,6 +13,8 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+_INSTALLED = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+
 
 def source_digest(*things: Any) -> str:
     """Return a hash of which classes, functions or objects these are, and of the source of all that is not titer's.
@@ -43,8 +45,7 @@ def _counts(module: str, home: str) -> bool:
     if top == "titer" or top in sys.stdlib_module_names:
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
-    installed = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
-    return top == home or file is None or installed.isdisjoint(Path(file).parents)
+    return top == home or file is None or _INSTALLED.isdisjoint(Path(file).parents)
 
 
 def _homeless(kind: Any) -> bool:
@@ -61,8 +62,8 @@ def _files(modules: Iterable[str], home: str) -> dict[str, str]:
         module = sys.modules.get(name)
         if name in found or module is None or not _counts(name, home):
             continue
-        file = getattr(module, "__file__", None)
-        found[name] = "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        file = Path(getattr(module, "__file__", None) or "")
+        found[name] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
         for value in vars(module).values():
             if isinstance(value, ModuleType):
                 waiting.append(value.__name__)

@@ -285,6 +285,7 @@ def test_failures_of_machine_and_attack_are_listed_and_the_machines_are_tried_ag
     assert [row["attacker"] for row in second["hygiene"]["failed"]] == ["c seed 0"] * 2
     assert all(stage.done for stage in again.stages.values())
     assert second["resistance"]["attackers"] == 2
+    assert {path.parent.name for path in tmp_path.glob("stages/*/*/error.txt")} == {"c_seed_0"}
     found = measured(again)
     assert found["b_seed_0", "step-3.json"] == undisturbed["b_seed_0", "step-3.json"]
     # The one that was tried again went on without its fleet, so it is the same up to the rounding of bfloat16.

@@ -479,6 +479,8 @@ def _finish(
         "losses": [loss if isinstance(loss, float) and loss == loss else None for loss in losses],
     }
     write_atomically(folder / "attacker.json", json.dumps(about).encode())
+    if error is None:
+        (folder / "error.txt").unlink(missing_ok=True)  # of a try that the machine failed
     if not about["again"]:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
