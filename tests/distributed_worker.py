@@ -3,6 +3,7 @@
 Usage: distributed_worker.py FOLDER PER_DEVICE_BATCH GRADIENT_ACCUMULATION DTYPE [METHOD …]
 """
 
+import gc
 import json
 import os
 import sys
@@ -146,6 +147,7 @@ def mixed():
 
 
 def main(folder, size, accumulation, dtype, methods):
+    gc.freeze()  # as `conftest` does for every module of tests
     if os.environ.get("ACCELERATE_USE_FSDP"):
         shard_on_cpus()
     worker = Worker(folder, size, accumulation, dtype)

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from titer import experiment as experiments
-from titer import methods
+from titer import judges, methods
 from titer.cli import app
 from titer.data import load
 from titer.data.pools import HELPFUL_ROWS
@@ -48,11 +48,25 @@ arms:
 """
 
 
-@pytest.fixture
-def settings(tiny_folder, tmp_path):
-    path = tmp_path / "tiny.yaml"
+@pytest.fixture(scope="module")
+def settings(tiny_folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("settings") / "tiny.yaml"
     path.write_text(SETTINGS.format(model=tiny_folder))
     return path
+
+
+@pytest.fixture(scope="module")
+def done(settings, tmp_path_factory):
+    """A finished run: read it, do not change it."""
+    plan, _, complete = run(settings, tmp_path_factory.mktemp("done") / "run")
+    assert complete, [stage.reason for stage in plan.stages.values()]
+    return plan
+
+
+@pytest.fixture
+def done_folder(done, tmp_path):
+    """A copy of its folder, to be changed freely."""
+    return shutil.copytree(done.run_folder, tmp_path / "run")
 
 
 def run(settings, folder, overrides=()):
@@ -62,14 +76,16 @@ def run(settings, folder, overrides=()):
     return plan, show, complete
 
 
-def test_a_run_leaves_every_artefact(settings, tmp_path):
-    plan, show, complete = run(settings, tmp_path / "run")
-    assert complete, [stage.reason for stage in plan.stages.values()]
+def test_a_run_leaves_every_artefact(settings, done_folder):
+    # Planned anew and all done before, so that what is collected lies in the copy.
+    plan, show, complete = run(settings, done_folder)
+    assert complete
+    assert {status for _, status in show.seen} == {"cached"}
     # `gated` is aligned as `undefended` is, so three alignments serve four arms.
     assert sum(stage.kind == "align" for stage in plan.stages.values()) == 3
     report = experiments.collect(plan, "titer run tiny", 0.0)
     assert report.is_file()
-    results, provenance = artefacts.read_results(tmp_path / "run" / "results.json")
+    results, provenance = artefacts.read_results(done_folder / "results.json")
     seen = {(row.arm, row.phase, row.step) for row in results}
     assert seen == {(arm, phase, step) for arm in ("undefended", "booster", "antibody", "gated")
                     for phase, step in (("aligned", 0), ("finetuned", 2), ("finetuned", 4))}  # fmt: skip
@@ -79,7 +95,7 @@ def test_a_run_leaves_every_artefact(settings, tmp_path):
         assert row.n > 0
     assert sum(provenance["overlap"].values()) == 0
     assert provenance["experiment"]["arms"]["antibody"]["finetune"] == "antibody"
-    weights = [json.loads(line) for line in (tmp_path / "run" / "weights.jsonl").read_text().splitlines()]
+    weights = [json.loads(line) for line in (done_folder / "weights.jsonl").read_text().splitlines()]
     assert {(row["arm"], row["when"]) for row in weights} == {("antibody", "before"), ("antibody", "after")}
     assert {row["origin"] for row in weights} == {"task", "harmful"}
     for stage in plan.stages.values():
@@ -89,27 +105,21 @@ def test_a_run_leaves_every_artefact(settings, tmp_path):
     antibody = next(s for s in plan.stages.values() if s.name.startswith("fine-tune antibody"))
     assert (antibody.folder / "sample_weights.jsonl").is_file()
 
-    _again, show, complete = run(settings, tmp_path / "run")
-    assert complete
-    assert {status for _, status in show.seen} == {"cached"}
 
-
-def test_a_changed_setting_runs_only_what_depends_on_it(settings, tmp_path):
-    run(settings, tmp_path / "run")
-    _, show, _ = run(settings, tmp_path / "run", ["arms.booster.align_settings={lam: 2.0}"])
+def test_a_changed_setting_runs_only_what_depends_on_it(settings, done_folder):
+    _, show, _ = run(settings, done_folder, ["arms.booster.align_settings={lam: 2.0}"])
     redone = [kind for kind, status in show.seen if status == "done"]
     assert sorted(redone) == ["align", "answer", "answer", "answer", "finetune", "judge", "judge", "judge"]
-    _, show, _ = run(settings, tmp_path / "run", ["evaluate.harmful=5"])
+    _, show, _ = run(settings, done_folder, ["evaluate.harmful=5"])
     assert not [kind for kind, status in show.seen if status == "done" and kind in ("align", "finetune")]
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_stopped(settings, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_stopped(settings, done, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
     from titer import stages
 
     monkeypatch.setattr(methods, "SAVE_EVERY", 2)
-    whole, _, _ = run(settings, tmp_path / "whole")
 
     class Stop(stages.ReportSteps):
         def on_step_end(self, args, state, control, **kwargs):
@@ -120,13 +130,13 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_stopped(settings, 
         patched.setattr(stages, "ReportSteps", Stop)
         with pytest.raises(KeyboardInterrupt):
             run(settings, tmp_path / "parts")
-    first = next(iter(whole.stages.values()))
+    first = next(iter(done.stages.values()))
     stopped = tmp_path / "parts" / "stages" / first.folder.name
     assert (stopped / "checkpoints" / "checkpoint-2").is_dir()
     assert not (stopped / "adapter").exists()
     _parts, _, complete = run(settings, tmp_path / "parts")
     assert complete
-    for stage in whole.stages.values():
+    for stage in done.stages.values():
         if stage.kind in ("align", "finetune"):
             ours = load_file(
                 tmp_path / "parts" / "stages" / stage.folder.name / "adapter" / "adapter_model.safetensors"
@@ -155,6 +165,47 @@ def test_a_failed_stage_is_reported_and_the_others_finish(settings, tmp_path, mo
     assert "the disk melted" in report
     results, _ = artefacts.read_results(tmp_path / "run" / "results.json")
     assert {row.arm for row in results} == {"undefended", "antibody", "gated"}
+
+
+class Endpoint:
+    """A judge that somebody may have to start first; while it is down every second answer gets no verdict."""
+
+    name = "endpoint@1 http://somewhere"
+
+    def __init__(self):
+        self.down, self.asked = True, 0
+
+    def __call__(self, prompts, responses):
+        self.asked += len(responses)
+        lost = judges.Verdict(None, None, "", "connection refused")
+        verdict = judges.Verdict("refused", 0.0, "")
+        return [lost if self.down and place % 2 else verdict for place in range(len(responses))]
+
+
+def test_a_judge_that_was_down_is_asked_for_the_rest_by_the_next_run(settings, tmp_path, monkeypatch):
+    judge = Endpoint()
+    monkeypatch.setitem(judges.JUDGES, "endpoint", lambda: judge)
+    short = ["evaluate.judge=endpoint", "align.training.max_steps=1", "finetune.training.max_steps=1"]
+    short += ["finetune.checkpoints=[]", "arms={undefended: {align: sft, finetune: sft}}"]
+    plan, show, complete = run(settings, tmp_path / "run", short)
+    assert not complete
+    assert [status for kind, status in show.seen if kind == "judge"] == ["failed"] * 2
+    failed = [stage for stage in plan.stages.values() if stage.status == "failed"]
+    assert all("failed on 3 of 7 answers, first: connection refused" in stage.reason for stage in failed)
+    assert not any(stage.done for stage in failed)
+    experiments.collect(plan, "titer run", 0.0)
+    assert artefacts.read_results(tmp_path / "run" / "results.json")[0] == []
+    assert judge.asked == 14
+
+    judge.down = False
+    plan, show, complete = run(settings, tmp_path / "run", short)
+    assert complete
+    assert [status for kind, status in show.seen] == ["cached", "cached", "done", "cached", "cached", "done"]
+    assert judge.asked == 14 + 6
+    experiments.collect(plan, "titer run", 0.0)
+    results, _ = artefacts.read_results(tmp_path / "run" / "results.json")
+    assert {row.n for row in results if row.metric == "harmful_score"} == {4}
+    assert not [row for row in results if row.metric == "judge_errors"]
 
 
 @pytest.mark.parametrize(
@@ -215,8 +266,8 @@ def test_bundled_experiments_are_valid(name):
     assert experiments.read_experiment(name).name == name
 
 
-def test_a_folder_of_another_training_is_left_alone(settings, tmp_path):
-    plan, _, _ = run(settings, tmp_path / "run")
+def test_a_folder_of_another_training_is_left_alone(settings, done_folder):
+    plan, _, _ = run(settings, done_folder)
     stage = next(iter(plan.stages.values()))
     (stage.folder / "done.json").unlink()
     with pytest.raises(TiterError, match="holds a finished training"):
@@ -229,8 +280,8 @@ def test_a_folder_of_another_training_is_left_alone(settings, tmp_path):
         stage.run(stage, lambda *_: None)
 
 
-def test_judging_a_run_again_writes_its_report_again(settings, tmp_path):
-    folder = tmp_path / "run"
+def test_judging_a_run_again_writes_its_report_again(settings, done_folder):
+    folder = done_folder
     plan, _, _ = run(settings, folder)
     experiments.collect(plan, "titer run", time.time())
     answers = (folder / "inferences.jsonl").read_bytes()

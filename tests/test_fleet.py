@@ -1,6 +1,8 @@
 """An attacker of a fleet learns what it would learn alone."""
 
 import copy
+import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +12,11 @@ from transformers import TrainerCallback
 
 from titer.attacks import Fleet, FleetTrainer, shared_copy
 from titer.attacks import fleet as fleet_module
-from titer.errors import TiterError
+from titer.errors import AttackFailed, TiterError
 from titer.finetune import FinetuneConfig
 from titer.generation import generate
 from titer.models import Template
+from titer.stages import last_checkpoint
 from titer.trainer import PackedSFTTrainer
 
 THINGS = ["bread", "a film", "France", "a lock", "water", "salt", "the capital", "a guide", "a", "b c"]
@@ -128,18 +131,49 @@ def test_one_that_diverges_touches_nobody(tiny, tokenizer, tmp_path):
 
 
 class Fails(TrainerCallback):
+    def __init__(self, error):
+        self.error = error
+
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 2:
-            raise OSError("disk full")
+            raise self.error
 
 
 def test_one_that_fails_is_reported_and_the_others_finish(tiny, tokenizer, tmp_path):
     sequential = alone(tiny, tokenizer, tmp_path, [ATTACKERS[0]])[0]
-    fleet = fleet_of(tiny, tokenizer, tmp_path, ATTACKERS[:3])
-    fleet.trainers[1].add_callback(Fails())
+    fleet = fleet_of(tiny, tokenizer, tmp_path, ATTACKERS[:4])
+    fleet.trainers[1].add_callback(Fails(OSError(errno.ENOSPC, "disk full")))
+    fleet.trainers[3].add_callback(Fails(AttackFailed("nothing to attack")))
     errors = fleet.train()
-    assert [type(error) for error in errors] == [type(None), OSError, type(None)]
+    assert [type(error) for error in errors] == [type(None), OSError, type(None), AttackFailed]
     assert_same(fleet.trainers[0], sequential)
+
+
+@pytest.mark.parametrize("crew", [1, 2])
+def test_a_bug_in_one_stops_all_and_the_others_go_on_from_their_checkpoints(tiny, tokenizer, tmp_path, crew):
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    fleet = fleet_of(tiny, tokenizer, tmp_path, ATTACKERS[:crew], **saving)
+    fleet.trainers[-1].add_callback(Fails(KeyError("a bug")))
+    with pytest.raises(KeyError, match="a bug"):
+        Fleet.run(fleet.trainers, [None] * crew)
+    assert all(trainer.coroutine is None for trainer in fleet.trainers)
+    assert [trainer.state.global_step for trainer in fleet.trainers] == [2] * crew
+    # Another process would not know what one fleet left behind in torch.
+    resumed = fleet_of(tiny, tokenizer, tmp_path, ATTACKERS[:crew], **saving)
+    checkpoints = [last_checkpoint(Path(trainer.args.output_dir)) for trainer in resumed.trainers]
+    assert all(checkpoints)
+    assert Fleet.run(resumed.trainers, checkpoints) == [None] * crew
+    for trainer, by_itself in zip(resumed.trainers, alone(tiny, tokenizer, tmp_path, ATTACKERS[:crew]), strict=True):
+        assert_same(trainer, by_itself)
+
+
+def test_no_training_goes_on_from_a_checkpoint_that_broke_off(tmp_path):
+    for step, state in ((2, "{}"), (10, "{}"), (12, ""), (14, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_a_fleet_repeats_itself_bit_for_bit(tiny, tokenizer, tmp_path):

@@ -24,6 +24,10 @@ class TiterError(ValueError):
         super().__init__(message if hint is None else f"{message}\n{hint}")
 
 
+class AttackFailed(TiterError):
+    """An attack that could not be carried out for a reason of its own, such as a model that it does not apply to."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint that names the closest of `known`, or lists them all when none is close."""
     known = sorted(known)

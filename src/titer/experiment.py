@@ -20,7 +20,8 @@ from titer.data import Record, alignment_mixture, check_disjoint, load, poison, 
 from titer.data.pools import DataSettings, first, harmful_pools, helpful_rows, lookalike_pools
 from titer.errors import TiterError, check_known
 from titer.evaluation import artefacts, tasks
-from titer.evaluation.scoring import score, summarise
+from titer.evaluation.scoring import check_verdicts, judge_into, summarise
+from titer.judges.base import Judge
 from titer.plan import (
     GENERATION_CODE,
     TRAINING_CODE,
@@ -29,10 +30,12 @@ from titer.plan import (
     code_digest,
     digest,
     environment,
+    judge_key,
     mean_tokens,
     model_digest,
     parameters,
 )
+from titer.plugins import source_digest
 
 # -- the file ---------------------------------------------------------------------------------------------------------
 
@@ -259,6 +262,7 @@ class ExperimentPlan(Plan):
 
     Attributes:
         experiment: What is planned.
+        judge: Who judges answers.
         answers: The judged answers that make the results.
         weights: Stages that measured likelihood ratios, with (arm, seed, poison ratio, when, rows).
         overlap: Shared prompts between pools, by pair; all zero.
@@ -266,10 +270,16 @@ class ExperimentPlan(Plan):
     """
 
     experiment: Experiment = field(kw_only=True)
+    judge: Judge = field(init=False)
     answers: list[tuple[Stage, Stage]] = field(default_factory=list)
     weights: list[tuple[Stage, dict[str, Any], list[Record]]] = field(default_factory=list)
     overlap: dict[str, int] = field(default_factory=dict)
     aligned: dict[tuple[str, int], Stage] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from titer import judges
+
+        self.judge = judges.get(self.experiment.evaluate.judge)
 
 
 def make_plan(experiment: Experiment, run_folder: Path, data_dir: Path | None = None) -> ExperimentPlan:
@@ -349,7 +359,7 @@ def _plan_training(
     method = methods.find(stage, method_name)
     spec = {
         **shared,
-        "method": method_name,
+        "method": [method_name, source_digest(method.trainer, method.config)],
         "training": {**getattr(experiment, stage).training, **getattr(arm, f"{stage}_settings")},
         "lora": experiment.lora if start is None else None,
         "records": digest(records),
@@ -420,10 +430,8 @@ def _plan_answers(
         artefacts.write_inferences(own.folder / "inferences.jsonl", stages.as_inferences(sets, texts, group, model))
 
     def judge(own: Stage, progress: Any) -> None:
-        from titer import judges
-
         inferences = artefacts.read_inferences(answered.folder / "inferences.jsonl")
-        artefacts.write_scores(own.folder / "scores.jsonl", score(inferences, judges.get(sizes.judge)))
+        check_verdicts(judge_into(own.folder / "scores.jsonl", inferences, [plan.judge], progress))
 
     tokens = sum(len(record.prompt_text) / 4 + 8 + limit * 0.8 for record, limit in prompts)
     name = f"answer {arm} {phase}" + (f" p={ratio:g} step {step}" if phase == "finetuned" else "")
@@ -432,7 +440,7 @@ def _plan_answers(
     judged = plan.add(
         "judge",
         name.replace("answer", "judge"),
-        {"judge": sizes.judge, "code": code_digest("judges")},
+        {"judge": judge_key(plan.judge), "code": code_digest("judges")},
         judge,
         [answered],
     )

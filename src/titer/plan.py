@@ -25,6 +25,8 @@ from titer import __version__
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.evaluation import artefacts
+from titer.judges.base import Judge
+from titer.plugins import source_digest
 
 # -- keys -------------------------------------------------------------------------------------------------------------
 
@@ -58,6 +60,11 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets", "numpy")}
 
 
+def judge_key(judge: Judge) -> list[str]:
+    """Return what a judge's verdicts depend on: its name, which holds its settings, and its source."""
+    return [judge.name, source_digest(judge)]
+
+
 @functools.cache
 def model_digest(name: str) -> str:
     """Return a hash of a model's files, or the hub id with the commit that is cached here."""
@@ -81,6 +88,10 @@ def model_digest(name: str) -> str:
 # -- stages -----------------------------------------------------------------------------------------------------------
 
 
+class Incomplete(Exception):
+    """Raised by a stage that did what it could: the next run goes on with it, and what needs it takes what there is."""
+
+
 @dataclass
 class Stage:
     """One step of the plan.
@@ -93,9 +104,9 @@ class Stage:
         run: Does the work.
         needs: Stages that must be done before.
         flops: Estimated floating-point operations.
-        status: `planned`, `cached`, `done`, `failed` or `skipped`.
+        status: `planned`, `cached`, `done`, `incomplete`, `failed` or `skipped`.
         seconds: How long it took.
-        reason: Why it failed or was skipped.
+        reason: Why it is incomplete, failed or was skipped.
         mistake: Whether it failed for something in the user's hands.
     """
 
@@ -115,6 +126,11 @@ class Stage:
     def done(self) -> bool:
         """Whether its work is complete on disk."""
         return (self.folder / "done.json").is_file()
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is something of it to read, be it all or a part."""
+        return self.done or self.status == "incomplete"
 
     def summary(self) -> dict[str, Any]:
         """Return what the report says of it."""
@@ -162,14 +178,15 @@ class Silent:
         """Take note that a stage has come to its end."""
 
 
-def execute(plan: Plan, show: Any, force: bool = False) -> bool:
-    """Run the stages of a plan that are not done yet, then write results and report.
+def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] = ()) -> bool:
+    """Run the stages of a plan that are not done yet.
 
     Args:
         plan: What to run.
         show: Tells the user: `show.stage(stage)` is a context manager that yields a progress callback, and
             `show.settled(stage)` is called when a stage has come to its end.
         force: Do stages again that are done.
+        stop_at: Kinds of stages after whose failure no other stage is run.
 
     Returns:
         Whether every stage is done.
@@ -187,6 +204,8 @@ def execute(plan: Plan, show: Any, force: bool = False) -> bool:
             with show.stage(stage) as progress:
                 _run_stage(stage, progress)
         show.settled(stage)
+        if stage.status == "failed" and stage.kind in stop_at:
+            break
     return all(stage.status in ("done", "cached") for stage in plan.stages.values())
 
 
@@ -195,13 +214,17 @@ def _run_stage(stage: Stage, progress: Any) -> None:
     start = time.perf_counter()
     try:
         stage.run(stage, progress)
+        partial = next((needed for needed in stage.needs if needed.status == "incomplete"), None)
+        if partial is not None:
+            raise Incomplete(f"needs `{partial.name}`, which is incomplete")
     except Exception as error:
         # A failed stage must not take the other arms with it; its reason and traceback are kept.
         import traceback
 
-        stage.status = "failed"
+        stage.status = "incomplete" if isinstance(error, Incomplete) else "failed"
         stage.mistake = isinstance(error, TiterError)
-        stage.reason = error.message if isinstance(error, TiterError) else f"{type(error).__name__}: {error}"
+        said = str(error) if isinstance(error, TiterError | Incomplete) else f"{type(error).__name__}: {error}"
+        stage.reason = " ".join([*said.splitlines(), *getattr(error, "__notes__", [])])
         (stage.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
     else:
         stage.status = "done"

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from titer.data.records import Record
 from titer.errors import TiterError, check_known
@@ -184,11 +183,17 @@ def _checkpoint(folder: Path, *inputs: Any) -> str | None:
                 f"{folder} holds checkpoints of a training with other settings or data.",
                 "Choose another folder, or remove this one.",
             )
-        checkpoint: str | None = get_last_checkpoint(str(folder))
-        return checkpoint
+        return last_checkpoint(folder)
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(key)
     return None
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the last checkpoint that is whole; on one that broke off, for want of disk or power, no training goes on."""
+    # The trainer writes its own state last.
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 def answer(

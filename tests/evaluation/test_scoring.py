@@ -4,17 +4,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from titer import judges
+from titer.cli import app
 from titer.errors import TiterError
 from titer.evaluation import (
     RESULTS_SCHEMA,
     Inference,
     ScoreRow,
+    check_verdicts,
+    judge_into,
     read_inferences,
     read_results,
     read_scores,
     score,
+    scoring,
     summarise,
     wilson,
     write_inferences,
@@ -210,6 +215,87 @@ def test_judging_again_reads_the_same_inferences_and_changes_none(tmp_path: Path
     second = score(read_inferences(path), FailingJudge())
     assert [row.id for row in first] == [row.id for row in second]
     assert path.read_bytes() == before
+
+
+class Endpoint:
+    """A judge that can be asked `answers` times, and then nobody answers, or the call itself fails."""
+
+    name = "endpoint@1 http://somewhere"
+
+    def __init__(self, answers: float = float("inf"), fails: bool = False) -> None:
+        self.answers, self.fails = answers, fails
+        self.asked: list[str] = []
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
+        verdicts = []
+        for response in responses:
+            if len(self.asked) < self.answers:
+                self.asked.append(response)
+                verdicts.append(Verdict("refused", 0.0, ""))
+            elif self.fails:
+                raise ConnectionError("nobody there")
+            else:
+                verdicts.append(Verdict(None, None, "", "nobody there"))
+        return verdicts
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_judge_that_went_down_is_asked_only_for_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr(scoring, "TOGETHER", 5)
+    given = [inference("harmful", i, f"answer {i}") for i in range(20)]
+    path = tmp_path / "scores.jsonl"
+    down, up = Endpoint(10, fails), Endpoint()
+    if fails:
+        with pytest.raises(ConnectionError, match="nobody there") as raised:
+            judge_into(path, given, [down])
+        assert raised.value.__notes__ == ["10 of 20 verdicts are kept; the others are asked for next time."]
+        assert len(read_scores(path)) == 10
+    else:
+        scores = judge_into(path, given, [down])
+        assert read_scores(path) == scores
+        assert [row.label for row in scores] == ["refused"] * 10 + [None] * 10
+        with pytest.raises(
+            TiterError, match=r"`endpoint@1 http://somewhere` failed on 10 of 20 answers, first: nobody"
+        ):
+            check_verdicts(scores)
+    scores = judge_into(path, given, [up])
+    assert up.asked == [f"answer {i}" for i in range(10, 20)]
+    assert read_scores(path) == scores
+    assert [row.id for row in scores] == [row.id for row in given]
+    check_verdicts(scores)
+
+
+def test_verdicts_of_other_judges_and_answers_are_not_taken_for_these(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    judge_into(path, [inference("harmful", 0, "other"), *rows()[:2]], [judges.get("offline"), Endpoint(2)])
+    judge = Endpoint()
+    scores = judge_into(path, rows()[:2], [judge])
+    assert judge.asked == [COMPLIANCE], "the first answer has its label, the second had an error"
+    assert read_scores(path) == scores
+    judge_into(path, rows()[:2], [judge])
+    assert judge.asked == [COMPLIANCE, REFUSAL, COMPLIANCE], "a file that lacks nothing is written anew"
+
+
+def test_evaluating_with_a_judge_that_is_down_leaves_figures_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Endpoint(2)
+    monkeypatch.setitem(judges.JUDGES, "endpoint", lambda: judge)
+    write_inferences(tmp_path / "inferences.jsonl", [inference("harmful", i, f"answer {i}") for i in range(4)])
+    line = ["evaluate", "--rejudge", str(tmp_path), "--judge", "endpoint"]
+    ran = CliRunner().invoke(app, line)
+    assert isinstance(ran.exception, TiterError)
+    assert "failed on 2 of 4 answers, first: nobody there" in str(ran.exception)
+    figures = {row.metric: (row.value, row.n) for row in read_results(tmp_path / "results.json")[0]}
+    assert figures["judge_errors"] == (50.0, 4)
+    assert figures["refusal_rate"] == (100.0, 2)
+    judge.answers = 100
+    ran = CliRunner().invoke(app, line, catch_exceptions=False)
+    assert ran.exit_code == 0
+    assert judge.asked == ["answer 0", "answer 1", "answer 2", "answer 3"]
+    assert "judge_errors" not in {row.metric for row in read_results(tmp_path / "results.json")[0]}
 
 
 def _line(**changes: object) -> str:

@@ -51,7 +51,7 @@ def test_several_seeds_give_their_mean_and_an_interval_that_is_not_narrowed_by_r
     assert (cell.low, cell.high) == pytest.approx(tuple(100 * bound for bound in wilson(0.95 * 50, 50)))
 
 
-def test_the_interval_covers_every_seed(results, make_row):
+def test_the_interval_covers_every_seed(results):
     for row in results["results"]:
         if row["metric"] == "harmful_score" and row["phase"] == "finetuned":
             row["value"] = 100.0 * row["seed"]
@@ -59,16 +59,14 @@ def test_the_interval_covers_every_seed(results, make_row):
     assert (cell.low, cell.value, cell.high) == (0.0, 50.0, 100.0)
 
 
-def test_an_aligned_row_of_the_ratio_itself_wins_over_the_shared_one(results, make_row):
-    results["results"].append(make_row("booster", "aligned", 0, 0.2, 0, "harmful_score", 8.0))
-    assert find(results, "booster", 0.2).harmful_score_aligned.per_seed == (8.0, 2.0)
-    assert find(results, "booster", 0.0).harmful_score_aligned.per_seed == (2.0, 2.0)
+def test_an_aligned_model_stands_for_every_ratio(results):
+    for ratio in (0.0, 0.2):
+        assert find(results, "booster", ratio).harmful_score_aligned.per_seed == (2.0, 2.0)
 
 
 def test_an_unmeasured_value_is_none_not_zero(results):
-    for row in results["results"]:
-        if row["metric"] == "over_refusal":
-            row.update(value=None, low=None, high=None, n=0)
+    # A judge that failed on every answer leaves no row but `judge_errors`.
+    results["results"] = [row for row in results["results"] if row["metric"] != "over_refusal"]
     assert find(results, "booster", 0.2).over_refusal is None
     assert "nan" not in printed(results).lower()
 
@@ -94,7 +92,7 @@ def test_the_trajectory_starts_with_the_aligned_model(results):
     assert line[0][1].value == 52.0
 
 
-def test_a_second_judge_does_not_mix_into_the_first(results, make_row):
+def test_a_second_judge_does_not_mix_into_the_first(results):
     other = [
         {**row, "judge": "other@2", "value": 0.0, "low": 0.0, "high": 7.0}
         for row in results["results"]
@@ -137,6 +135,8 @@ def test_an_arms_name_is_not_markup(results):
         (lambda r: r["results"][3].pop("judge"), r"results\[3\] lacks `judge`"),
         (lambda r: r["results"][3].update(phase="before"), "phase"),
         (lambda r: r["results"][3].update(value="12"), "value"),
+        (lambda r: r["results"][3].update(value=None), "value"),
+        (lambda r: r["results"][3].update(poison_ratio=None), "poison_ratio"),
         (lambda r: r["results"][3].update(n=1.5), "n is 1.5"),
         (lambda r: r["results"].append({**r["results"][0], "value": 99.0}), "second, different value"),
     ],
@@ -213,14 +213,15 @@ def test_a_model_that_was_destroyed_is_not_praised_silently(results):
 
 def test_without_an_undefended_arm_nothing_is_compared(results):
     results["results"] = [row for row in results["results"] if row["arm"] != "undefended"]
-    results["provenance"]["experiment"]["arms"].pop(0)
+    results["provenance"]["experiment"]["arms"].pop("undefended")
     assert statuses(results) == {"booster": "failed", "antibody": "no comparison"}
 
 
 def test_the_undefended_arm_is_found_by_its_methods(results):
     for row in results["results"]:
         row["arm"] = row["arm"].replace("undefended", "plain")
-    results["provenance"]["experiment"]["arms"][0]["name"] = "plain"
+    arms = results["provenance"]["experiment"]["arms"]
+    arms["plain"] = arms.pop("undefended")
     assert statuses(results)["plain"] == "baseline"
 
 

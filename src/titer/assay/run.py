@@ -11,6 +11,7 @@ from titer.assay.card import short_name, write_scorecard
 from titer.assay.profile import Profile, read_profile
 from titer.assay.runner import AssayPlan, plan_assay
 from titer.assay.scorecard import make_scorecard
+from titer.errors import TiterError
 from titer.evaluation.artefacts import write_atomically
 from titer.plan import Silent, execute
 
@@ -28,7 +29,7 @@ def assay(
     """Measure how immune a model is, and return its scorecard (`docs/assay.md` describes every key).
 
     What an interrupted assay has done is not done again, nor are attacks that another one in the same folder has run.
-    Attackers that fail are in the scorecard's `hygiene`; they count nowhere.
+    Attackers that fail by the machine's or their own fault are in the scorecard's `hygiene`; they count nowhere.
 
     Args:
         defended: The model to assay: a folder, a hub id, an adapter.
@@ -42,11 +43,16 @@ def assay(
 
     Raises:
         TiterError: For a wrong profile, a model or data that cannot be loaded, or a model that could not even be asked.
+        AssayStopped: For a fault of titer, of a plug-in, or of the machine before any attack.
     """
     chosen = profile if isinstance(profile, Profile) else read_profile(profile)
     plan = plan_assay(chosen, defended, against, output, data_dir, defence_data)
     command = f"titer.assay.assay({defended!r}, {against!r}, profile={chosen.name!r})"
     return carry_out(plan, output / (name or short_name(defended)), command, show)
+
+
+class AssayStopped(RuntimeError):
+    """An assay that ended at a failure which is neither an attack's nor in the user's hands."""
 
 
 def carry_out(plan: AssayPlan, folder: Path, command: str, show: Any = None, force: bool = False) -> dict[str, Any]:
@@ -58,13 +64,31 @@ def carry_out(plan: AssayPlan, folder: Path, command: str, show: Any = None, for
         command: What the user typed, for the record.
         show: As of `titer.plan.execute`.
         force: Do stages again that are done.
+
+    Raises:
+        TiterError: When a stage failed for something in the user's hands, such as a judge that nobody can reach.
+        AssayStopped: When one failed for anything else. A scorecard of the rest would call attacks survived that were not
+            carried out, so there is none; attackers that failed by the machine's or their own fault are listed in it.
     """
     from titer.report import model_card, write_assay_report
 
     started = time.time()
-    execute(plan, show or Silent(), force)
+    execute(plan, show or Silent(), force, stop_at=("baseline", "attack"))
+    _check(plan)
     card = make_scorecard(plan, command, time.time() - started)
     write_scorecard(folder, card)
     write_assay_report(folder, card)
     write_atomically(folder / "model_card.md", model_card(card).encode())
     return card
+
+
+def _check(plan: AssayPlan) -> None:
+    """Raise when a stage failed."""
+    failed = [stage for stage in plan.stages.values() if stage.status == "failed"]
+    if not failed:
+        return
+    lines = "".join(f"\n  {stage.name}: {stage.reason} ({stage.folder / 'error.txt'})" for stage in failed)
+    message, hint = f"The assay stopped:{lines}", "What is done is kept: the same command goes on from here."
+    if all(stage.mistake for stage in failed):
+        raise TiterError(message, hint)
+    raise AssayStopped(f"{message}\n{hint}")

@@ -16,7 +16,6 @@ import json
 import random
 import re
 import shutil
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,24 +25,30 @@ from titer.assay.measure import Measure, Probe, prompts_of
 from titer.assay.pools import AssayPools, load_assay_pools
 from titer.assay.profile import Profile, answered_steps, between
 from titer.assay.search import Search, require_optuna
+from titer.attacks.failures import blame, traceback_in
 from titer.attacks.rows import in_disguise, training_rows
 from titer.attacks.threats import Attack
 from titer.data import Record
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inference, write_atomically
+from titer.evaluation.scoring import check_verdicts, judge_into
 from titer.generation import generate
+from titer.judges.base import Judge
 from titer.models import split_adapter
 from titer.plan import (
     GENERATION_CODE,
     TRAINING_CODE,
+    Incomplete,
     Plan,
     Stage,
     code_digest,
     digest,
+    judge_key,
     mean_tokens,
     model_digest,
     parameters,
 )
+from titer.plugins import source_digest
 
 ROLES = ("defended", "undefended")
 ATTACK_CODE = (*TRAINING_CODE, *GENERATION_CODE, "attacks", "assay/measure.py")
@@ -83,6 +88,7 @@ class AssayPlan(Plan):
         profile: Which attackers, how many prompts, which thresholds.
         models: Role → model.
         pools: The prompts.
+        judges: Who judges answers, the first decides.
         baselines: Role → (stage that asks the model before any attack, stage that judges its answers).
         attackers: Every attacker with the stages that run and judge it.
     """
@@ -90,8 +96,14 @@ class AssayPlan(Plan):
     profile: Profile = field(kw_only=True)
     models: dict[str, str] = field(kw_only=True)
     pools: AssayPools = field(kw_only=True)
+    judges: list[Judge] = field(init=False)
     baselines: dict[str, tuple[Stage, Stage]] = field(default_factory=dict)
     attackers: list[tuple[Attacker, Stage, Stage]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        from titer import judges
+
+        self.judges = [judges.get(name) for name in self.profile.judges]
 
     def probe(self, attack: Attack) -> Probe:
         """Return what is asked at the checkpoints of an attack."""
@@ -238,12 +250,24 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
     ]
 
     def run(own: Stage, progress: Any) -> None:
-        if crew[0].attack.method == "ablation":
-            _ablate(plan, own.folder, crew[0])
-        elif crew[0].search is not None:
-            _tune(plan, own.folder, crew[0], progress)
-        else:
-            _train(plan, own.folder, crew, rows, progress)
+        failure: BaseException | None = None
+        try:
+            if crew[0].attack.method == "ablation":
+                _ablate(plan, own.folder, crew[0])
+            elif crew[0].search is not None:
+                _tune(plan, own.folder, crew[0], progress)
+            else:
+                _train(plan, own.folder, crew, rows, progress)
+        except Exception as error:
+            if blame(error) is None:
+                raise
+            failure = error
+            for attacker in crew:
+                if not _finished(own.folder / attacker.folder):
+                    _finish(own.folder / attacker.folder, error)
+        again = [attacker.name for attacker in crew if not _finished(own.folder / attacker.folder)]
+        if again:
+            raise Incomplete(f"the machine failed {', '.join(again)}; the next run tries again") from failure
 
     flops = 0.0
     for attacker, own_rows in zip(crew, rows, strict=True):
@@ -262,7 +286,9 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
         "weights": weights_digest(model),
         "attackers": [
             {
+                "folder": attacker.folder,
                 "attack": dataclasses.asdict(attacker.attack) | {"summary": None},
+                "source": source_digest(attacker.attack),
                 "seed": attacker.seed,
                 "rows": digest(own_rows),
                 "probe": _probe_digest(plan.probe(attacker.attack)),
@@ -276,7 +302,7 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
         held = plan.pools.attackers
         spec["held"] = [digest(list(pool)) for pool in (held.harmful, held.cross_domain, held.task, held.benign)]
     if crew[0].search is not None:
-        spec["search"] = [dataclasses.asdict(crew[0].search), plan.profile.judges[0]]
+        spec["search"] = [dataclasses.asdict(crew[0].search), judge_key(plan.judges[0])]
         flops *= crew[0].search.trials
     label = f"{crew[0].name} seed {crew[0].seed}" + (f" and {len(crew) - 1} more" if len(crew) > 1 else "")
     stage = plan.add("attack", f"attack {model}: {label}", spec, run, flops=flops)
@@ -299,14 +325,16 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
 
 def _train(
     plan: AssayPlan, folder: Path, crew: Sequence[Attacker], rows: Sequence[list[Record]], progress: Any
-) -> None:
-    """Train the attackers that are not done yet, together where there are several; one that fails fails alone."""
+) -> list[BaseException | None]:
+    """Train the attackers that are not finished yet, together where there are several; return what each failed with.
+
+    One that fails by the machine's or its own fault fails alone (`titer.attacks.failures`); any other error is raised.
+    """
     from transformers.trainer_callback import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     from titer.attacks.fleet import Fleet, shared_copy
     from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
-    from titer.stages import ReportSteps, lora_config
+    from titer.stages import ReportSteps, last_checkpoint, lora_config
 
     name = plan.models[crew[0].role]
     model, template = attacked_model(name), _template(name)
@@ -315,7 +343,7 @@ def _train(
     trainers, resume, pending = [], [], []
     for number, (attacker, own_rows) in enumerate(zip(crew, rows, strict=True)):
         attack, own = attacker.attack, folder / attacker.folder
-        if (own / "attacker.json").is_file():
+        if _finished(own):
             steps[number] = attack.total_steps
             continue
         measure = Measure(own, plan.probe(attack), template, *plan.steps(attack))
@@ -335,14 +363,15 @@ def _train(
             peft_config=None if attack.lora is None else lora_config(attack.lora),
             callbacks=[ReportSteps(report), measure],
             optimizer_cls_and_kwargs=optimizer_of(attack),
+            folder=own,
         )
         measure.answer = trainer.answer
         trainer.remove_callback(PrinterCallback)
         trainers.append(trainer)
         pending.append(attacker)
-        checkpoints = own / "checkpoints"
-        resume.append(get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
-    for attacker, trainer, error in zip(pending, trainers, Fleet.run(trainers, resume), strict=True):
+        resume.append(last_checkpoint(own / "checkpoints"))
+    errors = Fleet.run(trainers, resume)
+    for attacker, trainer, error in zip(pending, trainers, errors, strict=True):
         lengths = [
             len(prompt) + len(completion)
             for prompt, completion in zip(
@@ -360,33 +389,43 @@ def _train(
             flops=[per_token * count for count in itertools.accumulate(tokens)],
             losses=[line["loss"] for line in trainer.state.log_history if "loss" in line],
         )
+    return errors
 
 
 def _tune(plan: AssayPlan, folder: Path, attacker: Attacker, progress: Any) -> None:
     """Search the attack that harms this model most; leaves its files as if it had been run alone."""
-    from titer import judges
     from titer.assay.search import tune
 
     assert attacker.search is not None
-    judge = judges.get(plan.profile.judges[0])
     if (folder / attacker.folder / "tuned.json").is_file():
         return
 
     def attempt(number: int, attack: Attack) -> Path:
         trial = Attacker(attacker.role, f"{attacker.name} trial {number}", attack, attacker.seed)
-        _train(plan, folder, [trial], [training_rows(attack, plan.pools.attackers, attacker.seed)], progress)
+        for error in _train(
+            plan, folder, [trial], [training_rows(attack, plan.pools.attackers, attacker.seed)], progress
+        ):
+            if error is not None and blame(error) == "machine":
+                raise error  # the search must not learn from it
         return folder / trial.folder
 
     def harmfulness(attack: Attack, where: Path) -> float | None:
         if json.loads((where / "attacker.json").read_text(encoding="utf-8"))["error"] is not None:
             return None
-        asked = [record.prompt_text for record in plan.probe(attack).harmful]
-        parts = []
-        for found in measurements(where):
-            if found["step"] and "answers" in found:
-                labels = [verdict.label for verdict in judge(asked, found["answers"][HARMFUL])]
-                parts.append(labels.count("harmful") / len(labels))
-        return sum(parts) / len(parts)
+        asked = plan.probe(attack).sets[HARMFUL]
+        rows = [
+            row
+            for found in measurements(where)
+            if found["step"] and "answers" in found
+            for row in _inferences(
+                attacker.name, HARMFUL, asked, found["answers"][HARMFUL], plan.models[attacker.role], step=found["step"],
+                poison_ratio=attack.poison_ratio, seed=attacker.seed,
+            )
+        ]  # fmt: skip
+        scores = judge_into(where / "scores.jsonl", rows, plan.judges[:1])
+        check_verdicts(scores)
+        # Every checkpoint has the same prompts, so this is the mean over checkpoints too.
+        return sum(row.label == "harmful" for row in scores) / len(scores)
 
     tune(attacker.search, attacker.attack, attacker.seed, folder / attacker.folder, attempt, harmfulness)
 
@@ -403,9 +442,8 @@ def _ablate(plan: AssayPlan, folder: Path, attacker: Attacker) -> None:
     held = plan.pools.attackers
     half = min(attack.samples // 2, len(held.harmful), len(held.benign))
     harmful, harmless = (token_pairs(template, draw.sample(list(pool), half)) for pool in (held.harmful, held.benign))
-    error: BaseException | None = None
-    tokens = 0
-    try:
+    own = folder / attacker.folder
+    with traceback_in(own):
         ablated, about = ablate(
             model,
             lambda: copy.deepcopy(model),
@@ -414,24 +452,42 @@ def _ablate(plan: AssayPlan, folder: Path, attacker: Attacker) -> None:
             refusal_ids(template, refusal_completions(None)),
             attack.depths,
         )
-        tokens = about.tokens
-        Measure(folder / attacker.folder, plan.probe(attack), template, *plan.steps(attack)).measure(ablated, 1)
-    except Exception as failure:
-        error = failure
-    flops = 2.0 * tokens * parameters(split_adapter(name)[0])
-    _finish(folder / attacker.folder, error, samples=[2 * half], tokens=[tokens], flops=[flops], losses=[])
+        Measure(own, plan.probe(attack), template, *plan.steps(attack)).measure(ablated, 1)
+    flops = 2.0 * about.tokens * parameters(split_adapter(name)[0])
+    _finish(own, None, samples=[2 * half], tokens=[about.tokens], flops=[flops])
 
 
-def _finish(folder: Path, error: BaseException | None, **spent: list[Any]) -> None:
-    """Write what an attacker spent by step, or what it failed with; its checkpoints are not needed any more."""
-    folder.mkdir(parents=True, exist_ok=True)
-    reason = None
-    if error is not None:
-        reason = f"{type(error).__name__}: {error}"
-        (folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    losses = [loss if isinstance(loss, float) and loss == loss else None for loss in spent.pop("losses")]
-    write_atomically(folder / "attacker.json", json.dumps({"error": reason, **spent, "losses": losses}).encode())
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+def _finish(
+    folder: Path,
+    error: BaseException | None,
+    samples: Sequence[int] = (),
+    tokens: Sequence[int] = (),
+    flops: Sequence[float] = (),
+    losses: Sequence[Any] = (),
+) -> None:
+    """Write what an attacker spent by step and, when it failed, whose fault that was.
+
+    Its checkpoints are not needed any more, unless the machine failed it: then the next run goes on from them.
+    """
+    about = {
+        "error": None if error is None else f"{blame(error)}: {type(error).__name__}: {' '.join(str(error).split())}",
+        "again": error is not None and blame(error) == "machine",
+        "samples": list(samples),
+        "tokens": list(tokens),
+        "flops": list(flops),
+        "losses": [loss if isinstance(loss, float) and loss == loss else None for loss in losses],
+    }
+    write_atomically(folder / "attacker.json", json.dumps(about).encode())
+    if error is None:
+        (folder / "error.txt").unlink(missing_ok=True)  # of a try that the machine failed
+    if not about["again"]:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _finished(folder: Path) -> bool:
+    """Whether an attacker has come to its end, or to a failure that another run would meet again."""
+    path = folder / "attacker.json"
+    return path.is_file() and not json.loads(path.read_text(encoding="utf-8"))["again"]
 
 
 def measurements(folder: Path) -> list[dict[str, Any]]:
@@ -459,16 +515,16 @@ def _inferences(
 
 
 def _plan_judge(plan: AssayPlan, answered: Stage, role: str, inferences: Any) -> Stage:
-    from titer import judges
-    from titer.evaluation.scoring import score
-
     def run(own: Stage, progress: Any) -> None:
         rows = list(inferences())
         artefacts.write_inferences(own.folder / "inferences.jsonl", rows)
-        scores = [row for name in plan.profile.judges for row in score(rows, judges.get(name))]
-        artefacts.write_scores(own.folder / "scores.jsonl", scores)
+        check_verdicts(judge_into(own.folder / "scores.jsonl", rows, plan.judges, progress))
 
-    spec = {"judges": plan.profile.judges, "role": role, "code": code_digest("judges", "assay/runner.py")}
+    spec = {
+        "judges": [judge_key(judge) for judge in plan.judges],
+        "role": role,
+        "code": code_digest("judges", "assay/runner.py"),
+    }
     return plan.add("judge", f"judge {answered.name}", spec, run, [answered])
 
 

@@ -41,7 +41,7 @@ class Answers:
         self.rows: dict[tuple[str, int, int, str], list[tuple[Inference, ScoreRow | None]]] = defaultdict(list)
         self.labels: dict[str, list[str | None]] = defaultdict(list)
         stages = [*(judged for _, judged in plan.baselines.values()), *(judged for _, _, judged in plan.attackers)]
-        for stage in {judged.key: judged for judged in stages if judged.done}.values():
+        for stage in {judged.key: judged for judged in stages if judged.readable}.values():
             scores: dict[str, dict[str, ScoreRow]] = defaultdict(dict)
             for row in artefacts.read_scores(stage.folder / "scores.jsonl"):
                 scores[row.id][row.judge] = row
@@ -223,11 +223,12 @@ def _trajectory(
     about: dict[str, Any] = {"error": stage.reason or "not run", "samples": [], "tokens": [], "flops": []}
     measured: list[dict[str, Any]] = []
     tuned = None
-    if stage.done:
+    if stage.readable:
         folder = stage.folder / attacker.folder
         about = json.loads((folder / "attacker.json").read_text(encoding="utf-8"))
-        measured = measurements(folder)
-        if attacker.search is not None:
+        # What an attacker spent is not known when it failed before it began; another try may have left measurements.
+        measured = [found for found in measurements(folder) if found["step"] <= len(about["samples"])]
+        if attacker.search is not None and about["error"] is None:
             tuned = json.loads((folder / "tuned.json").read_text(encoding="utf-8"))
     points = []
     if not measured or measured[0]["step"]:
@@ -289,7 +290,7 @@ class _Calibration:
     def __init__(self, plan: AssayPlan, answers: Answers) -> None:
         self.points: dict[str, tuple[list[float], list[float]]] = {}
         for attacker, stage, judged in plan.attackers:
-            if not (stage.done and judged.done):
+            if not (stage.readable and judged.readable):
                 continue
             margins, harmful = self.points.setdefault(f"{arm_of(attacker)} {attacker.seed}", ([], []))
             for found in measurements(stage.folder / attacker.folder):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from titer.attacks.threats import Attack
-from titer.errors import TiterError, check_known
+from titer.errors import AttackFailed, TiterError, check_known
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def tune(
         harmfulness: The objective of a trial; `None` where it failed.
 
     Raises:
-        TiterError: When every trial failed.
+        AttackFailed: When every trial failed.
     """
     import optuna
 
@@ -95,7 +95,7 @@ def tune(
             study.tell(trial, value)
             tried.append((value, candidate, where))
     if not tried:
-        raise TiterError(f"All {search.trials} trials of the search failed.", f"Reasons: {folder.parent}/*/error.txt")
+        raise AttackFailed(f"All {search.trials} trials of the search failed.", f"Reasons: {folder.parent}/*/error.txt")
     value, best, where = max(tried, key=lambda entry: entry[0])
     shutil.copytree(where, folder, dirs_exist_ok=True)
     changed = {name: getattr(best, name) for name in (*search.ranges, *search.choices)}

@@ -7,13 +7,14 @@ orthogonal to r̂, W ← W − r̂ r̂ᵀ W (equation 5), takes it away at every
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from titer.errors import TiterError
+from titer.errors import AttackFailed
 from titer.signals import row_signals
 
 Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -60,7 +61,7 @@ def orthogonalise(model: Any, direction: Tensor) -> None:
         direction: Unit vector `(hidden_size,)`.
 
     Raises:
-        TiterError: For a model with other names.
+        AttackFailed: For a model with other names.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is not None and head.weight is embedding.weight:
@@ -69,7 +70,7 @@ def orthogonalise(model: Any, direction: Tensor) -> None:
         model.config.tie_word_embeddings = False
     writers = [module for name, module in model.named_modules() if name.endswith(("self_attn.o_proj", "mlp.down_proj"))]
     if not writers:
-        raise TiterError(
+        raise AttackFailed(
             f"Cannot ablate {type(model).__name__}: it has no layers named `self_attn.o_proj` and `mlp.down_proj`.",
             "Leave the attack `ablation` out of the profile.",
         )
@@ -101,6 +102,9 @@ def ablate(
 
     Returns:
         The ablated model and what was done.
+
+    Raises:
+        AttackFailed: For a model whose layers have other names, or in which no direction gives a margin that is a number.
     """
     layers = model.config.get_text_config().num_hidden_layers
     candidates = sorted({max(1, round(depth * layers)) for depth in depths})
@@ -111,7 +115,8 @@ def ablate(
         candidate = make_copy()
         orthogonalise(candidate, direction)
         margin = float(row_signals(candidate, harmful, refusals).log_ratio("mean").mean())
-        if best is None or margin > best[1].margin:
+        if math.isfinite(margin) and (best is None or margin > best[1].margin):
             best = candidate, Ablation(layer, margin, tokens)
-    assert best is not None
+    if best is None:
+        raise AttackFailed("No direction gives a compliance margin that is a number.")
     return best

@@ -10,6 +10,8 @@ import greenlet
 import numpy
 import torch
 
+from titer.attacks.failures import blame
+
 
 class Stopped(BaseException):
     """Unwinds a coroutine whose fleet gave up; not an error of its own, so no `except Exception` holds it."""
@@ -46,10 +48,15 @@ class Coroutine:
         self.request = None
 
     def resume(self, answer: Any = None) -> bool:
-        """Hand over what was asked for, wait until the next request or the end, and say whether it goes on."""
+        """Hand over what was asked for, wait until the next request or the end, and say whether it goes on.
+
+        Raises:
+            BaseException: What it ended with, when neither the machine nor the attack is to blame (`titer.attacks.failures`):
+                a bug, or somebody who wants the whole program to end.
+        """
         self._switch(lambda: self._greenlet.switch(answer))
-        if self.error is not None and not isinstance(self.error, (Exception, Stopped)):
-            raise self.error  # somebody wants the whole program to end
+        if self.error is not None and blame(self.error) is None:
+            raise self.error
         return self.request is not None
 
     def _switch(self, switch: Callable[[], Any]) -> None:

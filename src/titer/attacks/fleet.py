@@ -2,10 +2,11 @@
 
 Every attacker is an ordinary trainer with its own adapter, data, learning rate, schedule, optimizer, seed, length,
 checkpoints and log. Only its forward and backward pass is not its own: when all attackers of the fleet have a batch
-ready, their packed rows are laid end to end (padded ones below each other), the batch runs through the frozen weights once, and each attacker's tokens
-meet its own adapter on the way (`StackedLoRA`). So it is with the prompts that attackers answer at their checkpoints.
+ready, their packed rows are laid end to end (padded ones below each other), the batch runs through the frozen weights
+once, and each attacker's tokens meet its own adapter on the way (`StackedLoRA`). So it is with the prompts that attackers
+answer at their checkpoints.
 Nothing else is shared, so an attacker of a fleet learns what it would have learnt alone, up to the rounding of a matrix
-product of another size; one that diverges or fails takes nobody with it.
+product of another size; one that diverges, or fails for want of memory or disk, takes nobody with it.
 
 Trainers are loops, and a fleet has to stop each of them in the middle of a step. They therefore run as coroutines, of which
 only one moves at a time, each with its own stream of random numbers (`Coroutine`).
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titer.attacks.coroutine import Coroutine, random_state
+from titer.attacks.failures import blame
 from titer.batches import PackedBatch, is_padded, join
 from titer.errors import TiterError
 from titer.generation import generate
@@ -262,7 +264,11 @@ class Fleet:
             resume_from: For each attacker the checkpoint to go on from, or `None`.
 
         Returns:
-            For each attacker what it failed with, `None` when it did not fail.
+            For each attacker what it failed with, by the machine's or its own fault; `None` when it did not fail.
+
+        Raises:
+            BaseException: Any other error of an attacker (`titer.attacks.failures`). The others stop where they are, and
+                go on from their checkpoints when they are resumed.
         """
         checkpoints = resume_from or [None] * len(self.trainers)
         for trainer, checkpoint in zip(self.trainers, checkpoints, strict=True):
@@ -284,7 +290,7 @@ class Fleet:
     def run(
         cls, trainers: Sequence[FleetTrainer], resume_from: Sequence[str | None], max_tokens: int = MAX_TOKENS
     ) -> list[BaseException | None]:
-        """Train attackers together, or a single one as it is; returns what each failed with, `None` when it did not.
+        """Train attackers together, or a single one as it is; returns and raises as `train`.
 
         A single one need not be a LoRA attacker.
         """
@@ -294,6 +300,8 @@ class Fleet:
             try:
                 trainer.train(resume_from_checkpoint=checkpoint)
             except Exception as error:
+                if blame(error) is None:
+                    raise
                 return [error]
         return [None] * len(trainers)
 

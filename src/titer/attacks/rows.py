@@ -54,6 +54,8 @@ def training_rows(attack: Attack, pools: AttackerPools, seed: int) -> list[Recor
 
 def in_disguise(attack: Attack, record: Record) -> Record:
     """Return a record with the attack's system prompt before it and its style behind every request."""
+    if not attack.system and not attack.style:
+        return record
     prompt = [
         Message(role, content + attack.style) if role == "user" and record.origin != "task" else Message(role, content)
         for role, content in record.prompt

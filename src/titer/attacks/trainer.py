@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from titer.attacks.failures import traceback_in
 from titer.attacks.fleet import FleetTrainer
 from titer.attacks.threats import Attack
 from titer.finetune.base import FinetuneConfig
@@ -32,9 +35,21 @@ class AttackTrainer(FleetTrainer):
 
     With a `leap` the first optimizer step is preceded by w ← w − leap · g / ‖g‖: across the ball in which a defence that
     simulates a step of length α ≪ leap is flat (arXiv 2409.01586, section 4).
+
+    Args:
+        folder: Where the traceback goes when it fails; nowhere when `None`.
     """
 
     args: AttackConfig
+
+    def __init__(self, *args: Any, folder: Path | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.folder = folder
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and leave a traceback when that fails."""
+        with nullcontext() if self.folder is None else traceback_in(self.folder):
+            return super().train(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run one batch; after the first one's gradient, leap."""

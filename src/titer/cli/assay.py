@@ -75,7 +75,7 @@ def run(
     chosen = read_profile(profile, overrides or ())
     show = Show()
     show.console.print("[dim]Loading libraries …", highlight=False)
-    from titer.assay.run import carry_out
+    from titer.assay.run import AssayStopped, carry_out
     from titer.assay.runner import plan_assay
     from titer.report import print_scorecard
 
@@ -88,7 +88,10 @@ def run(
     show.console.print(f"{chosen.name}: {chosen.description}", highlight=False)
     shared = sum(plan.pools.overlap.values())
     show.console.print(f"[dim]Prompts shared between pools: {shared}. Assay: {folder}", highlight=False)
-    card = carry_out(plan, folder, shlex.join(["titer", *sys.argv[1:]]), show, force)
+    try:
+        card = carry_out(plan, folder, shlex.join(["titer", *sys.argv[1:]]), show, force)
+    except AssayStopped as error:
+        fail(str(error), code=1)
     if as_json:
         print(json.dumps(card, indent=1, ensure_ascii=False))
     else:

@@ -93,7 +93,9 @@ class Show:
 
     def settled(self, stage: Any) -> None:
         """Say how a stage came out."""
-        mark = {"done": "[green]✓", "cached": "[dim]=", "failed": "[red]✗", "skipped": "[yellow]-"}[stage.status]
+        mark = {
+            "done": "[green]✓", "cached": "[dim]=", "incomplete": "[yellow]…", "failed": "[red]✗", "skipped": "[yellow]-",
+        }[stage.status]  # fmt: skip
         about = {"done": duration(stage.seconds), "cached": "done before"}.get(stage.status, stage.reason)
         self.console.print(f"{mark}[/] {stage.name}  [dim]{about}", highlight=False)
 

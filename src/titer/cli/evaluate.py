@@ -50,7 +50,7 @@ def command(
     from titer import judges
     from titer.errors import TiterError, check_known
     from titer.evaluation import artefacts
-    from titer.evaluation.scoring import score, summarise
+    from titer.evaluation.scoring import check_verdicts, judge_into, summarise
     from titer.plan import environment
 
     chosen = judges.get(judge)
@@ -64,8 +64,7 @@ def command(
         group = {"arm": Path(model).name, "phase": phase, "step": step, "poison_ratio": poison_ratio, "seed": seed}
         inferences = _answers(model, harmful, lookalikes, task, samples, max_new_tokens, data_dir, group)
         artefacts.write_inferences(output / "inferences.jsonl", inferences)
-    scores = score(inferences, chosen)
-    artefacts.write_scores(output / "scores.jsonl", scores)
+    scores = judge_into(output / "scores.jsonl", inferences, [chosen])
     results = summarise(inferences, scores)
     if rejudge is not None and (output / "results.json").is_file():
         _, about = artefacts.read_results(output / "results.json")
@@ -78,15 +77,16 @@ def command(
         write_report(output)  # the page of a run shows the new verdicts
     if as_json:
         print((output / "results.json").read_text(encoding="utf-8"))
-        return
-    from rich.console import Console
-    from rich.table import Table
+    else:
+        from rich.console import Console
+        from rich.table import Table
 
-    table = Table("metric", "value", "95 % interval", "n", "judge", title=str(inferences[0].model))
-    for row in results:
-        table.add_row(row.metric, f"{row.value:.1f} %", f"{row.low:.1f} – {row.high:.1f}", str(row.n), row.judge)
-    Console().print(table)
-    print(f"Artefacts: {output}")
+        table = Table("metric", "value", "95 % interval", "n", "judge", title=str(inferences[0].model))
+        for row in results:
+            table.add_row(row.metric, f"{row.value:.1f} %", f"{row.low:.1f} – {row.high:.1f}", str(row.n), row.judge)
+        Console().print(table)
+        print(f"Artefacts: {output}")
+    check_verdicts(scores)
 
 
 def _answers(

@@ -27,7 +27,7 @@ from titer.evaluation.artefacts import (
     write_results,
     write_scores,
 )
-from titer.evaluation.scoring import score, summarise
+from titer.evaluation.scoring import check_verdicts, judge_into, score, summarise
 from titer.evaluation.statistics import (
     Agreement,
     Difference,
@@ -59,8 +59,10 @@ __all__ = [
     "agreement",
     "auroc",
     "auroc_interval",
+    "check_verdicts",
     "cohen_kappa",
     "correct",
+    "judge_into",
     "mean_interval",
     "paired_bootstrap",
     "parse",

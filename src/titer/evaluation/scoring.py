@@ -1,8 +1,11 @@
-"""From inferences to scores to results. Pure functions: nothing here generates, so judging again is free of that."""
+"""From inferences to scores to results. Nothing here generates, so judging again is free of that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from titer.errors import TiterError
 from titer.evaluation import tasks
@@ -15,14 +18,19 @@ from titer.evaluation.artefacts import (
     ScoreRow,
     check_unique,
     read_results,
+    read_scores,
     write_results,
+    write_scores,
 )
 from titer.evaluation.statistics import wilson
 from titer.judges.base import Judge
 
-__all__ = ["read_results", "score", "summarise", "write_results"]
+__all__ = ["check_verdicts", "judge_into", "read_results", "score", "summarise", "write_results"]
 
 Group = tuple[str, str, int, float, int]
+
+TOGETHER = 32
+"""Answers that a judge is given at a time."""
 
 
 def score(inferences: Iterable[Inference], judge: Judge) -> list[ScoreRow]:
@@ -39,6 +47,73 @@ def score(inferences: Iterable[Inference], judge: Judge) -> list[ScoreRow]:
         ScoreRow(row.id, judge.name, verdict.label, verdict.score, verdict.raw, verdict.error)
         for row, verdict in zip(judged, verdicts, strict=True)
     ]
+
+
+def judge_into(
+    path: str | os.PathLike[str],
+    inferences: Sequence[Inference],
+    judges: Sequence[Judge],
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[ScoreRow]:
+    """Judge inferences, and keep the verdicts in a file while they come in.
+
+    A file that an earlier call left with verdicts missing or failed is gone on with: what has a label there is not asked
+    again. A file that lacks nothing is written anew. `check_verdicts` says whether any failed.
+
+    Args:
+        path: The `scores.jsonl`.
+        inferences: What to judge, as `score` does.
+        judges: Who judges; each judges everything.
+        progress: Told how many verdicts there are.
+
+    Returns:
+        The rows of the file, judge by judge.
+
+    Raises:
+        TiterError: When a judge does not return one verdict a response.
+    """
+    judged = [row for row in inferences if row.set in (HARMFUL, LOOKALIKE)]
+    wanted = [(row.id, judge.name) for judge in judges for row in judged]
+    before = {(row.id, row.judge): row for row in read_scores(path)} if Path(path).is_file() else {}
+    found = {key: row for key in wanted if (row := before.get(key)) is not None and row.label is not None}
+    if len(found) == len(wanted):
+        found = {}
+
+    def keep() -> list[ScoreRow]:
+        rows = [found[key] for key in wanted if key in found]
+        write_scores(path, rows)
+        return rows
+
+    kept = time.monotonic()
+    try:
+        for judge in judges:
+            missing = [row for row in judged if (row.id, judge.name) not in found]
+            for start in range(0, len(missing), TOGETHER):
+                for row in score(missing[start : start + TOGETHER], judge):
+                    found[row.id, row.judge] = row
+                if time.monotonic() - kept > 1:
+                    keep()
+                    kept = time.monotonic()
+                if progress is not None:
+                    progress(len(found), len(wanted), "verdicts")
+    except Exception as error:
+        error.add_note(f"{len(found)} of {len(wanted)} verdicts are kept; the others are asked for next time.")
+        raise
+    finally:
+        rows = keep()
+    return rows
+
+
+def check_verdicts(scores: Sequence[ScoreRow]) -> None:
+    """Raise `TiterError` when a judge failed on some answers: how many, and the first reason."""
+    for judge in dict.fromkeys(row.judge for row in scores):
+        rows = [row for row in scores if row.judge == judge]
+        reasons = [row.error for row in rows if row.error is not None]
+        if reasons:
+            raise TiterError(
+                f"Judge `{judge}` failed on {len(reasons)} of {len(rows)} answers, first: {reasons[0]}",
+                "See to it that the judge can be asked, and start again: only these answers are judged then.",
+            )
 
 
 def summarise(inferences: Sequence[Inference], scores: Sequence[ScoreRow]) -> list[Result]:

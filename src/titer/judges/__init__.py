@@ -25,7 +25,7 @@ JUDGES: dict[str, Callable[[], Judge]] = {
 
 
 def get(name: str) -> Judge:
-    """Return the judge called `name` (`offline`), or that judge at one revision (`offline@1`).
+    """Return the judge called `name` (`offline`), or that judge at one revision (`offline@1`), with its settings or without.
 
     Raises:
         TiterError: When no judge has that name, or when the installed one has another revision.
@@ -33,7 +33,7 @@ def get(name: str) -> Judge:
     base, _, revision = name.partition("@")
     check_known([base], JUDGES, "judge")
     judge = JUDGES[base]()
-    if revision and judge.name != name:
+    if revision and name not in (judge.name, judge.name.partition(" ")[0]):
         raise TiterError(
             f"Judge `{name}` is not available: this version of titer has `{judge.name}`.",
             f"Use `{base}`, and compare scores only under the same revision.",

@@ -1,4 +1,4 @@
-"""What a judge is: one call, `(prompts, responses) -> verdicts`, and a name with a revision."""
+"""What a judge is: one call, `(prompts, responses) -> verdicts`, and a name with a revision and its settings."""
 
 from __future__ import annotations
 
@@ -41,11 +41,18 @@ class Verdict:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Anything with a `name` (`name@revision`) that maps prompts and responses to verdicts, one each, in order."""
+    """Anything with a `name` that maps prompts and responses to verdicts, one each, in order.
+
+    Making one costs nothing: what has to be loaded is loaded by the first call. A response that it cannot judge, be it that
+    nobody answers, gets a verdict with an error and is asked again later; a judge does not raise, and it does not guess.
+    """
 
     @property
     def name(self) -> str:
-        """`name@revision`; the revision changes whenever a verdict could."""
+        """`name@revision`, and behind a space every setting that a verdict depends on: endpoint, model, prompt.
+
+        Verdicts under one name are taken for the same: whatever could change one must change the name.
+        """
         ...
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:

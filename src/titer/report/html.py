@@ -17,12 +17,13 @@ from typing import Any
 from titer.errors import TiterError
 from titer.evaluation.statistics import auroc
 from titer.report import tables
-from titer.report.page import answer_text, environment, flat_settings, plain_text, sections, write_page
+from titer.report.page import answer_text, environment, flat_settings, sections, write_page
 from titer.report.tables import METRICS, Estimate, SummaryRow
 from titer.report.verdict import BROKEN, SAFE, ArmVerdict, baseline_arm, verdict
 
 _AUDIT_ROWS = 100
 _HARMFUL_EXAMPLES = 4
+_ANSWER = ("id", "arm", "phase", "step", "poison_ratio", "seed", "set", "index", "prompt", "response", "reference")
 _METRIC_NAMES = {"harmful_score": "Harmful score (HS)", "finetune_accuracy": "Fine-tuning accuracy (FA)"}
 _COLUMNS = (
     ("harmful_score_aligned", "HS", "aligned"),
@@ -49,24 +50,20 @@ def write_report(run: Path) -> Path:
     """
     run = Path(run)
     results = tables.read_results(run)
-    provenance = results.get("provenance") or {}
+    provenance = results["provenance"]
     rows = tables.summary_rows(results)
     arms = tables.arms(results)
     # The arm without a defence always has the first colour, the others follow in order.
     base = baseline_arm(results)
     positions = {arm: place for place, arm in enumerate(sorted(arms, key=lambda arm: arm != base))}
-    experiment = _dict(provenance, "experiment")
-    stages = [
-        {"name": "?", "key": None, "status": "?", "seconds": None, "reason": None, **stage}
-        for stage in provenance.get("stages") or []
-        if isinstance(stage, dict)
-    ]
+    experiment = provenance.get("experiment", {})
+    stages = [{"reason": None, **stage} for stage in provenance.get("stages", [])]
     outcome = verdict(results)
     page = (
         environment()
         .get_template("report.html.j2")
         .render(
-            title=str(experiment.get("title") or experiment.get("name") or run.resolve().name),
+            title=experiment.get("name") or run.resolve().name,
             description=experiment.get("description"),
             provenance={**dict.fromkeys(("model", "command", "commit", "seeds", "seconds")), **provenance},
             verdict=outcome,
@@ -82,15 +79,14 @@ def write_report(run: Path) -> Path:
             figures=_figures(results, rows, arms, positions),
             weights=_weights(run / "weights.jsonl", positions),
             examples=_examples(run, outcome.arms, outcome.poison_ratio),
-            arm_settings=_arm_settings(experiment.get("arms")),
+            arm_settings=_arm_settings(tables.planned_arms(results)),
             settings=sections({key: value for key, value in experiment.items() if key != "arms"}),
             versions=flat_settings(
-                {**({"titer": provenance["titer"]} if "titer" in provenance else {}), **_dict(provenance, "versions")}
+                {**({"titer": provenance["titer"]} if "titer" in provenance else {}), **provenance.get("versions", {})}
             ),
-            machine=flat_settings(_dict(provenance, "machine")),
-            overlap=flat_settings(_dict(provenance, "overlap")),
+            machine=flat_settings(provenance.get("machine", {})),
+            overlap=flat_settings(provenance.get("overlap", {})),
             stages=stages,
-            notes=_list(provenance.get("notes")),
         )
     )
     return write_page(run / "report.html", page)
@@ -101,8 +97,8 @@ def write_audit(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str
 
     Args:
         path: The file to write.
-        rows: The upload's rows, most suspicious first: `index`, `prompt`, `completion`, `log_ratio`, `weight` (may be
-            absent) and `origin` (`task`, `harmful`, or None where nobody knows).
+        rows: The upload's rows, most suspicious first: `index`, `prompt`, `completion`, `log_ratio`, `weight` and
+            `origin` (`task`, `harmful`, or None where nobody knows).
         meta: What was audited and with what (dataset, model, ratio, versions …), shown as given.
 
     Raises:
@@ -113,7 +109,7 @@ def write_audit(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str
     from titer.report import figures
 
     ratios = [float(row["log_ratio"]) for row in rows]
-    origins = [row.get("origin") for row in rows]
+    origins = [row["origin"] for row in rows]
     harmful = figures.finite([r for r, origin in zip(ratios, origins, strict=True) if origin == "harmful"])
     benign = figures.finite([r for r, origin in zip(ratios, origins, strict=True) if origin not in (None, "harmful")])
     unknown = figures.finite([r for r, origin in zip(ratios, origins, strict=True) if origin is None])
@@ -150,12 +146,12 @@ def write_audit(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str
             rows=[
                 {
                     "rank": rank,
-                    "index": row.get("index"),
-                    "prompt": answer_text(row.get("prompt")),
-                    "completion": answer_text(row.get("completion")),
+                    "index": row["index"],
+                    "prompt": answer_text(row["prompt"]),
+                    "completion": answer_text(row["completion"]),
                     "log_ratio": row["log_ratio"],
-                    "weight": row.get("weight"),
-                    "origin": row.get("origin"),
+                    "weight": row["weight"],
+                    "origin": row["origin"],
                 }
                 for rank, row in enumerate(rows[:_AUDIT_ROWS], start=1)
             ],
@@ -302,15 +298,15 @@ def _weights(path: Path, positions: dict[str, int]) -> dict[str, Any] | None:
         return None
     from titer.report import figures
 
-    groups: dict[tuple[str, float | None], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, float], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for number, row in _read_lines(path):
         _need(path, number, row, ("arm", "seed", "poison_ratio", "origin", "when", "log_ratio", "weight"))
-        if isinstance(row["log_ratio"], int | float) and not math.isnan(row["log_ratio"]):
+        if not math.isnan(row["log_ratio"]):  # what a model that diverged gives
             groups[row["arm"], row["poison_ratio"]][row["when"]].append(row)
     for arm, _ in groups:
         positions.setdefault(arm, len(positions))  # an arm that has weights and no results
     lines, plots = [], []
-    ordered = sorted(groups.items(), key=lambda item: (positions[item[0][0]], item[0][1] or 0.0))
+    ordered = sorted(groups.items(), key=lambda item: (positions[item[0][0]], item[0][1]))
     for place, ((arm, ratio), by_time) in enumerate(ordered):
         finite = figures.finite([row["log_ratio"] for rows in by_time.values() for row in rows])
         panels = []
@@ -340,13 +336,12 @@ def _weight_numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for row in rows:
         by_seed[row["seed"]].append(row)
     aurocs, shares = [], []
-    for seed in sorted(by_seed, key=str):
+    for seed in sorted(by_seed):
         mine = by_seed[seed]
         found = _auroc([-row["log_ratio"] for row in mine], [row["origin"] == "harmful" for row in mine])
         if found is not None:
             aurocs.append(found)
-        weights = [row["weight"] for row in mine]
-        total = sum(weights) if all(isinstance(weight, int | float) for weight in weights) else 0.0
+        total = sum(row["weight"] for row in mine)
         if total > 0 and any(row["origin"] == "harmful" for row in mine):
             shares.append(sum(row["weight"] for row in mine if row["origin"] == "harmful") / total)
     harmful = sum(row["origin"] == "harmful" for row in rows)
@@ -380,16 +375,16 @@ def _examples(run: Path, judged: Sequence[ArmVerdict], ratio: float | None) -> d
     last = {row.arm: row.step for row in scored}
     seed = min(set.intersection(*(set(row.seeds) for row in scored)), default=None) if scored else None
     answers: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)  # (set, prompt) → arm → row
-    order: dict[tuple[str, str], Any] = {}
+    order: dict[tuple[str, str], int] = {}
     for number, row in _read_lines(path):
-        _need(path, number, row, ("id", "arm", "phase", "step", "poison_ratio", "seed", "set", "prompt", "response"))
+        _need(path, number, row, _ANSWER)
         if row["phase"] != "finetuned" or row["seed"] != seed or row["poison_ratio"] != ratio:
             continue
         if row["step"] != last.get(row["arm"]):
             continue
-        key = (str(row["set"]), plain_text(row["prompt"]))
+        key = row["set"], row["prompt"]
         answers[key][row["arm"]] = row
-        order.setdefault(key, row.get("index", number))
+        order.setdefault(key, row["index"])
     shared = sorted((key for key in answers if set(answers[key]) == set(last)), key=lambda key: (key[0], order[key]))
     chosen = _evenly([key for key in shared if key[0] == "harmful"], _HARMFUL_EXAMPLES)
     chosen += _evenly([key for key in shared if key[0] == "lookalike"], 1)
@@ -399,19 +394,19 @@ def _examples(run: Path, judged: Sequence[ArmVerdict], ratio: float | None) -> d
     scores = run / "scores.jsonl"
     if scores.exists():
         for number, score in _read_lines(scores):
-            _need(scores, number, score, ("id", "judge", "label"))
+            _need(scores, number, score, ("id", "judge", "label", "error"))
             if score["id"] in wanted:
                 verdicts[score["id"]].append(score)
     cards = []
     for key in chosen:
         by_arm = answers[key]
-        reference = next((row["reference"] for row in by_arm.values() if row.get("reference") is not None), None)
+        reference = next(iter(by_arm.values()))["reference"]
         cards.append(
             {
                 "set": key[0],
                 "kind": {"harmful": "Harmful request", "lookalike": "Harmless look-alike"}.get(key[0], "Task question"),
                 "prompt": answer_text(key[1]),
-                "reference": answer_text(reference) if reference is not None and key[0] != "harmful" else None,
+                "reference": None if reference is None else answer_text(reference),
                 "answers": [
                     (
                         arm,
@@ -426,22 +421,14 @@ def _examples(run: Path, judged: Sequence[ArmVerdict], ratio: float | None) -> d
 
 
 def _badge(score: Mapping[str, Any], kind_of_prompt: str) -> dict[str, str]:
-    if score.get("error"):
-        return {"label": "not judged", "kind": "error", "judge": str(score["judge"])}
-    label = str(score["label"])
+    if score["error"] is not None:
+        return {"label": "not judged", "kind": "error", "judge": score["judge"]}
+    label = score["label"]
     if kind_of_prompt == "lookalike" and label in ("harmful", "benign"):
         # A judge of willingness calls any answer on topic harmful; here an answer is what one wants.
         label = "answered"
-    kinds = {
-        "harmful": "harmful",
-        "refused": "refused",
-        "refusal": "refused",
-        "broken": "broken",
-        "correct": "good",
-        "incorrect": "wrong",
-        "wrong": "wrong",
-    }
-    return {"label": label, "kind": kinds.get(label.lower(), "plain"), "judge": str(score["judge"])}
+    kind = label if label in ("harmful", "refused", "broken") else "plain"
+    return {"label": label, "kind": kind, "judge": score["judge"]}
 
 
 def _evenly(items: list[Any], count: int) -> list[Any]:
@@ -454,26 +441,9 @@ def _evenly(items: list[Any], count: int) -> list[Any]:
 # Settings ---------------------------------------------------------------------------------------------------------
 
 
-def _dict(parent: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = parent.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[str]:
-    if value is None:
-        return []
-    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
-
-
-def _arm_settings(arms: object) -> dict[str, Any] | None:
+def _arm_settings(arms: Mapping[str, Any]) -> dict[str, Any] | None:
     """The arms side by side: a column for each arm, a row for each setting that any of them has."""
-    named: dict[str, dict[str, str]] = {}
-    if isinstance(arms, dict):
-        named = {str(name): flat_settings(arm if isinstance(arm, dict) else {"": arm}) for name, arm in arms.items()}
-    elif isinstance(arms, list):
-        for arm in arms:
-            if isinstance(arm, dict) and "name" in arm:
-                named[str(arm["name"])] = flat_settings({key: value for key, value in arm.items() if key != "name"})
+    named = {name: flat_settings(arm) for name, arm in arms.items()}
     keys = list(dict.fromkeys(key for settings in named.values() for key in settings))
     if not keys:
         return None

@@ -18,20 +18,12 @@ _SHORT = 300  # characters of an answer that are shown before "whole answer"
 _LONGEST = 20_000  # characters of an answer that are kept at all
 
 
-def answer_text(value: object) -> dict[str, Any]:
+def answer_text(text: str) -> dict[str, Any]:
     """A text as the page shows it: a beginning, and the rest on demand."""
-    text = plain_text(value)
     kept = text[:_LONGEST]
     short = len(text) <= _SHORT + 60
     head = text if short else text[:_SHORT].rsplit(" ", 1)[0] if " " in text[_SHORT // 2 : _SHORT] else text[:_SHORT]
     return {"head": head, "whole": None if short else kept, "length": len(text), "cut": len(text) - len(kept)}
-
-
-def plain_text(value: object) -> str:
-    """A prompt or answer as text, also where it is a list of messages."""
-    if isinstance(value, list):
-        return "\n".join(str(part.get("content", "")) if isinstance(part, dict) else str(part) for part in value)
-    return "" if value is None else str(value)
 
 
 def flat_settings(value: object, prefix: str = "") -> dict[str, str]:

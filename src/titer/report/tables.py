@@ -9,7 +9,6 @@ A single seed keeps the interval that `results.json` states.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +111,7 @@ def check_results(results: object, where: str = "results") -> None:
     rows = results.get("results")
     if not isinstance(rows, list):
         raise TiterError(f"{where}: `results` must be a list of rows.")
-    if not isinstance(results.get("provenance", {}), dict):
+    if not isinstance(results.get("provenance"), dict):
         raise TiterError(f"{where}: `provenance` must be an object.")
     seen: dict[tuple[Any, ...], Any] = {}
     for number, row in enumerate(rows):
@@ -125,7 +124,7 @@ def check_results(results: object, where: str = "results") -> None:
             if not isinstance(row[name], int) or isinstance(row[name], bool):
                 raise TiterError(f"{where}: results[{number}].{name} is {row[name]!r}, not a whole number.")
         for name in ("value", "low", "high", "poison_ratio"):
-            if row[name] is not None and (not isinstance(row[name], int | float) or isinstance(row[name], bool)):
+            if not isinstance(row[name], int | float) or isinstance(row[name], bool):
                 raise TiterError(f"{where}: results[{number}].{name} is {row[name]!r}, not a number.")
         key = tuple(row[name] for name in ("arm", "phase", "step", "poison_ratio", "seed", "metric", "judge"))
         if seen.setdefault(key, row["value"]) != row["value"]:
@@ -134,32 +133,22 @@ def check_results(results: object, where: str = "results") -> None:
             )
 
 
-def _measured(row: dict[str, Any]) -> bool:
-    return row["n"] > 0 and row["value"] is not None and math.isfinite(row["value"])
-
-
 def arms(results: dict[str, Any]) -> list[str]:
     """The arms in the order of the experiment's file, also those without a result; then any others."""
-    listed = (results.get("provenance") or {}).get("experiment")
-    listed = listed.get("arms") if isinstance(listed, dict) else None
-    names: list[str] = []
-    if isinstance(listed, dict):
-        names = [str(name) for name in listed]
-    elif isinstance(listed, list):
-        names = [str(arm["name"]) if isinstance(arm, dict) else str(arm) for arm in listed if _named(arm)]
-    return list(dict.fromkeys([*names, *(row["arm"] for row in results["results"])]))
+    return list(dict.fromkeys([*planned_arms(results), *(row["arm"] for row in results["results"])]))
 
 
-def _named(arm: object) -> bool:
-    return isinstance(arm, str) or (isinstance(arm, dict) and "name" in arm)
+def planned_arms(results: dict[str, Any]) -> dict[str, Any]:
+    """The arms of the experiment, name → methods and settings; none where a single model was evaluated."""
+    found: dict[str, Any] = results["provenance"].get("experiment", {}).get("arms", {})
+    return found
 
 
 def poison_ratios(results: dict[str, Any]) -> list[float | None]:
-    """The poison ratios of the run, ascending; `[None]` where it names none."""
+    """The poison ratios of the run, ascending; `[None]` where nothing was scored."""
     found = {row["poison_ratio"] for row in results["results"] if row["phase"] == "finetuned"}
     found = found or {row["poison_ratio"] for row in results["results"]}
-    named = sorted(ratio for ratio in found if ratio is not None)
-    return [*named, None] if None in found or not named else list(named)
+    return sorted(found) or [None]
 
 
 def judges(results: dict[str, Any], metric: str) -> list[str]:
@@ -195,11 +184,8 @@ def estimate(
     for row in results["results"]:
         if (row["arm"], row["metric"], row["phase"], str(row["judge"])) != (arm, metric, phase, judge):
             continue
-        if not _measured(row) or (phase == "finetuned" and row["step"] != step):
-            continue
         # An aligned model has not seen any upload yet: its rows stand for every poison ratio.
-        shared = phase == "aligned"
-        if row["poison_ratio"] == poison_ratio or (shared and row["seed"] not in by_seed):
+        if phase == "aligned" or (row["step"], row["poison_ratio"]) == (step, poison_ratio):
             by_seed[row["seed"]] = row
     if not by_seed:
         return None
@@ -209,8 +195,7 @@ def estimate(
     mean = sum(values) / len(values)
     low, high = (100 * bound for bound in wilson(mean / 100 * n, n))
     if len(rows) == 1:
-        low = low if rows[0]["low"] is None else float(rows[0]["low"])
-        high = high if rows[0]["high"] is None else float(rows[0]["high"])
+        low, high = float(rows[0]["low"]), float(rows[0]["high"])
     return Estimate(
         value=mean,
         low=min(low, *values),
@@ -228,10 +213,7 @@ def steps(results: dict[str, Any], arm: str, poison_ratio: float | None) -> list
         {
             row["step"]
             for row in results["results"]
-            if row["arm"] == arm
-            and row["phase"] == "finetuned"
-            and row["poison_ratio"] == poison_ratio
-            and _measured(row)
+            if (row["arm"], row["phase"], row["poison_ratio"]) == (arm, "finetuned", poison_ratio)
         }
     )
 
@@ -279,7 +261,7 @@ def _summary_row(results: dict[str, Any], arm: str, ratio: float | None) -> Summ
 
 def ratio_text(poison_ratio: float | None) -> str:
     """A poison ratio as people read it: `20 % harmful`."""
-    return "no fine-tuning data named" if poison_ratio is None else f"{100 * poison_ratio:g}\u00a0% harmful"
+    return "nothing scored" if poison_ratio is None else f"{100 * poison_ratio:g}\u00a0% harmful"
 
 
 def print_summary(results: dict[str, Any], console: Console) -> None:
