@@ -88,8 +88,6 @@ class AntibodyFinetuneTrainer(RefusalTrainer):
         self, model: Any, inputs: PackedBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return Σ_i exp(r_i/τ − m) ℓ_i of a micro-batch, with m the largest r/τ of the optimizer batch so far."""
-        if not self.model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         nll, output = token_nll(model, inputs, use_cache=self.layout.cached)
         answer, tokens = branch_nll(nll, inputs["branch"], len(inputs["row"]))
         ratio = log_likelihood_ratio(

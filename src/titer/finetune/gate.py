@@ -183,8 +183,6 @@ class GateTrainer(RefusalTrainer):
         self, model: Any, inputs: PackedBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the weighted loss of a micro-batch over the tokens or samples of the whole optimizer batch."""
-        if not self.model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         nll, output = token_nll(model, inputs)
         sums, tokens = branch_nll(nll, inputs["branch"], len(inputs["row"]))
         numerator, _ = weighted_parts(sums, tokens, self._weights(inputs).to(sums), self.args.reduction)
