@@ -1,6 +1,7 @@
 """A simulated attack that does not reach the model is an error, whatever keeps it away."""
 
 import copy
+import logging
 
 import every_method
 import pytest
@@ -84,3 +85,14 @@ def test_only_the_first_simulated_attack_is_checked(tiny, tokenizer, harmful_row
     cosines = [line["perturbation_cosine"] for line in trainer.state.log_history if "perturbation_cosine" in line]
     assert cosines[0] > 0.99
     assert cosines[1] < 0.9
+
+
+def test_a_step_too_short_to_be_seen_in_bfloat16_is_said_to_be_unchecked(
+    tiny, tokenizer, harmful_rows, tmp_path, caplog
+):
+    """From zeros a step is exact, however short; but a loss in bfloat16 does not tell so short a step from rounding."""
+    fresh = {"init_lora_weights": True}
+    trainer = booster(tiny, tokenizer, harmful_rows, tmp_path, with_lora=fresh, bf16=True, alpha=1e-3)
+    with caplog.at_level(logging.WARNING, "titer"):
+        trainer.train()
+    assert "could not be checked" in caplog.text

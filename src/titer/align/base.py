@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from titer.gradients import (
 )
 from titer.streams import Pool
 from titer.trainer import Encoder, PackedSFTConfig, PackedSFTTrainer, as_rows
+
+logger = logging.getLogger(__name__)
 
 SIMULATED_FILE = "simulated_attack.safetensors"
 """In a checkpoint: the gradients of the last simulated attack, where they are used again."""
@@ -192,11 +195,21 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
         coarse = torch.bfloat16 in {self.compute_dtype, *(weight.dtype for weight in self.model.parameters())}
         part, least = (0.04, least / 2) if coarse else (0.01, least)
         short = min(radius, part * harmful_loss / perturbation.norm)
+        expected = 2 * short * perturbation.norm
+        if coarse and expected < torch.finfo(torch.bfloat16).eps * harmful_loss:
+            logger.warning(
+                "Whether the simulated attack reaches the model could not be checked: a step of %.2g changes the harmful "
+                "loss of %.3g by %.2g, which bfloat16 does not tell from rounding; bf16=False would.",
+                short,
+                harmful_loss,
+                expected,
+            )
+            return True
         losses = []
         for step in (short, -short):
             with perturbed(self.trainable, step):
                 losses.append(self.stream_loss(model, "harmful"))
-        change, expected = losses[0] - losses[1], 2 * short * perturbation.norm
+        change = losses[0] - losses[1]
         if change < least * expected:
             raise TiterError(
                 f"The simulated attack does not reach the model: moving the weights by {short:.2g} along the gradient "
