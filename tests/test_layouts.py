@@ -89,10 +89,17 @@ def test_a_changed_attention_is_probed_anew(tiny):
     assert tiny.config._attn_implementation == PACKED_ATTENTION
 
 
-def test_what_sees_later_tokens_is_no_causal_model():
-    with pytest.raises(TiterError, match="RobertaForCausalLM is no causal language model") as error:
-        layout_for(small_model("roberta", is_decoder=False), PAIRS)
+@pytest.mark.parametrize("kind", ["roberta", "bert", "xlnet"])
+def test_what_sees_later_tokens_is_no_causal_model(kind):
+    settings = {} if kind == "xlnet" else {"is_decoder": False}
+    with pytest.raises(TiterError, match="is no causal language model") as error:
+        layout_for(small_model(kind, **settings), PAIRS)
     assert "is_decoder" in error.value.hint
+
+
+def test_attention_with_biases_by_distance_is_padded():
+    """Falcon with ALiBi adds them to the scores itself."""
+    assert not layout_for(small_model("falcon", alibi=True), PAIRS).packed
 
 
 def test_a_row_longer_than_the_model_allows(tokenizer, tmp_path):
@@ -275,3 +282,17 @@ def test_looking_for_noise_leaves_everything_as_it_was(tiny):
 def test_noise_without_a_dropout_module(kind, settings, noisy):
     model = small_model(kind, **{"attention_dropout": 0.0, **settings})
     assert is_noisy(model, layout_for(model, PAIRS), PAIRS) == noisy
+
+
+def test_a_forward_pass_under_autocast_is_compared_as_coarsely_as_it_computes(tiny):
+    """A trainer that rounds to bfloat16 wraps the model's forward, whose weights and logits then say float32."""
+    forward = tiny.forward
+
+    def rounding(*args, **kwargs):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = forward(*args, **kwargs)
+        output.logits = output.logits.float()
+        return output
+
+    tiny.forward = rounding
+    assert layout_for(tiny, PAIRS).packed

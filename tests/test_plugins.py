@@ -1,12 +1,15 @@
 """The key of a stage holds the source of whatever runs in it from outside of titer."""
 
+import ast
 import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import titer.plan
 from titer import experiment as experiments
 from titer import judges, methods
 from titer.assay.profile import Profile
@@ -15,7 +18,7 @@ from titer.attacks.threats import Attack
 from titer.errors import TiterError
 from titer.judges import KeywordJudge, Verdict
 from titer.methods import Method
-from titer.plan import judge_key
+from titer.plan import TRAINING_CODE, judge_key
 from titer.plugins import source_digest
 from titer.trainer import PackedSFTConfig, PackedSFTTrainer
 
@@ -189,3 +192,32 @@ def test_an_attack_of_ones_own_class_or_name_is_another_stage(tiny_folder, tmp_p
     assert plain.isdisjoint(planned(mine=Patient("Mine.", steps=1)))
     # An attacker's folder is named after it, so under another name it would not be found.
     assert plain.isdisjoint(planned(other=Attack("Mine.", steps=1)))
+
+
+# --- titer's own source ----------------------------------------------------------------------------------------------
+
+NO_FIGURE_DEPENDS_ON = {"errors.py", "evaluation/artefacts.py", "data/records.py"}
+"""What training code imports and its keys leave out: texts, and formats whose rows are in the keys themselves."""
+
+
+def test_the_key_of_a_training_covers_what_its_code_imports():
+    """A new module that trainers call belongs into the key, or a change of it is taken for done before."""
+    root = Path(titer.plan.__file__).parent
+
+    def source(name):
+        path = root.joinpath(*name.split(".")[1:])
+        return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+    keyed = {
+        file
+        for room in TRAINING_CODE
+        for file in ([root / room] if room.endswith(".py") else (root / room).rglob("*.py"))
+    }
+    imported = set()
+    for file in keyed:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("titer"):
+                imported |= {source(node.module), *(source(f"{node.module}.{alias.name}") for alias in node.names)}
+    left_out = {str(file.relative_to(root)) for file in imported - {None} - keyed}
+    # Generation is keyed by itself; stages hold both.
+    assert left_out - NO_FIGURE_DEPENDS_ON == {"generation.py"}

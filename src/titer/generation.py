@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from titer.batches import common_prefix_length
-from titer.layouts import bare_model, cannot, first_line, same_to_rounding
+from titer.layouts import bare_model, cannot, coarsest_precision, first_line, same_to_rounding
 from titer.models import Template
 
 logger = logging.getLogger(__name__)
@@ -161,8 +161,9 @@ class _Batch:
             if not found:
                 continue
             ids = [*self.prompts[row], *self.decoded[row]][: len(self.prompts[row]) + len(found) - 1]
-            output = self._forward([self.owners[row]], input_ids=torch.tensor([ids], device=found[0].device))
-            if not same_to_rounding(torch.stack(found), output.logits[0, -len(found) :]):
+            with coarsest_precision() as precision:
+                output = self._forward([self.owners[row]], input_ids=torch.tensor([ids], device=found[0].device))
+            if not same_to_rounding(torch.stack(found), output.logits[0, -len(found) :], precision()):
                 return "a token's logits are not those of its row alone"
             # Some classes have rules of their own about what the library's loop says first or last.
             if self._up_to_end(int(scores.argmax()) for scores in found) != self.decoded[row]:

@@ -30,9 +30,9 @@ from titer.plugins import source_digest
 
 # -- keys -------------------------------------------------------------------------------------------------------------
 
-TRAINING_CODE = ("align", "finetune", "data/builtin", "batches.py", "gradients.py", "losses.py", "methods.py", "models.py",
-                 "signals.py", "stages.py", "trainer.py")  # fmt: skip
-GENERATION_CODE = ("batches.py", "generation.py", "models.py", "stages.py")
+TRAINING_CODE = ("align", "finetune", "data/builtin", "batches.py", "gradients.py", "layouts.py", "losses.py", "methods.py",
+                 "models.py", "signals.py", "stages.py", "streams.py", "trainer.py")  # fmt: skip
+GENERATION_CODE = ("batches.py", "generation.py", "layouts.py", "losses.py", "models.py", "stages.py")
 
 
 def digest(value: Any) -> str:
