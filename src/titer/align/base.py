@@ -190,11 +190,11 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
                 "Keep trained weights in float32 (a LoRA adapter costs little) and set bf16=False, or take a longer "
                 "step; min_perturbation=0 accepts this one.",
             )
-        # A hundredth of the loss is far above the rounding of float32 and far below curvature. Rounding to bfloat16
+        # A hundredth of the loss, or of a nat, is far above the rounding of float32 and far below curvature. Rounding to bfloat16
         # swallows 0.4 to 0.6 of so small a change in the loss, and still 0.2 of four hundredths (tiny model, all weights).
         coarse = torch.bfloat16 in {self.compute_dtype, *(weight.dtype for weight in self.model.parameters())}
         part, least = (0.04, least / 2) if coarse else (0.01, least)
-        short = min(radius, part * harmful_loss / perturbation.norm)
+        short = min(radius, part * max(harmful_loss, 1.0) / perturbation.norm)
         expected = 2 * short * perturbation.norm
         if coarse and expected < torch.finfo(torch.bfloat16).eps * harmful_loss:
             logger.warning(
