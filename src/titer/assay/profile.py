@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from titer import settings
-from titer.assay.conditions import UNITS
 from titer.assay.search import Search
+from titer.assay.trajectories import UNITS
 from titer.attacks.threats import Attack, describe
 from titer.data.pools import DataSettings
 from titer.errors import TiterError, check_known
