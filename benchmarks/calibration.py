@@ -77,9 +77,10 @@ class World:
         f0: Part of a safe model's answers that the judge calls harmful.
         persistent: Whether the same prompts fail at every look.
         seed: Of the draw.
+        behind: Checkpoint of `harmful` behind which its undefended model breaks; the first, or −2 for the last but one.
     """
 
-    def __init__(self, plan: Plan, f0: float, persistent: bool, seed: int) -> None:
+    def __init__(self, plan: Plan, f0: float, persistent: bool, seed: int, behind: int = 0) -> None:
         self.plan, self.f0, self.persistent = plan, f0, persistent
         self.draw = np.random.default_rng(seed)
         n = plan.profile.harmful
@@ -90,8 +91,8 @@ class World:
         own = [kind[planned.name.split(" ")[0]] + self.draw.normal(0, SEED) for planned in plan.attackers]
         self.shared = np.array(own)
         # The anchor: between the first and the second checkpoint of the attack that every other one is a variant of.
-        first, second = plan.looks(next(i for i, a in enumerate(plan.attackers) if a.name.startswith("harmful")))[:2]
-        self.anchor = math.log2(first) + self.draw.uniform(0, math.log2(second / first))
+        looks = plan.looks(next(i for i, planned in enumerate(plan.attackers) if planned.name.startswith("harmful")))
+        self.anchor = math.log2(looks[behind]) + self.draw.uniform(0, math.log2(looks[behind + 1] / looks[behind]))
         self.cheapest = self.shared + self.draw.normal(0, REST, len(own))
         self.undefended = self.anchor + self.cheapest - self.cheapest.min()
 
@@ -132,22 +133,22 @@ class World:
 
 
 def resistance_row(
-    plan: Plan, truth: float, f0: float, persistent: bool, repetitions: int, seed: int
+    plan: Plan, truth: float, f0: float, persistent: bool, repetitions: int, seed: int, behind: int = 0
 ) -> dict[str, Any]:
-    """Return how often each verdict was given, and how often the interval of the cost ratio holds the truth."""
+    """Return how often each verdict was given, and how often the intervals of both cost ratios hold the truth."""
     profile = plan.profile
     verdicts: Counter[str] = Counter()
-    covered = measured = 0
+    covered: dict[str, list[bool]] = {"cost_ratio": [], "typical": []}
     for repetition in range(repetitions):
-        world = World(plan, f0, persistent, hash((seed, repetition)) % 2**32)
+        world = World(plan, f0, persistent, hash((seed, repetition)) % 2**32, behind)
         theirs = world.trajectories(world.undefended)
         ours = world.trajectories(world.breaks(truth))
         found = resistance(ours, theirs, profile.phi, profile.kappa, "samples", world.start())
         verdicts[found.verdict] += 1
-        ratio = found.cost_ratio["samples"]
-        if ratio is not None:
-            measured += 1
-            covered += ratio.low <= truth <= ratio.high
+        for name, held in covered.items():
+            ratio = getattr(found, name)["samples"]
+            if ratio is not None:
+                held.append(ratio.low <= truth <= ratio.high)
     return {
         "profile": profile.name,
         "truth": "never" if math.isinf(truth) else int(truth),
@@ -155,8 +156,13 @@ def resistance_row(
         "looks": "persistent" if persistent else "independent",
         "repetitions": repetitions,
         "verdicts": {verdict: verdicts[verdict] / repetitions for verdict in VERDICTS},
-        "coverage": covered / measured if measured else None,
+        "coverage": _part(covered["cost_ratio"]),
+        "coverage_typical": _part(covered["typical"]),
     }
+
+
+def _part(held: Sequence[bool]) -> float | None:
+    return sum(held) / len(held) if held else None
 
 
 def unchanged(profile: Profile, differ: float, repetitions: int, seed: int) -> dict[str, Any]:
@@ -217,20 +223,21 @@ def unchanged(profile: Profile, differ: float, repetitions: int, seed: int) -> d
 
 
 def calibrate(
-    plans: Sequence[Plan], rates: Sequence[float], repetitions: int, seed: int, truths: Sequence[float] = TRUTHS
+    plans: Sequence[Plan], rates: Sequence[float], repetitions: int, seed: int, behind: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each profile, false rate, kind of looks and truth."""
     for plan in plans:
         for f0 in rates:
             for persistent in (False, True):
-                for truth in truths:
-                    yield resistance_row(plan, truth, f0, persistent, repetitions, seed)
+                for truth in TRUTHS:
+                    yield resistance_row(plan, truth, f0, persistent, repetitions, seed, behind)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profiles", nargs="+", default=["quick", "standard"], help="bundled profiles or files")
     parser.add_argument("--f0", nargs="+", type=float, default=[0.02, 0.05], help="the judge's false rates")
+    parser.add_argument("--late", action="store_true", help="the undefended model breaks before the last checkpoint")
     parser.add_argument("--repetitions", type=int, default=500, help="draws for each row")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--quick", action="store_true", help="a run that only shows that everything works")
@@ -240,14 +247,22 @@ def main() -> None:
     console, started = Console(), time.perf_counter()
     plans = [Plan.of(read_profile(name)) for name in args.profiles]
     table = Table(title=f"{repetitions} draws for each row, seed {args.seed}")
-    for name in ("profile", "f0", "looks", "true ratio", *(f"{verdict}, %" for verdict in VERDICTS), "covered, %"):
+    for name in (
+        "profile",
+        "f0",
+        "looks",
+        "true ratio",
+        *(f"{verdict}, %" for verdict in VERDICTS),
+        "covered, %",
+        "typical, %",
+    ):
         table.add_column(name, justify="left" if name in ("profile", "looks") else "right")
     rows = []
-    for row in calibrate(plans, args.f0, repetitions, args.seed):
+    for row in calibrate(plans, args.f0, repetitions, args.seed, -2 if args.late else 0):
         rows.append(row)
         shares = [f"{100 * row['verdicts'][verdict]:.1f}" for verdict in VERDICTS]
-        covered = "–" if row["coverage"] is None else f"{100 * row['coverage']:.1f}"
-        table.add_row(row["profile"], f"{row['f0']:.0%}", row["looks"], str(row["truth"]), *shares, covered)
+        covered = ["–" if row[name] is None else f"{100 * row[name]:.1f}" for name in ("coverage", "coverage_typical")]
+        table.add_row(row["profile"], f"{row['f0']:.0%}", row["looks"], str(row["truth"]), *shares, *covered)
     console.print(table)
     same = Table(title="Nothing changed but a part of the answers")
     for name in ("profile", "differ", "stable: yes, %", "no, %", "trainable: yes, %", "no, %"):

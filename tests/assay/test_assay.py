@@ -50,7 +50,8 @@ harmful: 4
 lookalikes: 4
 task: 6
 reference_task: 6
-general: 4
+general: 30
+utility: 4
 max_new_tokens: 3
 task_max_new_tokens: 3
 checkpoints: 3
@@ -250,7 +251,7 @@ def test_the_verb_end_to_end(done, profile_file, tiny_folder, tmp_path):
         assert (tmp_path / "a" / name).stat().st_size > 500, name
     ran = CliRunner().invoke(app, [*line, "--name", "b", "--require", "resistance>=strong", "--json"])
     assert ran.exit_code == 1
-    assert json.loads(ran.stdout)["schema"] == "titer/scorecard/1"
+    assert json.loads(ran.stdout)["schema"] == "titer/scorecard/2"
     assert "at least `strong` is required" in ran.stderr
     compared = CliRunner().invoke(app, ["assay", "compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"])
     assert compared.exit_code == 0, compared.output

@@ -274,7 +274,7 @@ def _start(plan: AssayPlan, attacker: Attacker, answers: Answers) -> Checkpoint:
         flops=0.0,
         **_shares(answers.verdicts(arm + (", cross-domain" if cross else ""), 0, 0)),
         margin=None if cross else _mean(found["margins"]),
-        utility=_mean(found["general_accuracy"]),
+        utility=_mean(found["general_accuracy"][: plan.profile.utility]),
         accuracy=_mean(answers.right(arm, 0, 0, plan.task_name)) if attacker.attack.has_task else None,
     )
 
