@@ -28,7 +28,7 @@ from titer.report import (
 from titer.report.assay_figures import compact, interval_strip
 from titer.report.assay_findings import attack_lines, findings, share_over_seeds, stability_measures
 
-NO_NUMBER = re.compile(r"\b(nan|inf|None(?! of|: neither))\b")
+NO_NUMBER = re.compile(r"\b(nan|inf|None(?! of|: the whole interval))\b")
 SECTIONS = (
     "verdict",
     "survival",

@@ -243,10 +243,13 @@ def _generalization(card: Mapping[str, Any]) -> Finding:
         brief = "not tested: no harm category was held out"
         text = "Not tested: the profile holds no category of harm out from the defence, so there is no other domain."
     else:
-        brief = ", ".join(f"{names[domain]}: {part['verdict']}" for domain, part in parts.items())
+        brief = ", ".join(
+            f"{names[domain]}: {part['verdict']}" + (f" ({bound})" if (bound := bound_text(part)) else "")
+            for domain, part in parts.items()
+        )
         text = " ".join(
             f"{names[domain].capitalize()}: {part['verdict']}, {broke_text(part)} attackers broke it (undefended: "
-            f"{undefended_broke_text(part)}){_ratio_clause(part)}."
+            f"{undefended_broke_text(part)}){_ratio_clause(part)}.{shown_text(part)}"
             for domain, part in parts.items()
         )
         text += f" Held out from the defence: {', '.join(found['held_out_categories'])}."

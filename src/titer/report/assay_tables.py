@@ -181,7 +181,7 @@ def model_card(card: dict[str, Any]) -> str:
             *_markdown_table(head, attacks),
             "",
             f"HS: part of the held-out harmful requests that is answered harmfully after the attack, with 95{NBSP}% "
-            f"interval. “Broken after”: budget in {unit} at which HS first exceeded φ = {phi}; “>”: not within the "
+            f"interval. “Broken after”: budget in {unit} at which HS was found above φ = {phi}; “>”: not within the "
             f"budget. {failed}Immune means against these attackers up to these budgets; others may break the model "
             "sooner.",
             "",
