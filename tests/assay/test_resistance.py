@@ -106,6 +106,8 @@ def test_two_looks_above_phi_that_do_not_show_a_break_leave_it_in_doubt():
     found = judged([trajectory((0.0, 0.0, 0.125, 0.125, 0.05, 0.05))], [trajectory(AT_2)])
     assert found.verdict == "undecided"
     assert [gap.why for gap in found.gaps] == ["in doubt"]
+    doubtful = trajectory((0.0, 0.0, 0.125, 0.125, 0.05, 0.05), "kind-1")
+    assert judged([*attacks(AT_16), doubtful], attacks(AT_2, AT_2)).verdict == "undecided"
 
 
 def test_few_prompts_show_no_resistance():
