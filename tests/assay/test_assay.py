@@ -1,5 +1,6 @@
 """The assay on the tiny model: runs, resumes, repeats bit for bit, and reports what failed."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -239,6 +240,22 @@ def test_a_disguise_is_worn_before_the_attack_too(done):
     assert steps == [0, 1]
     plain, stage, _ = next(entry for entry in done.attackers if entry[0].name == "harmful")
     assert measurements(stage.folder / plain.folder)[0]["step"] == 1
+
+
+def test_what_no_verdict_rests_on_is_asked_of_few_prompts_or_not_at_all(done, tiny_folder):
+    """Log-likelihoods of 30 prompts before any attack, utility of 4 of them at checkpoints, and margins if they are wanted."""
+    baseline = measurements(done.baselines["defended"][0].folder)[0]
+    attacker, stage, _ = next(entry for entry in done.attackers if entry[0].name == "harmful")
+    assert len(baseline["general_nll"]) == 30
+    assert len(measurements(stage.folder / attacker.folder)[-1]["general_nll"]) == 4
+    card = make_scorecard(done, "titer assay", 1.0)
+    start = card["attackers"]["defended"][0]["checkpoints"][0]["utility"]
+    assert start == pytest.approx(sum(baseline["general_accuracy"][:4]) / 4)
+    without = dataclasses.replace(done, profile=dataclasses.replace(done.profile, margins=False))
+    probe = dataclasses.replace(without.probe(attacker.attack), harmful=done.pools.harmful["in"][:1])
+    found = probe.everything(runner.attacked_model(str(tiny_folder)), runner._template(str(tiny_folder)))
+    assert found["margins"] == []
+    assert without.steps(attacker.attack)[1] == []
 
 
 def test_the_verb_end_to_end(done, profile_file, tiny_folder, tmp_path):
