@@ -131,12 +131,6 @@ def longhand(passages):
     return [sum(m for m, (low, _) in zip(mass, cells) if low >= edge) for edge in edges if 0 < edge < math.inf]
 
 
-def likelihood(passages, found):
-    """The log-likelihood of a curve, with S(0) = 1 and S(∞) = 0."""
-    at = {0.0: 1.0, math.inf: 0.0, **dict(zip(found.budgets.tolist(), found.survival.tolist()))}
-    return sum(math.log(max(1e-300, at[p.held] - at[p.broke])) for p in passages)
-
-
 passages = st.lists(
     st.tuples(st.integers(0, 6), st.integers(1, 5), st.booleans()).map(
         lambda drawn: Passage(float(max(drawn[0], drawn[2])), math.inf if drawn[2] else float(drawn[0] + drawn[1]))
@@ -146,29 +140,17 @@ passages = st.lists(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(passages)
 def test_turnbull_has_the_largest_likelihood(attacks):
+    """Moving mass into any cell does not raise the likelihood (Gentleman and Geyer 1994): it is concave, so this is enough."""
     found = curve(attacks)
     assert (np.diff(found.survival) <= 1e-9).all()
-    at = dict(zip(found.budgets.tolist(), longhand_fast(attacks)))
-    other = sum(
-        math.log(max(1e-300, at.get(p.held, 1.0) - (at[p.broke] if p.broke < math.inf else 0.0))) for p in attacks
-    )
-    assert likelihood(attacks, found) >= other - 1e-3
-
-
-def longhand_fast(attacks):
-    """Another maximiser: gradient ascent of the log-likelihood over cells on the simplex (softmax)."""
-    edges = np.array(sorted({0.0, *(p.held for p in attacks), *(p.broke for p in attacks)}))
-    inside = np.array([[p.held <= low and high <= p.broke for low, high in itertools.pairwise(edges)] for p in attacks])
-    free = np.zeros(inside.shape[1])
-    for _ in range(400):
-        mass = np.exp(free - free.max())
-        mass /= mass.sum()
-        gradient = (inside / (inside @ mass)[:, None]).mean(0)
-        free += mass * (gradient - 1) * 2
-    return [mass[edges[:-1] >= edge].sum() for edge in edges if 0 < edge < math.inf]
+    at = {0.0: 1.0, math.inf: 0.0, **dict(zip(found.budgets.tolist(), found.survival.tolist()))}
+    chances = [at[p.held] - at[p.broke] for p in attacks]
+    for low, high in itertools.pairwise(sorted({0.0, *(p.held for p in attacks), *(p.broke for p in attacks)})):
+        gain = sum(1 / chance for p, chance in zip(attacks, chances) if p.held <= low and high <= p.broke)
+        assert gain / len(attacks) <= 1 + 1e-3
 
 
 def test_exact_times_are_kaplan_meier():
