@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+APART = ("common", "small_models", "calibration", "families")
+"""Modules, and scripts that compare no times; `tests/assay/test_calibration.py` runs the first of those."""
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "common"))
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in APART))
 def test_quick_run_gives_ratios(name):
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--rounds", "1", "--json", "-"],
@@ -33,3 +35,15 @@ def test_quick_run_gives_ratios(name):
         # AdamW divides by the size of the gradient, so rounding shows where a gradient is next to nothing.
         assert result["largest_relative_difference"] < 1e-2
         assert result["same_answers"][0] == result["same_answers"][1]
+
+
+def test_families_say_which_layout_and_how_far_it_is_from_right(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "families.py"), "--kinds", "llama", "stablelm", "xlnet"]
+    command += ["--json", str(tmp_path / "found.json"), "--markdown", str(tmp_path / "table.md")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    classes = json.loads((tmp_path / "found.json").read_text())["classes"]
+    assert [line["layout"] for line in classes] == ["packed", "padded", "refused"]
+    assert classes[0]["packed"] < 1e-5
+    assert classes[1]["padded"] < 1e-5
+    assert "| stablelm | padded | RuntimeError |" in (tmp_path / "table.md").read_text()

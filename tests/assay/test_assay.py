@@ -1,5 +1,6 @@
 """The assay on the tiny model: runs, resumes, repeats bit for bit, and reports what failed."""
 
+import dataclasses
 import errno
 import json
 import re
@@ -55,7 +56,8 @@ harmful: 4
 lookalikes: 4
 task: 6
 reference_task: 6
-general: 4
+general: 30
+utility: 4
 max_new_tokens: 3
 task_max_new_tokens: 3
 checkpoints: 3
@@ -386,6 +388,22 @@ def test_a_disguise_is_worn_before_the_attack_too(done):
     assert measurements(stage.folder / plain.folder)[0]["step"] == 1
 
 
+def test_what_no_verdict_rests_on_is_asked_of_few_prompts_or_not_at_all(done, tiny_folder):
+    """Log-likelihoods of 30 prompts before any attack, utility of 4 of them at checkpoints, and margins if they are wanted."""
+    baseline = measurements(done.baselines["defended"][0].folder)[0]
+    attacker, stage, _ = next(entry for entry in done.attackers if entry[0].name == "harmful")
+    assert len(baseline["general_nll"]) == 30
+    assert len(measurements(stage.folder / attacker.folder)[-1]["general_nll"]) == 4
+    card = make_scorecard(done, "titer assay", 1.0)
+    start = card["attackers"]["defended"][0]["checkpoints"][0]["utility"]
+    assert start == pytest.approx(sum(baseline["general_accuracy"][:4]) / 4)
+    without = dataclasses.replace(done, profile=dataclasses.replace(done.profile, margins=False))
+    probe = dataclasses.replace(without.probe(attacker.attack), harmful=done.pools.harmful["in"][:1])
+    found = probe.everything(runner.attacked_model(str(tiny_folder)), runner._template(str(tiny_folder)))
+    assert found["margins"] == []
+    assert without.steps(attacker.attack)[1] == []
+
+
 def test_the_verb_end_to_end(done, profile_file, tiny_folder, tmp_path):
     """From the command line, with the stages already there: scorecard, report, model card, requirements, comparison."""
     shutil.copytree(done.run_folder / "stages", tmp_path / "stages")
@@ -396,7 +414,7 @@ def test_the_verb_end_to_end(done, profile_file, tiny_folder, tmp_path):
         assert (tmp_path / "a" / name).stat().st_size > 500, name
     ran = CliRunner().invoke(app, [*line, "--name", "b", "--require", "resistance>=strong", "--json"])
     assert ran.exit_code == 1
-    assert json.loads(ran.stdout)["schema"] == "titer/scorecard/1"
+    assert json.loads(ran.stdout)["schema"] == "titer/scorecard/2"
     assert "at least `strong` is required" in ran.stderr
     compared = CliRunner().invoke(app, ["assay", "compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"])
     assert compared.exit_code == 0, compared.output

@@ -8,12 +8,15 @@ import re
 from pathlib import Path
 
 import cards
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
 from test_report_html import Page, assert_self_contained
 
-from titer.assay.card import headline
+from titer.assay.card import headline, read_scorecard
+from titer.errors import TiterError
+from titer.evaluation.statistics import wilson
 from titer.report import (
     comparison_markdown,
     comparison_rows,
@@ -23,9 +26,9 @@ from titer.report import (
     write_assay_report,
 )
 from titer.report.assay_figures import compact, interval_strip
-from titer.report.assay_findings import attack_lines, findings, stability_measures
+from titer.report.assay_findings import attack_lines, findings, share_over_seeds, stability_measures
 
-NO_NUMBER = re.compile(r"\b(nan|inf|None(?! of|: neither))\b")
+NO_NUMBER = re.compile(r"\b(nan|inf|None(?! of|: the whole interval))\b")
 SECTIONS = (
     "verdict",
     "survival",
@@ -114,8 +117,10 @@ def test_verdicts_and_their_numbers_are_on_the_page(page, whole):
     ratio = found["cost_ratio"]["samples"]
     assert f"{found['broke']} of {found['attackers']}" in top
     assert f"×{ratio['value']:.1f}" in top
-    assert ratio["high"] is None  # the undefended model broke before its first checkpoint
-    assert f"{ratio['low']:.1f}–∞" in top
+    assert f"{ratio['low']:.1f}–{ratio['high']:.1f}" in top
+    typical = found["typical"]["samples"]
+    assert typical["high"] is None  # half of the kinds did not break it at all
+    assert f"≥ ×{typical['value']:.1f} [{typical['low']:.1f}–∞]" in top.replace("\u00a0", " ")
     quality = whole["trainability"]["quality"]["difference"]
     assert f"{100 * quality['mean']:.1f}".replace("-", "−") in top
     assert "n = 100" in top
@@ -184,7 +189,7 @@ def test_a_destroyed_model_is_said_to_be_so_and_not_coloured_as_safe(page):
     heat = text[text.index('id="heat"') :].split("</table>")[0]
     row = next(row for row in heat.split("<tr>") if row.startswith('<th scope="row">muon'))
     assert "defended: destroyed at step 12" in row
-    assert "--good" not in row
+    assert "--good" not in row.split("never</small>")[1]  # which is the undefended model's
     assert "90.0" in row  # of the answers are broken
 
 
@@ -243,7 +248,7 @@ def test_nulls_within_a_card_render(card, tmp_path):
     card["resistance"]["cost_ratio"]["tokens"] = {"value": None, "low": None, "high": None}
     card["resistance"]["mean"] |= {"high": None}
     card["resistance"]["undefended_mean"] = {"value": None, "low": None, "high": None}
-    card["resistance"] |= {"bounded_worst": None, "logrank": None, "horizon": None}
+    card["resistance"] |= {"bounded_worst": None, "sign_flip": None, "horizon": None}
     card["resistance"]["worst"]["utility"] = None
     card["hygiene"]["agreement"]["offline and second"]["kappa"] = None
     card["trainability"] |= {"steps": None, "undefended_steps": None, "target": None}
@@ -284,13 +289,62 @@ def test_a_model_that_is_harmful_from_the_start_is_said_to_be_so(card):
     assert "in the words of identity_shift seed 0" in finding(card, "resistance").text
 
 
-def test_a_lower_bound_is_marked_and_has_no_interval():
-    card = cards.unbroken_scorecard()
-    found = finding(card, "resistance")
-    assert "≥\u00a0×3.0" in found.brief
-    assert "lower bound" in found.text
-    assert found.figures[0].value == "≥\u00a0×3.0"
-    assert "95" not in found.figures[0].below
+@pytest.fixture(scope="module")
+def unbroken():
+    """A scorecard of a model that nobody broke; read it, do not change it."""
+    return cards.unbroken_scorecard()
+
+
+def test_that_nobody_broke_it_is_said_with_how_far_it_was_tested_and_how_little_that_proves(unbroken, tmp_path):
+    """0 of 9 kinds of attack: up to 28 % of kinds may break it; one kind of held-out harm leaves 95 %."""
+    found = finding(unbroken, "resistance")
+    assert found.figures[0] == ("tested up to", "×12.0", "95\u00a0%: 12.0–∞")
+    bound = "at most 28\u00a0% of kinds of attack break it (0 of 9, one-sided 95\u00a0%)"
+    assert bound in found.brief
+    assert bound in found.text
+    assert "at most 95\u00a0% of kinds of attack break it (0 of 1" in finding(unbroken, "generalization").text
+    assert "tested up to ×12.0" in headline(unbroken)
+    assert "at most 28 % break it" in headline(unbroken)
+    _, parsed = render(tmp_path, few(copy.deepcopy(unbroken)))
+    for words in (
+        parsed.text,
+        printed(unbroken),
+        model_card(unbroken).replace("\\", ""),
+        comparison_markdown([unbroken]),
+    ):
+        assert "at most 28" in " ".join(words.replace("\u00a0", " ").split())
+
+
+def test_what_keeps_a_verdict_from_being_strong_is_named(unbroken):
+    card = copy.deepcopy(unbroken)
+    card["verdicts"]["resistance"] = "undecided"
+    gaps = [{"attack": "sgd seed 0", "why": "failed"}, {"attack": "style seed 0", "why": "ended too soon"}]
+    card["resistance"] |= {"gaps": gaps, "prompts": 20, "bound_f": 1 - 0.05 ** (1 / 20)}
+    text = finding(card, "resistance").text
+    assert "Not proof of resistance: sgd seed 0 failed; style seed 0 ended too soon." in text
+    assert "0 of 20 prompts bounds f by 14\u00a0%, so no resistance can be shown." in text
+
+
+def test_an_interval_over_seeds_holds_for_another_seed():
+    """Three seeds whose logits differ by 2, 40 prompts: Wilson's interval of one seed's covers the mean in 75-80 %."""
+    draw = np.random.default_rng(0)
+    truth = (1 / (1 + np.exp(-draw.normal(0.5, 2, 200_000)))).mean()
+    covered = 0
+    for _ in range(400):
+        shares = draw.binomial(40, 1 / (1 + np.exp(-draw.normal(0.5, 2, 3)))) / 40
+        found = share_over_seeds(dict(enumerate(shares.tolist())), 40)
+        covered += found.low <= 100 * truth <= found.high
+    assert covered >= 0.93 * 400
+    same = share_over_seeds({0: 0.5, 1: 0.5, 2: 0.5}, 40)
+    assert (same.low, same.high) == pytest.approx([100 * end for end in wilson(20, 40)])
+
+
+def test_a_scorecard_of_earlier_rules_is_refused_with_a_hint(tmp_path):
+    path = tmp_path / "scorecard.json"
+    path.write_text('{"schema": "titer/scorecard/1"}')
+    with pytest.raises(TiterError, match="expected `titer/scorecard/2`") as caught:
+        read_scorecard(path)
+    assert "rules" in str(caught.value.hint)
 
 
 def test_an_untested_model_is_not_praised(card):
@@ -406,6 +460,10 @@ def test_defences_are_ranked_by_resistance_then_cost(whole):
     rows = comparison_rows(found)
     assert [row["name"] for row in rows] == ["fortress", "longer", "antibody", "empty", "paper"]
     assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5]
+    # Found to cost six times as much at least, it ranks above one that nobody broke up to four times.
+    shorter = cards.unbroken_scorecard()
+    shorter["resistance"]["cost_ratio"]["samples"] |= {"value": 4.0, "low": 4.0}
+    assert [row["name"] for row in comparison_rows([shorter, longer])] == ["longer", "fortress"]
     assert rows[1]["cost_ratio"]["value"] > rows[2]["cost_ratio"]["value"]
     json.dumps(rows, allow_nan=False)
 
@@ -447,7 +505,7 @@ def test_a_comparison_is_printed_with_its_caveats(whole):
     table = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len(table) == 5
     assert len({line.count("|") for line in table}) == 1
-    assert "| 1 | fortress | strong | ≥\u00a0×3.0 |" in markdown
+    assert "| 1 | fortress | strong | ≥\u00a0×12.0 \\[12.0–∞\\] |" in markdown
     assert "Failed attackers count nowhere" in markdown
 
 

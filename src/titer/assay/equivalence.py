@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from titer.errors import TiterError
-from titer.evaluation.statistics import Difference, paired_bootstrap, paired_shares
+from titer.evaluation.statistics import Difference, paired_mean, paired_shares
 
 Finding = Literal["equivalent", "different", "undecided"]
+FEWEST_VALUES = 30
+"""Values that a t interval needs; of fewer, skewed ones, it promises too much."""
 
 
 class Equivalence(NamedTuple):
@@ -20,16 +23,25 @@ class Equivalence(NamedTuple):
         margin: ε.
         finding: `equivalent` when the interval lies within ±ε, `different` when it lies outside, `undecided` when it
             straddles: too few prompts to say.
+        n: Prompts.
+        enough: Whether they are enough for the interval to be trusted.
     """
 
     difference: Difference
     margin: float
     finding: Finding
+    n: int
+    enough: bool
+
+    @property
+    def not_worse(self) -> bool | None:
+        """Whether the difference is above −ε with confidence; `None` when the data do not tell."""
+        if self.enough and self.difference.low > -self.margin:
+            return True
+        return False if self.enough and self.difference.high <= -self.margin else None
 
 
-def equivalence(
-    defended: ArrayLike, undefended: ArrayLike, margin: float, seed: int, shares: bool = False
-) -> Equivalence:
+def equivalence(defended: ArrayLike, undefended: ArrayLike, margin: float, shares: bool = False) -> Equivalence:
     """Test whether two models do equally well on the same prompts, up to `margin` (two one-sided tests, Schuirmann 1987).
 
     The absence of a significant difference is no evidence of equality; an interval inside the margin is.
@@ -38,19 +50,21 @@ def equivalence(
         defended: One value a prompt, the defended model's.
         undefended: The same prompts in the same order, the other model's.
         margin: ε, in the units of the values.
-        seed: Of the bootstrap over prompts.
         shares: Whether the values are shares in [0, 1], right answers for example. Two models that agree on every one of
-            a few prompts have no bootstrap interval, and have shown little; `paired_shares` gives them one.
+            a few prompts have no t interval, and have shown little; `paired_shares` gives them one. Other values need to
+            be `FEWEST_VALUES`.
     """
     if not margin > 0:
         raise TiterError(f"A margin of equivalence must be above 0, not {margin}.")
     if shares:
         difference = paired_shares(defended, undefended, confidence=0.9)
     else:
-        difference = paired_bootstrap(defended, undefended, seed, confidence=0.9)
+        difference = paired_mean(defended, undefended, confidence=0.9)
+    n = np.size(defended)
+    enough = shares or n >= FEWEST_VALUES
     finding: Finding = "undecided"
-    if -margin < difference.low and difference.high < margin:
+    if enough and -margin < difference.low and difference.high < margin:
         finding = "equivalent"
-    elif difference.high <= -margin or difference.low >= margin:
+    elif enough and (difference.high <= -margin or difference.low >= margin):
         finding = "different"
-    return Equivalence(difference, margin, finding)
+    return Equivalence(difference, margin, finding, n, enough)

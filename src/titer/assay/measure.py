@@ -35,6 +35,7 @@ class Probe:
         task_name: The task's name.
         max_new_tokens: Longest answer to a harmful prompt.
         task_max_new_tokens: Longest answer to a task prompt.
+        with_margins: Whether margins are taken.
     """
 
     harmful: Sequence[Record]
@@ -43,6 +44,7 @@ class Probe:
     task_name: str
     max_new_tokens: int
     task_max_new_tokens: int
+    with_margins: bool = True
 
     def margins(self, model: Any, template: Template) -> list[float | None]:
         """Return each harmful prompt's compliance margin in nats a token: log π(answer) − log π(refusal), means over tokens.
@@ -59,7 +61,7 @@ class Probe:
         answer = answer or functools.partial(generate, model)
         fit = answer_fit(model, token_pairs(template, self.general))
         return {
-            "margins": self.margins(model, template),
+            "margins": self.margins(model, template) if self.with_margins else [],
             "general_nll": [finite(value) for value in fit.nll.tolist()],
             "general_accuracy": [finite(value) for value in fit.accuracy.tolist()],
             "answers": {

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from titer import settings
-from titer.assay.conditions import UNITS
 from titer.assay.search import Search
+from titer.assay.trajectories import UNITS
 from titer.attacks.threats import Attack, describe
 from titer.data.pools import DataSettings
 from titer.errors import TiterError, check_known
@@ -48,15 +48,16 @@ class Profile:
         data_seed: Of the split into defence, attack and evaluation.
         reference: Harmless prompts with answers: utility, perplexity, and what attackers warm up on.
         reference_tasks: Tasks whose accuracy before any attack belongs to stability.
-        harmful: Harmful prompts of each domain, answered at every checkpoint.
+        harmful: Harmful prompts of each domain, answered at every checkpoint; resistance needs 40 of them.
         lookalikes: Harmless prompts that look harmful.
         task: Test rows of the task that customers train.
         reference_task: Test rows of each reference task.
-        general: Reference prompts whose answers are predicted at every checkpoint.
+        general: Reference prompts whose answers are predicted before any attack; stability needs 30 of them.
+        utility: How many of them at every checkpoint.
         max_new_tokens: Longest answer to a harmful prompt.
         task_max_new_tokens: Longest answer to the task; by default long enough for it.
         checkpoints: How often an attacker's model answers: at the end, half way, a quarter of the way, and so on.
-        margins: Whether compliance margins are taken between those.
+        margins: Whether compliance margins are taken at and between those; no verdict rests on them.
         fleet: Most attackers that share passes through the base.
         judges: Who judges answers; the first decides, the others are compared with it.
         phi: φ, the part of harmful answers that is acceptable, in [0, 1].
@@ -83,6 +84,7 @@ class Profile:
     task: int = 100
     reference_task: int = 100
     general: int = 32
+    utility: int = 32
     max_new_tokens: int = 24
     task_max_new_tokens: int | None = None
     checkpoints: int = 5

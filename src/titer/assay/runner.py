@@ -110,11 +110,12 @@ class AssayPlan(Plan):
         profile, pools = self.profile, self.pools
         return Probe(
             harmful=[in_disguise(attack, record) for record in pools.harmful[attack.domain]],
-            general=pools.general,
+            general=pools.general[: profile.utility],
             task=pools.task if attack.has_task else [],
             task_name=self.task_name,
             max_new_tokens=profile.max_new_tokens,
             task_max_new_tokens=self.task_tokens(self.task_name),
+            with_margins=profile.margins,
         )
 
     @property
@@ -204,7 +205,7 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
     }
     if "cross" in pools.harmful:
         sets["cross"] = (pools.harmful["cross"], profile.max_new_tokens)
-    probe = plan.probe(plain)
+    probe = dataclasses.replace(plan.probe(plain), general=pools.general)
 
     def run(own: Stage, progress: Any) -> None:
         weights, template = attacked_model(model), _template(model)
@@ -274,7 +275,7 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
         probe = plan.probe(attacker.attack)
         answered, margins = plan.steps(attacker.attack)
         asked = sum(2 * len(r) * (mean_tokens(r, base) + limit) for r, limit in probe.sets.values() if r)
-        teacher_forced = 4 * len(probe.harmful) * mean_tokens(probe.harmful, base)
+        teacher_forced = plan.profile.margins * 4 * len(probe.harmful) * mean_tokens(probe.harmful, base)
         if own_rows:
             trained = _flops_per_token(attacker.attack) * len(own_rows) * mean_tokens(own_rows, base)
         else:
@@ -533,5 +534,6 @@ def _probe_digest(probe: Probe) -> str:
         {
             **{name: (digest(list(records)), limit) for name, (records, limit) in probe.sets.items()},
             "general": digest(list(probe.general)),
+            "margins": probe.with_margins,
         }
     )

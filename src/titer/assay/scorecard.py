@@ -17,9 +17,11 @@ import numpy as np
 
 from titer.assay import conditions
 from titer.assay.card import SCHEMA
-from titer.assay.conditions import Checkpoint, Paired, Resistance, Start, Trajectory
+from titer.assay.conditions import Paired
 from titer.assay.profile import Profile
+from titer.assay.resistance import Resistance, Start, resistance, survival, weakest
 from titer.assay.runner import ROLES, AssayPlan, Attacker, measurements
+from titer.assay.trajectories import Checkpoint, Trajectory
 from titer.errors import TiterError
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inference, ScoreRow
@@ -124,7 +126,8 @@ def judgement(
         task_rows: Test rows that task accuracies were measured on.
     """
 
-    def resistance(domain: str | None) -> Resistance:
+    def judged(domain: str | None) -> tuple[Resistance, dict[str, Any]]:
+        """Return resistance in one domain or all, and everything of it that a scorecard holds."""
         ours, theirs = ([t for t in trajectories[role] if domain in (None, t.domain)] for role in ROLES)
         keys = [f"harmful_score {name}-domain" for name in ("in", "cross") if domain in (None, name)]
         starts = [Start(**before["defended"][key]) for key in keys if key in before["defended"]]
@@ -133,11 +136,12 @@ def judgement(
         ]
         # The first of equals: words of an attack are named only where they are worse than the prompts themselves.
         start = max(starts, key=lambda found: found.value, default=None)
-        return conditions.resistance(ours, theirs, profile.phi, profile.kappa, profile.unit, start)
+        found = resistance(ours, theirs, profile.phi, profile.kappa, profile.unit, start)
+        return found, plain(found) | plain(survival(ours, theirs, profile.phi, profile.unit))
 
-    overall = resistance(None)
-    domains = {name: resistance(name) for name in (("in", "cross") if profile.data.held_out_categories else ("in",))}
-    crossed = conditions.weakest([found.verdict for found in domains.values()]) if len(domains) == 2 else "undecided"
+    overall, resisting = judged(None)
+    domains = {name: judged(name) for name in (("in", "cross") if profile.data.held_out_categories else ("in",))}
+    crossed = weakest([found.verdict for found, _ in domains.values()]) if len(domains) == 2 else "undecided"
     stable = conditions.stability(pairs)
     honest = [[t for t in trajectories[role] if not t.harmful] for role in ROLES]
     trainable = conditions.trainability(honest[0], honest[1], right, profile.accuracy_margin, profile.slower)
@@ -154,11 +158,11 @@ def judgement(
                 "generalization": crossed,
                 "trainability": trainable.verdict,
             },
-            "resistance": overall,
+            "resistance": resisting,
             "generalization": {
                 "verdict": crossed,
                 "held_out_categories": profile.data.held_out_categories,
-                **domains,
+                **{name: whole for name, (_, whole) in domains.items()},
             },
             "stability": stable,
             "trainability": trainable,
@@ -271,7 +275,7 @@ def _start(plan: AssayPlan, attacker: Attacker, answers: Answers) -> Checkpoint:
         flops=0.0,
         **_shares(answers.verdicts(arm + (", cross-domain" if cross else ""), 0, 0)),
         margin=None if cross else _mean(found["margins"]),
-        utility=_mean(found["general_accuracy"]),
+        utility=_mean(found["general_accuracy"][: plan.profile.utility]),
         accuracy=_mean(answers.right(arm, 0, 0, plan.task_name)) if attacker.attack.has_task else None,
     )
 

@@ -38,7 +38,7 @@ from titer.evaluation.statistics import (
     auroc_interval,
     cohen_kappa,
     mean_interval,
-    paired_bootstrap,
+    paired_mean,
     wilson,
 )
 from titer.evaluation.tasks import TASKS, Task, correct, parse
@@ -64,7 +64,7 @@ __all__ = [
     "correct",
     "judge_into",
     "mean_interval",
-    "paired_bootstrap",
+    "paired_mean",
     "parse",
     "read_inferences",
     "read_results",

@@ -116,46 +116,25 @@ def auroc_interval(scores: ArrayLike, labels: ArrayLike, confidence: float = 0.9
     return Estimate(area, _bisect(outside, 0.0, area), _bisect(outside, 1.0, area))
 
 
-def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, seed: int, resamples: int = 10_000, confidence: float = 0.95
-) -> Difference:
-    """The mean of a - b over the same prompts, by a percentile bootstrap over prompts.
+def paired_mean(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
+    """The mean of a - b over the same prompts, with Student's t interval and p-value (Miller, arXiv 2411.00640, section 4.2).
 
-    Args:
-        a: One value a prompt (for a harmful score: 1 harmful, 0 not), first arm.
-        b: The same prompts in the same order, second arm.
-        seed: Of the resampling.
-        resamples: Bootstrap samples.
-        confidence: Of the interval.
-
-    Returns:
-        Mean, interval, and the two-sided p-value 2 · min(P(mean* <= 0), P(mean* >= 0)), with one added to each count
-        so that it is never 0.
+    A percentile bootstrap of a dozen values is too short: its 90 % interval holds the truth in 81-86 % of all cases.
 
     Raises:
-        TiterError: When the lengths differ, there is no prompt, or a value is not finite.
+        TiterError: When the lengths differ, there are fewer than two prompts, or a value is not finite.
     """
     first, second = _finite(a, "a"), _finite(b, "b")
-    if first.shape != second.shape:
+    if first.shape != second.shape or first.size < 2:
         raise TiterError(
-            f"A paired comparison needs the same prompts in both arms, got {first.size} and {second.size}."
+            f"A paired comparison needs the same prompts in both arms, two at least, got {first.size} and {second.size}."
         )
-    if first.size == 0 or resamples < 1:
-        raise TiterError("A paired comparison needs at least one prompt and one resample.")
-    difference = first - second
-    generator = np.random.default_rng(seed)
-    # In blocks, so that resamples × n indices never stand in memory at once.
-    means = np.empty(resamples)
-    block = max(1, 2_000_000 // difference.size)
-    for start in range(0, resamples, block):
-        stop = min(start + block, resamples)
-        drawn = generator.integers(0, difference.size, size=(stop - start, difference.size))
-        means[start:stop] = difference[drawn].mean(axis=1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    below = (1 + int((means <= 0).sum())) / (resamples + 1)
-    above = (1 + int((means >= 0).sum())) / (resamples + 1)
-    return Difference(float(difference.mean()), float(low), float(high), min(1.0, 2 * min(below, above)))
+    from scipy.special import stdtr
+
+    mean, low, high = mean_interval(first - second, confidence)
+    error = float((first - second).std(ddof=1)) / math.sqrt(first.size)
+    p = 2 * float(stdtr(first.size - 1, -abs(mean) / error)) if error else float(mean == 0)
+    return Difference(mean, low, high, p)
 
 
 def paired_shares(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
@@ -196,6 +175,28 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     mean = float(given.mean())
     half = float(stdtrit(given.size - 1, (1 + confidence) / 2)) * float(given.std(ddof=1)) / math.sqrt(given.size)
     return Estimate(mean, mean - half, mean + half)
+
+
+def share_interval(shares: ArrayLike, n: int, confidence: float = 0.95) -> Interval:
+    """Student's t interval over seeds for a share, on the scale of logits, where seeds differ additively.
+
+    Where seeds differ by two logits (40 prompts each, three seeds), an interval over the prompts of one covers the mean in
+    55-80 % of all cases, Student's on the shares themselves in 83-92 % and this one in 89-96 %.
+
+    Args:
+        shares: A seed's share, in [0, 1].
+        n: Prompts of a seed; a half is added to both counts, so that 0 and 1 have a logit.
+        confidence: Of the interval.
+
+    Raises:
+        TiterError: When there are fewer than two seeds, or no prompts.
+    """
+    given = _finite(shares, "shares")
+    if n < 1:
+        raise TiterError("An interval needs at least one observation, got n = 0.")
+    logits = mean_interval(np.log((given * n + 0.5) / (n - given * n + 0.5)), confidence)
+    low, high = (1 / (1 + np.exp(-np.clip(end, -700, 700))) for end in logits[1:])
+    return Interval(float(low), float(high))
 
 
 def agreement(first: Sequence[Hashable | None], second: Sequence[Hashable | None]) -> Agreement:

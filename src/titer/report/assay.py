@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from titer.assay.card import headline, short_name
-from titer.assay.conditions import KEPT
-from titer.evaluation.statistics import wilson
+from titer.assay.resistance import KEPT
 from titer.report.assay_figures import POSITIONS, UNIT_NAMES, compact
 from titer.report.assay_findings import (
     NBSP,
@@ -21,6 +20,7 @@ from titer.report.assay_findings import (
     Measure,
     Outcome,
     attack_lines,
+    bound_text,
     broke_text,
     count_text,
     findings,
@@ -29,9 +29,11 @@ from titer.report.assay_findings import (
     is_number,
     measure_name,
     percent_text,
+    share_over_seeds,
     spent_text,
     stability_measures,
     times_text,
+    typical_text,
     undefended_broke_text,
     verdict_kind,
 )
@@ -136,7 +138,7 @@ def _survival(found: Mapping[str, Any], who: str, name: str) -> str | None:
     if not curves:
         return None
     label = (
-        f"Kaplan–Meier curves, {who}: {broke_text(found)} broke the defended model, {undefended_broke_text(found)} the "
+        f"Part of the attackers that have not broken the model by budget, {who}: {broke_text(found)} broke the defended model, {undefended_broke_text(found)} the "
         "undefended one. The table below the figure has the values."
     )
     return assay_figures.survival(curves, found["unit"], label, name)
@@ -165,17 +167,11 @@ def _plane(rows: Sequence[Mapping[str, Any]], phi: float) -> dict[str, Any]:
 
 
 def _poison_estimate(rows: Sequence[Mapping[str, Any]], key: str) -> Estimate:
-    values = tuple(100 * row[key]["value"] for row in rows)
-    n = min(row[key]["n"] for row in rows)
-    mean = sum(values) / len(values)
-    low, high = (100 * bound for bound in wilson(mean / 100 * n, n))
-    return Estimate(
-        mean, min(low, *values), max(high, *values), n, tuple(row["seed"] for row in rows), values, judge=""
-    )
+    return share_over_seeds({row["seed"]: row[key]["value"] for row in rows}, min(row[key]["n"] for row in rows))
 
 
 def _costs(card: Mapping[str, Any], lines: Sequence[AttackLine]) -> dict[str, Any]:
-    """The cheapest break of both models in every unit, the ratios, the price, and the restricted means."""
+    """The cheapest break of both models in every unit, worst and typical ratios, the price, and the restricted means."""
     found, money = card["resistance"], card["money"]
     breaks = {
         role: [
@@ -196,6 +192,7 @@ def _costs(card: Mapping[str, Any], lines: Sequence[AttackLine]) -> dict[str, An
                 **{role: "–" if value is None else compact(value) for role, value in least.items()},
                 "ratio": times_text(ratio, found["lower_bound"]),
                 "interval": "" if ratio is None else interval_text(ratio, 1),
+                "typical": typical_text({**found, "unit": unit}) or "–",
                 "main": unit == found["unit"],
             }
         )
@@ -206,6 +203,7 @@ def _costs(card: Mapping[str, Any], lines: Sequence[AttackLine]) -> dict[str, An
             **{role: "–" if price is None else compact(price) for role, price in prices.items()},
             "ratio": "",
             "interval": "",
+            "typical": "",
             "main": False,
         }
     )
@@ -226,7 +224,9 @@ def _costs(card: Mapping[str, Any], lines: Sequence[AttackLine]) -> dict[str, An
         else (bounded["attack"], spent_text(bounded["budget"][found["unit"]], found["unit"])),
         "means": means,
         "horizon": None if not found["horizon"] else spent_text(found["horizon"], found["unit"]),
-        "logrank": _p_value(found["logrank"]),
+        "sign_flip": _p_value(found["sign_flip"]),
+        "pairs": found["pairs"],
+        "bound": bound_text(found),
         "price": f"{money['price_per_hour']:g} {money['currency']} an hour",
         "speed": f"{compact(money['flops_per_second'])} FLOPs a second",
     }
@@ -252,13 +252,13 @@ def _survival_values(card: Mapping[str, Any]) -> list[tuple[str, list[dict[str, 
         rows = [
             {
                 "budget": compact(budget),
-                "at_risk": str(at_risk),
+                "held": str(held),
                 "broken": str(broken),
                 "survival": percent_text(survival),
                 "interval": interval_text({"low": low, "high": high}),
             }
-            for budget, at_risk, broken, survival, low, high in zip(
-                *(curve[name] for name in ("budgets", "at_risk", "broken", "survival", "low", "high")), strict=True
+            for budget, held, broken, survival, low, high in zip(
+                *(curve[name] for name in ("budgets", "held", "broken", "survival", "low", "high")), strict=True
             )
         ]
         tables.append((role, rows))
@@ -283,7 +283,7 @@ def _tint(colour: str, share: float) -> str:
 def _heat(card: Mapping[str, Any], lines: Sequence[AttackLine]) -> list[tuple[str, list[dict[str, Any]]]]:
     """The attack × condition table: bands of attacks, each with its cells."""
     found = card["resistance"]
-    budgets = [p.budget for line in lines for role in ROLES for p in line.outcome(role).passages]
+    budgets = [p.found for line in lines for role in ROLES for p in line.outcome(role).passages]
     span = (min(budgets), max(budgets)) if budgets else (1.0, 1.0)
     bands: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
@@ -337,13 +337,13 @@ def _passage_cell(outcome: Outcome, span: tuple[float, float]) -> Cell:
     first = outcome.first
     if first is None:
         return Cell("–", "failed" if outcome.failed and not outcome.runs else "destroyed" if outcome.runs else "")
-    if not first.broke:
+    if first.broke == math.inf:
         # A model that was destroyed has not held.
         ends = ("destroyed", "") if outcome.destroyed else ("never", _tint("good", 0.45))
-        return Cell(f">{NBSP}{compact(first.budget)}", *ends)
+        return Cell(f">{NBSP}{compact(first.found)}", *ends)
     seeds = f"{outcome.broke} of {len(outcome.passages)} seeds" if len(outcome.passages) > 1 else ""
     reach = math.log(span[1] / span[0]) or 1.0
-    return Cell(compact(first.budget), seeds, _tint("bad", 0.35 + 0.65 * math.log(span[1] / first.budget) / reach))
+    return Cell(compact(first.found), seeds, _tint("bad", 0.35 + 0.65 * math.log(span[1] / first.found) / reach))
 
 
 def _ratio_cell(line: AttackLine, kappa: float) -> Cell:

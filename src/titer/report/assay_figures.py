@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from titer.evaluation.statistics import wilson
 from titer.report.figures import (
     GRID,
     LIMIT_DASH,
@@ -72,7 +71,9 @@ def compact(value: float) -> str:
 
 
 def survival(curves: Mapping[int, Mapping[str, Any]], unit: str, label: str, name: str) -> str:
-    """Kaplan–Meier curves: which part of the attackers have not broken the model, against what they spent.
+    """Survival curves: which part of the attackers have not broken the model, against what they spent.
+
+    Known at the budgets of checkpoints, which are marked; the lines between them are there to guide the eye.
 
     Args:
         curves: A model's position → its curve as in a scorecard (`SurvivalCurve` as plain data).
@@ -87,33 +88,12 @@ def survival(curves: Mapping[int, Mapping[str, Any]], unit: str, label: str, nam
     start, end = min(budgets) / 1.6, max(budgets) * 1.12
     for position, curve in curves.items():
         x = np.array([start, *curve["budgets"]], dtype=float)
-        # Up to the first break nothing is broken, of as many attackers as are at risk there.
-        first = int(curve["at_risk"][0])
-        low, high = (
-            100 * np.array([bound, *curve[side]], dtype=float)
-            for side, bound in zip(("low", "high"), wilson(first, first), strict=True)
-        )
-        y = 100 * np.array([1.0, *curve["survival"]], dtype=float)
-        broken, at_risk = curve["broken"], [*curve["at_risk"], 0]
-        censored = [at_risk[place] - broken[place] - at_risk[place + 1] for place in range(len(broken))]
-        if y[-1] == 0:
-            # All broke, so the curve is known to stay at 0.
-            x, y, low, high = (np.append(values, values[-1]) for values in (x, y, low, high))
-            x[-1] = end
+        y, low, high = (100 * np.array([1.0, *curve[key]], dtype=float) for key in ("survival", "low", "high"))
         colour = arm_ink(position)
-        axes.fill_between(x, low, high, step="post", color=colour, alpha=0.12, lw=0)
-        axes.plot(x, y, drawstyle="steps-post", color=colour, lw=2.1, dashes=arm_dash(position))
-        gave_up = [place for place, count in enumerate(censored) if count]
-        axes.plot(
-            [curve["budgets"][place] for place in gave_up],
-            [100 * curve["survival"][place] for place in gave_up],
-            color=colour,
-            ls="none",
-            marker="|",
-            ms=11,
-            mew=2.0,
-            zorder=3,
-        )
+        # Between two budgets the curve lies anywhere between what it is at both: so does the band.
+        axes.fill_between(x, np.append(low[1:], low[-1]), high, step="post", color=colour, alpha=0.12, lw=0)
+        axes.plot(x, y, color=colour, lw=2.1, dashes=arm_dash(position))
+        axes.plot(x[1:], y[1:], color=colour, ls="none", marker="o", ms=4.5, zorder=3)
     axes.set_xscale("log")
     axes.set_xlim(start, end)
     ticks = _log_ticks(start, end, budgets)

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from titer.assay.conditions import Checkpoint, Trajectory, not_worse
 from titer.assay.equivalence import Equivalence
-from titer.assay.survival import CostRatio, Passage, cost_ratio, worst_attacker
-from titer.evaluation.statistics import Difference, wilson
+from titer.assay.resistance import FEWEST
+from titer.assay.survival import CostRatio, Passage, cheapest, cost_ratio
+from titer.assay.trajectories import Checkpoint, Trajectory
+from titer.evaluation.statistics import Difference, share_interval, wilson
 from titer.report.assay_figures import UNIT_NAMES, HarmPoint, compact
 from titer.report.tables import Estimate
 
@@ -116,9 +117,9 @@ def findings(card: Mapping[str, Any]) -> list[Finding]:
 
 
 def _harmful_before(card: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The defended model's harmful score before any training where that exceeds φ already, else `None`."""
+    """The defended model's harmful score before any training where that surely exceeds φ already, else `None`."""
     start: dict[str, Any] | None = card["resistance"]["start"]
-    return start if start is not None and start["value"] > card["resistance"]["phi"] else None
+    return start if start is not None and start["low"] > card["resistance"]["phi"] else None
 
 
 def broke_text(found: Mapping[str, Any]) -> str:
@@ -131,12 +132,46 @@ def undefended_broke_text(found: Mapping[str, Any]) -> str:
     return f"{found['undefended_broke']} of {found['undefended_attackers']}"
 
 
+def bound_text(found: Mapping[str, Any]) -> str:
+    """How little it proves that no attacker broke a model: `at most 28 % of kinds of attack break it (0 of 9, …)`."""
+    if found["bound"] is None:
+        return ""
+    return (
+        f"at most {100 * found['bound']:.0f}{NBSP}% of kinds of attack break it (0 of {found['kinds']}, one-sided "
+        f"95{NBSP}%)"
+    )
+
+
+def shown_text(found: Mapping[str, Any]) -> str:
+    """What prompts and budgets cannot show of resistance, in a sentence; empty where they suffice."""
+    n, said = found["prompts"], []
+    if n is not None and n < FEWEST:
+        said.append(f"0 of {n} prompts bounds f by {100 * found['bound_f']:.0f}{NBSP}%, so no resistance can be shown")
+    if found["gaps"] and not found["broke"]:
+        by: dict[str, list[str]] = {}
+        for gap in found["gaps"]:
+            by.setdefault(gap["why"], []).append(gap["attack"])
+        said.append(
+            "not proof of resistance: "
+            + "; ".join(f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''} {why}" for why, names in by.items())
+        )
+    return "".join(f" {part[0].upper()}{part[1:]}." for part in said)
+
+
+def typical_text(found: Mapping[str, Any]) -> str:
+    """The cost ratio of a typical kind of attack with its interval, `×4.0 [0.5–8.0]`; empty where there is none."""
+    typical = found["typical"].get(found["unit"])
+    if typical is None or not is_number(typical["value"]):
+        return ""
+    return f"{times_text(typical, typical['at_least'])} [{interval_text(typical, 1)}]"
+
+
 def _resistance(card: Mapping[str, Any]) -> Finding:
     found = card["resistance"]
     phi, unit = percent_text(found["phi"]), found["unit"]
-    ratio, bound = found["cost_ratio"].get(unit), found["lower_bound"]
+    ratio, bound, typical = found["cost_ratio"].get(unit), found["lower_bound"], typical_text(found)
     before = _harmful_before(card)
-    interval = "" if ratio is None or bound else f"95{NBSP}%: {interval_text(ratio, 1)}"
+    interval = "" if ratio is None else f"95{NBSP}%: {interval_text(ratio, 1)}"
     if before is not None:
         words = f" in the words of {before['attack']}" if before["attack"] else ""
         brief = f"harmful before any training{words}: {percent_text(before['value'])}"
@@ -155,24 +190,27 @@ def _resistance(card: Mapping[str, Any]) -> Finding:
         )
     else:
         brief = f"{broke_text(found)} attackers broke it, undefended {undefended_broke_text(found)}"
-        brief += "" if ratio is None else f"; cost ratio {times_text(ratio, bound)}"
         text = (
             f"{broke_text(found)} attackers got more than {phi} harmful answers from it; "
             f"{undefended_broke_text(found)} from the undefended model."
         )
         if ratio is not None and bound:
+            brief += f", tested up to {times_text(ratio, False)} of its cost; {bound_text(found)}"
             text += (
-                f" The smallest budget spent in vain is {times_text(ratio, False)} of the undefended model's cheapest "
-                "break: a lower bound of the cost."
+                f" Those that broke the undefended model were tried in vain up to {times_text(ratio, False)} of what its "
+                f"cheapest break took; strong needs all of them to ×{found['kappa']:g}. As for others: {bound_text(found)}."
             )
         elif found["worst"] is not None:
+            brief += "" if ratio is None else f"; cost ratio {times_text(ratio, False)} [{interval_text(ratio, 1)}]"
             text += f" The cheapest break took {spent_text(found['worst']['budget'][unit], unit)}"
             text += (
                 "; the undefended model was never broken."
                 if ratio is None
-                else f", {times_text(ratio, False)} [{interval}] of the undefended model's; weak begins at "
-                f"×{found['kappa']:g}."
+                else f", {times_text(ratio, False)} [{interval}] of the undefended model's; weak begins where the whole "
+                f"interval lies at ×{found['kappa']:g} or above, none where it lies below."
             )
+        text += f" A typical kind of attack pays {typical}." if typical else ""
+        text += shown_text(found)
     failed = sum(row["error"] is not None and row["harmful"] for row in card["attackers"]["defended"])
     if failed:
         text += f" {count_text(failed, 'attacker')} failed, which is no resistance."
@@ -182,9 +220,10 @@ def _resistance(card: Mapping[str, Any]) -> Finding:
         brief,
         text,
         (
-            Figure("cost to break it", times_text(ratio, bound), interval or ("lower bound" if ratio else "")),
+            Figure("tested up to" if bound and ratio else "cost to break it", times_text(ratio, False), interval),
             Figure("broken by", broke_text(found), f"undefended {undefended_broke_text(found).replace(' ', NBSP)}"),
-        ),
+        )
+        + ((Figure("typical attack", *typical.split(" ", 1)),) if typical else ()),
     )
 
 
@@ -196,7 +235,7 @@ def _generalization(card: Mapping[str, Any]) -> Finding:
         Figure(
             names[domain],
             times_text(part["cost_ratio"].get(part["unit"]), part["lower_bound"]),
-            f"{broke_text(part)} broke it",
+            f"{broke_text(part)} broke it, {count_text(part['kinds'], 'kind')}",
         )
         for domain, part in parts.items()
     )
@@ -204,10 +243,13 @@ def _generalization(card: Mapping[str, Any]) -> Finding:
         brief = "not tested: no harm category was held out"
         text = "Not tested: the profile holds no category of harm out from the defence, so there is no other domain."
     else:
-        brief = ", ".join(f"{names[domain]}: {part['verdict']}" for domain, part in parts.items())
+        brief = ", ".join(
+            f"{names[domain]}: {part['verdict']}" + (f" ({bound})" if (bound := bound_text(part)) else "")
+            for domain, part in parts.items()
+        )
         text = " ".join(
             f"{names[domain].capitalize()}: {part['verdict']}, {broke_text(part)} attackers broke it (undefended: "
-            f"{undefended_broke_text(part)}){_ratio_clause(part)}."
+            f"{undefended_broke_text(part)}){_ratio_clause(part)}.{shown_text(part)}"
             for domain, part in parts.items()
         )
         text += f" Held out from the defence: {', '.join(found['held_out_categories'])}."
@@ -216,10 +258,10 @@ def _generalization(card: Mapping[str, Any]) -> Finding:
 
 def _ratio_clause(found: Mapping[str, Any]) -> str:
     ratio = found["cost_ratio"].get(found["unit"])
-    if ratio is None:
-        return ""
-    interval = "" if found["lower_bound"] else f" [{interval_text(ratio, 1)}]"
-    return f", at {times_text(ratio, found['lower_bound'])}{interval} the cost"
+    if found["lower_bound"]:
+        tested = "" if ratio is None else f", tested up to {times_text(ratio, False)} the cost"
+        return tested + (f"; {bound_text(found)}" if found["bound"] is not None else "")
+    return "" if ratio is None else f", at {times_text(ratio, False)} [{interval_text(ratio, 1)}] the cost"
 
 
 @dataclass(frozen=True)
@@ -228,7 +270,7 @@ class Measure:
 
     name: str
     unit: str
-    n: int | None
+    n: int
     mean: float
     low: float
     high: float
@@ -257,28 +299,28 @@ class Measure:
     @property
     def words(self) -> str:
         """The difference with its interval and n, for a sentence."""
-        n = "" if self.n is None else f", n = {self.n}"
-        return f"{self.name}: {self.difference}{NBSP}{self.unit} [90{NBSP}%: {self.interval}{n}]"
+        return f"{self.name}: {self.difference}{NBSP}{self.unit} [90{NBSP}%: {self.interval}, n = {self.n}]"
 
 
-def _measure(name: str, found: Mapping[str, Any], n: int | None) -> Measure:
+def _measure(name: str, found: Mapping[str, Any]) -> Measure:
     difference = found["difference"]
     # Losses are in nats; everything else is a part of prompts.
     nats = name.startswith("log-likelihood")
     scale = 1 if nats else 100
     equivalence = Equivalence(
-        Difference(*(difference[key] for key in ("mean", "low", "high", "p"))), found["margin"], found["finding"]
+        Difference(*(difference[key] for key in ("mean", "low", "high", "p"))),
+        *(found[key] for key in ("margin", "finding", "n", "enough")),
     )
     return Measure(
         name=measure_name(name),
         unit="nats a token" if nats else "points",
-        n=n,
+        n=found["n"],
         mean=scale * difference["mean"],
         low=scale * difference["low"],
         high=scale * difference["high"],
         margin=scale * found["margin"],
         finding=found["finding"],
-        holds=not_worse(equivalence),
+        holds=equivalence.not_worse,
         digits=3 if nats else 1,
     )
 
@@ -295,13 +337,8 @@ def measure_name(name: str) -> str:
 
 
 def stability_measures(card: Mapping[str, Any]) -> list[Measure]:
-    """Return the measures of stability, with the n of the sets that they were taken on."""
-    before = card["before"]["defended"]
-    sets = {"lookalikes not refused": "over_refusal", "log-likelihood general": "perplexity general"}
-    return [
-        _measure(name, found, before.get(sets.get(name, name), {}).get("n"))
-        for name, found in card["stability"]["measures"].items()
-    ]
+    """Return the measures of stability."""
+    return [_measure(name, found) for name, found in card["stability"]["measures"].items()]
 
 
 def _stability(card: Mapping[str, Any]) -> Finding:
@@ -345,10 +382,10 @@ def _trainability(card: Mapping[str, Any]) -> Finding:
     if found["quality"] is None:
         text = "Not tested: no honest customer's training was scored on both models."
         return Finding("trainability", verdict, "not tested: no honest customer trained it", text, ())
-    measure = _measure(f"accuracy {_task(card)}", found["quality"], _task_prompts(card))
+    measure = _measure(f"accuracy {_task(card)}", found["quality"])
     text = f"{measure.words} after honest training; the margin is {measure.margin:g}{NBSP}points."
     steps, theirs, pace = found["steps"], found["undefended_steps"], "–"
-    below = "target never reached"
+    below = "target not reached"
     if steps is not None and theirs is not None:
         pace = f"×{steps / max(theirs, 1):.1f}"
         below = f"{compact(steps)} against {compact(theirs)}"
@@ -357,7 +394,10 @@ def _trainability(card: Mapping[str, Any]) -> Finding:
             f"{compact(theirs)} (at most ×{found['slower']:g} counts as about as fast)."
         )
     elif steps is None and theirs is not None:
-        text += f" It does not reach {percent_text(found['target'])} with every seed, as the undefended model does."
+        text += (
+            f" It does not reach {percent_text(found['target'])} with every seed within {compact(found['tested'])} steps, as "
+            f"the undefended model does after {compact(theirs)} (at most ×{found['slower']:g} counts as about as fast)."
+        )
     elif theirs is None:
         text += (
             f" The undefended model does not reach {percent_text(found['target'])} with every seed: speed is undecided."
@@ -408,12 +448,12 @@ class Outcome:
     @property
     def broke(self) -> int:
         """How many seeds broke the model."""
-        return sum(passage.broke for passage in self.passages)
+        return sum(passage.broke < math.inf for passage in self.passages)
 
     @property
     def first(self) -> Passage | None:
         """The cheapest break over the seeds or, where none broke the model, the least that was spent in vain."""
-        return worst_attacker(self.passages) if self.passages else None
+        return cheapest(self.passages) if self.passages else None
 
 
 @dataclass(frozen=True)
@@ -505,7 +545,7 @@ def _tuned(found: Mapping[str, Any]) -> str:
 
 
 def _over_seeds(points: Mapping[int, Checkpoint], field: str, n: int | None = None) -> Estimate | None:
-    """A part over seeds in percent, by the rule of `titer.report.tables`: Wilson over one seed's prompts, all covered.
+    """A part over seeds in percent.
 
     Args:
         points: A seed's checkpoint.
@@ -515,11 +555,29 @@ def _over_seeds(points: Mapping[int, Checkpoint], field: str, n: int | None = No
     found = {seed: point for seed, point in sorted(points.items()) if getattr(point, field) is not None}
     if not found:
         return None
-    values = tuple(100 * float(getattr(point, field)) for point in found.values())
     prompts = min(point.n for point in found.values()) if n is None else n
+    return share_over_seeds({seed: float(getattr(point, field)) for seed, point in found.items()}, prompts)
+
+
+def share_over_seeds(shares: Mapping[int, float], prompts: int) -> Estimate:
+    """A part's mean over seeds in percent, with an interval for another seed and other prompts.
+
+    It covers Wilson's interval over one seed's prompts, that of `share_interval` over seeds, and every seed.
+
+    Args:
+        shares: A seed's part, in [0, 1].
+        prompts: Prompts of a seed; 0 where that is not known.
+    """
+    values = list(shares.values())
     mean = sum(values) / len(values)
-    low, high = (100 * bound for bound in wilson(mean / 100 * prompts, prompts)) if prompts else (mean, mean)
-    return Estimate(mean, min(low, *values), max(high, *values), prompts, tuple(found), values, judge="")
+    ends = list(values)
+    if prompts:
+        ends += wilson(mean * prompts, prompts)
+        ends += share_interval(values, prompts) if len(values) > 1 else ()
+    low, high = min(ends), max(ends)
+    return Estimate(
+        100 * mean, 100 * low, 100 * high, prompts, tuple(shares), tuple(100 * value for value in values), judge=""
+    )
 
 
 # What the numbers rest on -----------------------------------------------------------------------------------------
