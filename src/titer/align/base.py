@@ -184,14 +184,14 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
         if perturbation.ratio < least or perturbation.cosine < least:
             dtype = self.compute_dtype or next(iter(self.trainable.values())).dtype
             raise TiterError(
-                f"The simulated attack is lost in rounding: as the model computes, in {dtype}, its step "
-                f"of {radius} has {perturbation.ratio:.2f} times its length and a cosine of {perturbation.cosine:.2f} "
-                f"with the direction that is meant, and {least} is asked for.",
+                f"The simulated attack is lost in rounding: as the model computes, in {dtype}, its step of {radius} has "
+                f"{perturbation.ratio:.2f} times its length and a cosine of {perturbation.cosine:.2f} with the direction "
+                f"that is meant, and {least} is asked for.",
                 "Keep trained weights in float32 (a LoRA adapter costs little) and set bf16=False, or take a longer "
                 "step; min_perturbation=0 accepts this one.",
             )
-        # A hundredth of the loss, or of a nat, is far above the rounding of float32 and far below curvature. Rounding to bfloat16
-        # swallows 0.4 to 0.6 of so small a change in the loss, and still 0.2 of four hundredths (tiny model, all weights).
+        # A hundredth of the loss, or of a nat, is far above the rounding of float32 and far below curvature. Rounding to
+        # bfloat16 swallows 0.4 to 0.6 of so small a change, and still 0.2 of four hundredths (tiny model, all weights).
         coarse = torch.bfloat16 in {self.compute_dtype, *(weight.dtype for weight in self.model.parameters())}
         part, least = (0.04, least / 2) if coarse else (0.01, least)
         short = min(radius, part * max(harmful_loss, 1.0) / perturbation.norm)
