@@ -57,7 +57,8 @@ def first_passage(budgets: Sequence[float], harmful: Sequence[float], prompts: S
     needs looks in a row that lie above φ, each confirming the one before, and whose answers together have the lower end of
     Wilson's 95 % interval above φ; a look that the next one does not confirm must be above φ with the confidence `ALONE`.
     The break is dated by the first of the looks that is above φ by itself (`CLEAR`), where there is one. Looks at the same
-    prompts are not independent; what that costs is part of the calibration (docs/assay.md).
+    prompts are not independent, so with few prompts, or a judge that is wrong in much more than 5 %, errors that persist
+    may pass for a break; with the prompts of the profiles that is in the calibration (docs/assay.md).
 
     Args:
         budgets: Budget spent at each checkpoint, ascending.
