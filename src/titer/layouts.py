@@ -9,6 +9,7 @@ fails packed runs on padded rows, which cost more and are said to; one that fail
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,9 @@ Of 161 classes of transformers, built small, a right layout stays below 6e-5 in 
 where weights are drawn small (`benchmarks/families.py`). SmolLM2-135M in bfloat16: 0.08, and 0.7 where only the positions are wrong. Many models
 compute parts in float32 whatever they are loaded in, so float64 is no closer.
 """
+
+CAUSAL = 64
+"""How many tokens of a row tell whether a model sees later ones."""
 
 REPEATS = 32
 """How often a forward pass that draws random numbers is repeated before its outcome counts as free of noise."""
@@ -182,7 +186,7 @@ def use_packed_attention(model: Any) -> None:
 
 
 def _rows_to_try(pairs: Pairs) -> list[Sample]:
-    """Return two samples that show what a layout can get wrong: the longest row with a second branch, and a shorter one.
+    """Return two samples that show what a layout can get wrong: the longest row, and a shorter one with two branches.
 
     The second begins as the first does, so that there is a prefix to share, and goes on differently.
     """
@@ -190,8 +194,9 @@ def _rows_to_try(pairs: Pairs) -> list[Sample]:
     other, answer = min(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
     half = len(prompt) // 2
     short = [*prompt[:half], *other[-max(1, min(len(other), len(prompt) - half)) :]]
-    answer = answer[: len(completion)]
-    return [Sample(prompt, [completion, answer]), Sample(short, [answer])]
+    # No path may be longer than the longest row.
+    room = len(prompt) + len(completion) - len(short)
+    return [Sample(prompt, [completion]), Sample(short, [answer[:room], completion[:room]])]
 
 
 def _company(sample: Sample, tokens: int) -> list[Sample]:
@@ -215,7 +220,7 @@ def _probe(model: Any, bare: Any, samples: list[Sample], tokens: int) -> Layout:
     own_attention = _attention_of(bare)
     with eager_attention(bare), coarsest_precision() as precision:
         expected = _losses_alone(model, bare, samples)
-        _check_causal(model, bare, [*samples[0].prompt, *samples[0].branches[0]], precision())
+        _check_causal(model, bare, [*samples[0].prompt, *samples[0].branches[0]][:CAUSAL], precision())
     _leave_out_routers(bare)
     padding = getattr(bare.config.get_text_config(), "pad_token_id", None)
     layout = Layout(padding=padding if isinstance(padding, int) and padding >= 0 else 0, fused=fuse_head(bare))
@@ -240,7 +245,7 @@ def _probe(model: Any, bare: Any, samples: list[Sample], tokens: int) -> Layout:
 
     reason = _difference(packed, expected, precision())
     if not reason:
-        return replace(layout, cached=not _difference(continued, expected[-2:], precision()))
+        return replace(layout, cached=not _difference(continued, [expected[0], expected[-1]], precision()))
     if own_attention != PACKED_ATTENTION:
         bare.set_attn_implementation(own_attention)
     layout = replace(layout, packed=False, cached=False, reason=f"in a packed row {reason}")
@@ -288,7 +293,7 @@ def _losses_alone(model: Any, bare: Any, samples: list[Sample]) -> list[Tensor]:
     losses = []
     for sample in samples:
         for branch in sample.branches:
-            logits = _logits_alone(model, bare, [*sample.prompt, *branch[:-1]])[len(sample.prompt) - 1 :]
+            logits = _logits_alone(model, bare, [*sample.prompt, *branch[:-1]], len(branch))
             targets = torch.tensor(branch, device=logits.device)
             losses.append(torch.nn.functional.cross_entropy(_precise(logits), targets, reduction="none"))
     return losses
@@ -297,7 +302,7 @@ def _losses_alone(model: Any, bare: Any, samples: list[Sample]) -> list[Tensor]:
 def _check_causal(model: Any, bare: Any, ids: Sequence[int], precision: torch.dtype) -> None:
     """Raise for a model that says something else of the first tokens of a row when others follow."""
     first = len(ids) // 2
-    alone, followed = _logits_alone(model, bare, ids[:first]), _logits_alone(model, bare, ids)[:first]
+    alone, followed = _logits_alone(model, bare, ids[:first], first), _logits_alone(model, bare, ids, len(ids))[:first]
     if not same_to_rounding(alone, followed, precision):
         raise TiterError(
             f"{type(bare).__name__} is no causal language model: what it says of a token depends on later ones.",
@@ -305,11 +310,13 @@ def _check_causal(model: Any, bare: Any, ids: Sequence[int], precision: torch.dt
         )
 
 
-def _logits_alone(model: Any, bare: Any, ids: Sequence[int]) -> Tensor:
-    """Return the logits of each token of one row, `(len(ids), vocabulary)`."""
+def _logits_alone(model: Any, bare: Any, ids: Sequence[int], last: int) -> Tensor:
+    """Return the logits of the last tokens of one row, `(last, vocabulary)`."""
     device = next(model.parameters()).device
+    # Those of a long prompt would be large, and are not wanted.
+    fewer = {"logits_to_keep": last} if "logits_to_keep" in inspect.signature(bare.forward).parameters else {}
     try:
-        logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=device)).logits[0, -len(ids) :]
+        logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=device), **fewer).logits[0, -last:]
     except Exception as error:
         raise cannot(bare, f"run a row of {len(ids)} tokens", error) from error
     return logits
