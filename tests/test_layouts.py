@@ -23,6 +23,11 @@ from titer.signals import answer_fit, row_signals
 PAIRS = [([1, 5, 6, 7, 8], [9, 10, 11, 2]), ([1, 5, 12], [13, 2]), ([1, 5, 6, 14], [15, 16, 2])]
 
 
+@pytest.fixture(autouse=True)
+def nothing_said_yet(monkeypatch):
+    monkeypatch.setattr(titer.layouts, "_said", set())
+
+
 @pytest.fixture
 def unpackable(monkeypatch):
     """Let every model refuse packed attention."""
@@ -48,6 +53,7 @@ def test_padding_is_announced_once_with_its_cost_and_reason(tiny, unpackable, ca
     with caplog.at_level(logging.WARNING, "titer"):
         layout = layout_for(tiny, PAIRS, batch_size=3)
         assert layout_for(tiny, PAIRS[:2], batch_size=3) is layout
+        layout_for(copy.deepcopy(tiny), PAIRS)
     assert not layout.packed
     (line,) = [record.getMessage() for record in caplog.records]
     # Three rows of eight places, against 2 tokens shared by all and 6, 2 and 4 of their own.

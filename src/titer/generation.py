@@ -8,7 +8,6 @@ those of the same rows run alone, without padding or cache. Where they are not, 
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +17,8 @@ import torch
 from torch import Tensor
 
 from titer.batches import common_prefix_length
-from titer.layouts import bare_model, cannot, coarsest_precision, first_line, same_to_rounding
+from titer.layouts import bare_model, cannot, coarsest_precision, first_line, same_to_rounding, say_once
 from titer.models import Template
-
-logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 64
 
@@ -108,7 +105,7 @@ def _change_way(model: Any, decoding: _Decoding, failure: str) -> None:
     ways = list(WAYS)
     decoding.way, decoding.longest = ways[ways.index(decoding.way) + 1], 0
     if decoding.way in ("library", "plain"):
-        logger.warning(
+        say_once(
             "%s decodes %s, which takes longer: else %s.",
             type(bare_model(model)).__name__,
             WAYS[decoding.way],

@@ -136,7 +136,7 @@ def layout_for(model: Any, pairs: Pairs, batch_size: int = 8, tokens: int | None
     with _evaluating(model), _quiet():
         layout = _probe(model, bare, _rows_to_try(pairs), tokens)
     if not layout.packed:
-        logger.warning(
+        say_once(
             "%s is run on padded rows, %.1f times the tokens of packed ones in batches of %d: %s.",
             type(bare).__name__,
             padding_cost(pairs, batch_size),
@@ -145,6 +145,16 @@ def layout_for(model: Any, pairs: Pairs, batch_size: int = 8, tokens: int | None
         )
     _proofs[bare] = _Proof(layout, lengths[0], tokens, _state_of(model, bare))
     return layout
+
+
+_said: set[tuple[str, str]] = set()
+
+
+def say_once(message: str, kind: str, *details: Any) -> None:
+    """Log a warning about a kind of model, the first time that it is due in this process."""
+    if (message, kind) not in _said:
+        _said.add((message, kind))
+        logger.warning(message, kind, *details)
 
 
 def inherit_layout(copy: Any, original: Any) -> None:
@@ -396,7 +406,7 @@ def _leave_out_routers(bare: Any) -> None:
     config = bare.config.get_text_config()
     if getattr(config, "output_router_logits", False):
         config.output_router_logits = False
-        logger.warning(
+        say_once(
             "%s: the auxiliary loss that balances its experts is left out; titer's losses are those of tokens alone.",
             type(bare).__name__,
         )
