@@ -9,6 +9,7 @@ refuses shows why, and one that cannot be built this small is listed below the t
 Examples:
     python benchmarks/families.py
     python benchmarks/families.py --kinds gemma2 stablelm
+    python benchmarks/families.py --models smollm2-135m-instruct ./gemma-3-270m --tokens 900
     python benchmarks/families.py --json families.json --markdown table.md
 """
 
@@ -30,10 +31,12 @@ from rich.table import Table
 from small_models import VOCABULARY, names, small_model
 
 from titer.batches import Sample, pack, pad
+from titer.data.builtin import general
 from titer.errors import TiterError
 from titer.generation import WAYS, _Batch
-from titer.layouts import Layout, is_noisy, layout_for, use_packed_attention
+from titer.layouts import Layout, eager_attention, is_noisy, layout_for, use_packed_attention
 from titer.losses import token_nll
+from titer.models import Template, load_model, load_tokenizer
 from titer.plan import environment
 
 BATCH = 8
@@ -53,7 +56,7 @@ def rows(seed: int = 0) -> list[tuple[list[int], list[int]]]:
 def losses_alone(model: Any, pairs: list[tuple[list[int], list[int]]]) -> torch.Tensor:
     losses = []
     for prompt, completion in pairs:
-        logits = model(input_ids=torch.tensor([[*prompt, *completion[:-1]]])).logits[0, len(prompt) - 1 :]
+        logits = model(input_ids=torch.tensor([[*prompt, *completion[:-1]]])).logits[0, -len(completion) :]
         losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(completion), reduction="none"))
     return torch.cat(losses)
 
@@ -74,16 +77,41 @@ def gradient_of(model: Any, loss: torch.Tensor) -> list[torch.Tensor]:
     return [slope for slope in slopes if slope is not None]
 
 
-def survey(kind: str) -> dict[str, Any]:
-    """Return what titer does with a class."""
-    model = small_model(kind)
-    result: dict[str, Any] = {"kind": kind, "class": type(model).__name__}
-    pairs = rows()
+def gradient_error(model: Any, batch: dict[str, Any], pairs: list[tuple[list[int], list[int]]]) -> float | str:
+    """Return the relative error of the gradient of the mean loss, or the error that the model raised."""
+    try:
+        found = gradient_of(model, token_nll(model, batch)[0].mean())
+        with eager_attention(model):
+            wanted = gradient_of(model, losses_alone(model, pairs).mean())
+    except Exception as error:
+        return type(error).__name__
+    apart = torch.stack([(a - b).norm() for a, b in zip(found, wanted, strict=True)]).norm()
+    return float(apart / torch.stack([b.norm() for b in wanted]).norm())
+
+
+def real_rows(name: str, tokens: int) -> list[tuple[list[int], list[int]]]:
+    """Return built-in prompts and answers in the tokens of a model, the last prompt about `tokens` long."""
+    template = Template(load_tokenizer(name))
+    texts = [(record.prompt, record.answer) for record in general()[: BATCH - 1]]
+    texts.append((" ".join(f"item {number}" for number in range(tokens // 3)), "A list of items, with their numbers."))
+    found = []
+    for prompt, answer in texts:
+        asked, said = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}]
+        found.append((template.prompt_ids(asked), template.completion_ids(asked, said)))
+    return found
+
+
+def survey(kind: str, model: Any, pairs: list[tuple[list[int], list[int]]]) -> dict[str, Any]:
+    """Return what titer does with a model and rows."""
+    result: dict[str, Any] = {
+        "kind": kind,
+        "class": type(model).__name__,
+        "longest": max(len(p) + len(c) for p, c in pairs),
+    }
     samples = [Sample(prompt, [completion]) for prompt, completion in pairs]
     own = model.config.get_text_config()._attn_implementation
     try:
-        model.set_attn_implementation("eager")
-        with torch.no_grad():
+        with eager_attention(model), torch.no_grad():
             expected = losses_alone(model, pairs)
         result["padded"] = error_of(model, pad(samples), expected)
         with contextlib.suppress(NotImplementedError):
@@ -97,16 +125,8 @@ def survey(kind: str) -> dict[str, Any]:
     except TiterError as error:
         return result | {"layout": "refused", "reason": str(error).splitlines()[0]}
     result |= {"layout": "packed" if layout.packed else "padded", "cached": layout.cached, "reason": layout.reason}
-    try:
-        found = gradient_of(model, token_nll(model, layout.lay_out(samples))[0].mean())
-        attention = model.config.get_text_config()._attn_implementation
-        model.set_attn_implementation("eager")
-        wanted = gradient_of(model, losses_alone(model, pairs).mean())
-        model.set_attn_implementation(attention)
-        apart = torch.stack([(a - b).norm() for a, b in zip(found, wanted, strict=True)]).norm()
-        result["gradient"] = float(apart / torch.stack([b.norm() for b in wanted]).norm())
-    except Exception as error:
-        result["gradient"] = type(error).__name__
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        result["gradient"] = gradient_error(model, layout.lay_out(samples), pairs)
     try:
         result["noisy"] = is_noisy(model, layout, pairs)
     except TiterError as error:
@@ -157,20 +177,24 @@ def main() -> None:
         description=description, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="model types; all when not given")
+    parser.add_argument("--models", nargs="+", metavar="NAME", default=[], help="models with real weights instead")
+    parser.add_argument("--tokens", type=int, default=300, help="tokens of their longest row; default 300")
     parser.add_argument("--json", metavar="FILE", help="also write the result to FILE")
     parser.add_argument("--markdown", metavar="FILE", help="also write the table of docs/families.md to FILE")
     args = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
     found, missing = [], {}
-    for kind in track(args.kinds or names(), console=Console(stderr=True), transient=True):
+    for kind in track([] if args.models else args.kinds or names(), console=Console(stderr=True), transient=True):
         try:
             small_model(kind)
         except Exception as error:
             missing[kind] = f"{type(error).__name__}: {error}".splitlines()[0][:90]
             continue
-        found.append(survey(kind))
+        found.append(survey(kind, small_model(kind), rows()))
         gc.collect()
+    for name in args.models:
+        found.append(survey(Path(name).name, load_model(name).requires_grad_(False), real_rows(name, args.tokens)))
     if args.markdown:
         Path(args.markdown).write_text(markdown(found, missing), encoding="utf-8")
     table = Table("type", "layout", "packed", "padded", "gradient", "decoding", "noise", "why not packed")

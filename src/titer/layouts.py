@@ -460,7 +460,7 @@ def is_noisy(model: Any, layout: Layout, pairs: Pairs) -> bool:
 
     def outcome() -> list[Tensor]:
         nll, _ = token_nll(model, batch)
-        slopes = torch.autograd.grad(nll.sum(), trained, allow_unused=True)
+        slopes = torch.autograd.grad(nll.sum(), trained, allow_unused=True) if trained else ()
         return [nll.detach(), *(slope for slope in slopes if slope is not None)]
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _own_generators(), torch.enable_grad():
