@@ -26,7 +26,7 @@ from titer.evaluation.artefacts import TASK_PREFIX, Inference
 from titer.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
 from titer.generation import generate
 from titer.methods import Method
-from titer.models import Template, load_model, load_tokenizer
+from titer.models import Template, add_adapter, load_model, load_tokenizer, refuse_nonfinite, refuse_strays
 from titer.signals import row_signals
 from titer.trainer import PackedSFTConfig
 
@@ -71,10 +71,21 @@ class SaveAdapters(TrainerCallback):
 
 
 def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
-    """Save a PEFT adapter, and a tokenizer with it; the folder appears only when it is complete."""
+    """Save a PEFT adapter, and a tokenizer with it; the folder appears only when it is complete.
+
+    Raises:
+        TiterError: When weights are not finite, or what was written is not what the adapter holds.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    own = get_peft_model_state_dict(model)
+    refuse_nonfinite(f"The adapter for `{folder}`", own.items())
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     model.save_pretrained(scratch)
+    written = load_peft_weights(str(scratch), device="cpu")
+    refuse_strays(f"The adapter in `{scratch}`", own.keys() - written.keys(), written.keys() - own.keys())
     if tokenizer is not None:
         tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
@@ -89,11 +100,7 @@ def _base(name: str) -> Any:
 def fresh_model(name: str, adapter: Path | None, trainable: bool) -> Any:
     """Return a copy of a base model that may be changed freely, with `adapter` on it when one is given."""
     model = copy.deepcopy(_base(name))
-    if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
-    return model
+    return model if adapter is None else add_adapter(model, adapter, trainable)
 
 
 def lora_config(values: dict[str, Any]) -> Any:
@@ -143,12 +150,13 @@ def train(
     """
     if (folder / "adapter").exists():
         raise TiterError(f"{folder} holds a finished training.", "Choose another folder, or remove this one.")
+    model = fresh_model(model_name, adapter, trainable=True)  # before anything is written: it may not fit
     start = None if adapter is None else (adapter / "adapter_model.safetensors").read_bytes()
     resume = _checkpoint(
         Path(args.output_dir), method, args.to_json_string(), model_name, start, lora, records, streams
     )
     trainer = method.trainer(
-        model=fresh_model(model_name, adapter, trainable=True),
+        model=model,
         args=args,
         train_dataset=[record.to_training_row() for record in records],
         processing_class=load_tokenizer(model_name),
