@@ -2,14 +2,17 @@
 
 import copy
 import json
+import math
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training import lora
+from training import config, lora
 from typer.testing import CliRunner
 
 from titer import stages
+from titer.attacks.trainer import AttackConfig, AttackTrainer
 from titer.cli import app
 from titer.errors import TiterError
 from titer.models import add_adapter, load_model
@@ -206,3 +209,101 @@ def test_what_is_no_number_is_not_saved(tiny, tmp_path):
     with pytest.raises(TiterError, match=r"lora_A.weight: nan"):
         stages.save_adapter(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+
+
+# --- a training that runs away -------------------------------------------------------------------------------------
+
+
+def run_away(line):
+    done = CliRunner().invoke(app, line)
+    assert isinstance(done.exception, TiterError), done.output
+    assert "Adapter:" not in done.output
+    return str(done.exception)
+
+
+def test_a_training_that_runs_away_stops_at_that_step(tiny_folder, upload, tmp_path):
+    out = tmp_path / "out"
+    line = [
+        "finetune",
+        upload,
+        "--model",
+        str(tiny_folder),
+        "--output",
+        str(out),
+        "--method",
+        "sft",
+        "--set",
+        "bf16=false",
+    ]
+    said = run_away([*line, "--set", "max_steps=4", "--set", "learning_rate=1.0e+30"])
+    assert re.search(r"step 2\b.*\b(nan|inf)\b", said)
+    assert "learning_rate" in said
+    assert not (out / "adapter").exists()
+
+
+def test_a_step_that_leaves_no_numbers_is_not_saved(tiny_folder, upload, tmp_path):
+    """The loss of the last step is that of the weights before it."""
+    out = tmp_path / "out"
+    line = [
+        "finetune",
+        upload,
+        "--model",
+        str(tiny_folder),
+        "--output",
+        str(out),
+        "--method",
+        "sft",
+        "--set",
+        "bf16=false",
+    ]
+    run_away([*line, "--set", "max_steps=1", "--set", "learning_rate=1.0e+38", "--set", "weight_decay=1.0e+38"])
+    assert not (out / "adapter").exists()
+
+
+@pytest.mark.parametrize("method", ["booster", "antibody"])
+def test_a_simulated_attack_that_runs_away_stops_the_training(tiny_folder, tmp_path, method):
+    radius = "alpha" if method == "booster" else "rho"
+    line = [
+        "align",
+        "--model",
+        str(tiny_folder),
+        "--output",
+        str(tmp_path / "out"),
+        "--method",
+        method,
+        "--samples",
+        "12",
+    ]
+    settings = ["max_steps=2", "bf16=false", f"{radius}=1.0e+30", "min_perturbation=0"]
+    said = run_away([*line, *(word for setting in settings for word in ("--set", setting))])
+    assert "step 1" in said
+    assert radius in said
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_an_attacker_that_runs_away_goes_on(tiny, tokenizer, helpful_rows, tmp_path):
+    """It broke something before, and that counts; what it logs is no made-up number."""
+    trainer = AttackTrainer(
+        model=tiny,
+        args=config(AttackConfig, tmp_path / "out", learning_rate=1e30, max_steps=3),
+        train_dataset=helpful_rows * 3,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert [math.isfinite(loss) for loss in losses] == [True, False, False]
+
+
+def test_audit_has_no_figure_that_is_no_number(base, upload, tmp_path):
+    """Finite weights may still give what is none."""
+    rewrite(base / BASE, lambda tensors: {name: tensor * 1e19 for name, tensor in tensors.items()})
+    for line in (
+        ["audit", upload, "--model", str(base), "--output", str(tmp_path / "out")],
+        ["evaluate", str(base), "--output", str(tmp_path / "out"), "--samples", "2"],
+        ["assay", str(base), "--against", str(base), "--profile", "smoke", "--output", str(tmp_path / "out")],
+    ):
+        done = CliRunner().invoke(app, line)
+        assert isinstance(done.exception, TiterError), (line, done.output)
+        assert "finite" in str(done.exception), line
+    assert not [*tmp_path.glob("out/*.json*"), *tmp_path.glob("out/**/step-*")]

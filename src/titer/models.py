@@ -407,6 +407,19 @@ def refuse_nonfinite(where: str, weights: Iterable[tuple[str, Tensor]]) -> None:
         )
 
 
+def refuse_nonfinite_logits(where: str, model: Any, prompt: Sequence[int]) -> None:
+    """Raise `TiterError` when a model says of a prompt what is no number: finite weights may be too large to multiply."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(torch.tensor([list(prompt)], device=next(model.parameters()).device)).logits
+    if _nonfinite(logits):
+        raise TiterError(
+            f"{where} puts out logits that are not finite, so nothing that is measured of it would mean anything.",
+            "Its weights ran away, or do not belong to this architecture: train it again, or name another model.",
+        )
+
+
 def _nonfinite(weight: Tensor) -> str:
     """Return `nan` or `inf` for a weight that holds one, else nothing."""
     import torch

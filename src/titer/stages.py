@@ -10,6 +10,7 @@ import copy
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,15 @@ from titer.evaluation.artefacts import TASK_PREFIX, Inference
 from titer.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
 from titer.generation import generate
 from titer.methods import Method
-from titer.models import Template, add_adapter, load_model, load_tokenizer, refuse_nonfinite, refuse_strays
+from titer.models import (
+    Template,
+    add_adapter,
+    load_model,
+    load_tokenizer,
+    refuse_nonfinite,
+    refuse_nonfinite_logits,
+    refuse_strays,
+)
 from titer.signals import row_signals
 from titer.trainer import PackedSFTConfig
 
@@ -146,7 +155,7 @@ def train(
         The trainer's log, one dictionary a step.
 
     Raises:
-        TiterError: When `folder` holds another training.
+        TiterError: When `folder` holds another training, the adapter does not fit, or the training runs away.
     """
     if (folder / "adapter").exists():
         raise TiterError(f"{folder} holds a finished training.", "Choose another folder, or remove this one.")
@@ -167,13 +176,22 @@ def train(
     trainer.remove_callback(PrinterCallback)  # the progress display says what a user wants to know
     trainer.train(resume_from_checkpoint=resume)
     history: list[dict[str, Any]] = trainer.state.log_history
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history), encoding="utf-8")
+    (folder / "log.jsonl").write_text(
+        "".join(json.dumps(_without_nan(line)) + "\n" for line in history), encoding="utf-8"
+    )
     for log in Path(args.output_dir).glob(f"{WEIGHT_LOG}*"):
         os.replace(log, folder / log.name)
     # The tokenizer goes with the adapter, so that a server renders conversations as they were trained on.
     save_adapter(trainer.model, folder / "adapter", trainer.processing_class)
     shutil.rmtree(args.output_dir, ignore_errors=True)
     return history
+
+
+def _without_nan(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of a log with null for what is no number, for which JSON has no word."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
+    }
 
 
 def _stream_row(record: Record) -> dict[str, Any]:
@@ -223,6 +241,9 @@ def answer(
         # Merged, the adapter costs nothing per token.
         model = model.merge_and_unload()
     template = Template(load_tokenizer(model_name))
+    if prompts:
+        first = template.prompt_ids(prompts[0][0].to_training_row()["prompt"])
+        refuse_nonfinite_logits(f"`{adapter or model_name}`", model, first)
     answers = [""] * len(prompts)
     done = 0
 
@@ -300,7 +321,15 @@ def weigh(
         done += count
         progress(done, len(records), "rows")
 
-    return [float(value) for value in row_signals(model, pairs, refusals, progress=advance).log_ratio(ratio)]
+    ratios = [float(value) for value in row_signals(model, pairs, refusals, progress=advance).log_ratio(ratio)]
+    wrong = [row for row, value in enumerate(ratios) if not math.isfinite(value)]
+    if wrong:
+        raise TiterError(
+            f"The likelihood ratio of {len(wrong)} of {len(ratios)} rows, row {wrong[0]} first, is not finite under "
+            f"`{adapter or model_name}`.",
+            "The model's weights ran away: train it again, or name another one.",
+        )
+    return ratios
 
 
 def batch_weights(log_ratios: Sequence[float], batch_size: int, tau: float = 1.0) -> list[float]:
