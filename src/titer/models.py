@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from titer.errors import TiterError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -278,8 +279,12 @@ def load_model(
         adapter: Folder of a PEFT adapter.
         trainable: Whether the adapter's weights should require gradients.
         trust_remote_code: Run code that the model's repository ships.
+
+    Raises:
+        TiterError: For a model that is not there, whose weights are missing, unexpected or of another shape, or not finite.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if adapter is None:
@@ -287,27 +292,160 @@ def load_model(
     location = locate(name)
     accelerator = torch.accelerator.is_available()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
             dtype=torch.bfloat16 if accelerator else torch.float32,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `refuse_strays` names them; the library would only count them
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _not_found(name, error) from error
+    model, found = loaded
+    # The library fills what it does not find with random numbers. What may differ, it has taken out: tied heads, buffers.
+    shapes = {
+        key: f"shape {tuple(given)} instead of {tuple(wanted)}" for key, given, wanted in found["mismatched_keys"]
+    }
+    refuse_strays(f"`{name}`", found["missing_keys"], found["unexpected_keys"], shapes)
+    refuse_nonfinite(f"`{name}`", model.named_parameters())
     if accelerator:
         model.to(torch.accelerator.current_accelerator())
     if adapter is not None:
-        from peft import PeftModel
-
-        if not (Path(adapter) / "adapter_config.json").is_file():
-            raise TiterError(f"No PEFT adapter at `{adapter}`: it has no adapter_config.json.")
-        model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        model = add_adapter(model, adapter, trainable)
     return model.eval()
 
 
+def add_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any:
+    """Put a PEFT adapter on a model; every weight of its file must have found its place, and every place its weight.
+
+    Args:
+        model: The base model; its modules are changed.
+        folder: Of the adapter.
+        trainable: Whether the adapter's weights should require gradients.
+
+    Raises:
+        TiterError: For an adapter that is not there, does not fit the model, or holds what is no number.
+    """
+    from peft import PeftModel
+    from peft.utils import load_peft_weights
+    from safetensors import SafetensorError
+
+    where = f"The adapter `{folder}`"
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise TiterError(f"No PEFT adapter at `{folder}`: it has no adapter_config.json.")
+    if not any((Path(folder) / file).is_file() for file in ("adapter_model.safetensors", "adapter_model.bin")):
+        raise TiterError(f"{where} has no weights: there is no adapter_model.safetensors.", FOREIGN_ADAPTER)
+    renaming = getattr(model, "_checkpoint_conversion_mapping", None)  # of the model's class, as `from_pretrained` does
+    try:
+        weights = load_peft_weights(str(folder), device="cpu")
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        # Once more, because `from_pretrained` does not say for which weights it found no place.
+        found = adapted.load_adapter(str(folder), "default", is_trainable=trainable, key_mapping=renaming)
+    except KeyError as error:  # of a module that is trained as a whole
+        raise TiterError(f"{where} does not fit its base model: {error} is missing.", FOREIGN_ADAPTER) from error
+    except (ValueError, SafetensorError) as error:
+        raise TiterError(f"{where} cannot be loaded: {_first_line(error)}", FOREIGN_ADAPTER) from error
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        reason = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
+        raise TiterError(f"{where} does not fit its base model: {reason}", FOREIGN_ADAPTER) from error
+    refuse_nonfinite(where, weights.items())
+    if not adapted.peft_config["default"].is_prompt_learning:  # which loads its prompts strictly, beside the modules
+        places = adapted.state_dict()
+        filled = {weight.data_ptr() for name, weight in places.items() if name not in found.missing_keys}
+        # Weights that layers share are saved under one of their names.
+        missing = [name for name in found.missing_keys if places[name].data_ptr() not in filled]
+        refuse_strays(where, missing, found.unexpected_keys, hint=FOREIGN_ADAPTER)
+    return adapted
+
+
+FOREIGN_ADAPTER = (
+    "It was made for another model, or was damaged since: name the base model that it was trained on in its "
+    "adapter_config.json, or save it again."
+)
+"""The hint for adapters that do not fit."""
+
+
+def refuse_strays(
+    where: str,
+    missing: Collection[str],
+    unexpected: Collection[str],
+    shapes: Mapping[str, str] | None = None,
+    hint: str = "Name the folder that the model was saved in as a whole, with the config.json that belongs to its weights.",
+) -> None:
+    """Raise `TiterError` when weights and model do not fit each other: nothing is filled in, nothing passed over.
+
+    Args:
+        where: What was loaded or saved, for the message.
+        missing: Weights of the model that are not there.
+        unexpected: Weights that the model has no place for.
+        shapes: What is wrong with the shape of others.
+        hint: What to do about it.
+    """
+    found = [
+        f"{len(names)} {kind} ({_listed(names)})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
+    if shapes:
+        found.append(f"{len(shapes)} of another shape ({_listed([f'{name}, {how}' for name, how in shapes.items()])})")
+    if found:
+        raise TiterError(f"{where} does not fit: of its weights, {', '.join(found)}.", hint)
+
+
+def refuse_nonfinite(where: str, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise `TiterError`, naming them, when some of the weights are infinite or no numbers.
+
+    Reads each weight once and makes no copy of it. Weights of one byte or less (quantised ones) are passed over.
+    """
+    found = [f"{name}: {kind}" for name, weight in weights if (kind := _nonfinite(weight))]
+    if found:
+        raise TiterError(
+            f"{where} holds weights that are not finite, {len(found)} of them ({_listed(found)}).",
+            "A training that ran away leaves them: train again with a smaller learning rate, or from weights that are whole.",
+        )
+
+
+def refuse_nonfinite_logits(where: str, model: Any, prompt: Sequence[int]) -> None:
+    """Raise `TiterError` when a model says of a prompt what is no number: finite weights may be too large to multiply."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(torch.tensor([list(prompt)], device=next(model.parameters()).device)).logits
+    if _nonfinite(logits):
+        raise TiterError(
+            f"{where} puts out logits that are not finite, so nothing that is measured of it would mean anything.",
+            "Its weights ran away, or do not belong to this architecture: train it again, or name another model.",
+        )
+
+
+def _nonfinite(weight: Tensor) -> str:
+    """Return `nan` or `inf` for a weight that holds one, else nothing."""
+    import torch
+
+    weight = weight.to_local() if hasattr(weight, "to_local") else weight  # the own part of one that is sharded
+    if not weight.is_floating_point() or weight.element_size() < 2 or not weight.numel():
+        return ""
+    # What is no number becomes both least and most.
+    ends = torch.stack(torch.aminmax(weight.detach()))
+    if ends.isfinite().all():
+        return ""
+    return "nan" if ends.isnan().any() else "inf"
+
+
+def _listed(names: Collection[str], most: int = 3) -> str:
+    """Return the first few names, and how many more there are."""
+    shown = ", ".join(f"`{name}`" for name in sorted(names)[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def _not_found(name: str, error: Exception) -> TiterError:
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return TiterError(
-        f"Cannot load a model from `{name}`: {reason}",
+        f"Cannot load a model from `{name}`: {_first_line(error)}",
         f"Name a local folder, a hub id that this machine can reach, or `{EMBEDDED}`, which comes from PyPI.",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -10,6 +10,7 @@ import copy
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,15 @@ from titer.evaluation.artefacts import TASK_PREFIX, Inference
 from titer.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
 from titer.generation import generate
 from titer.methods import Method
-from titer.models import Template, load_model, load_tokenizer
+from titer.models import (
+    Template,
+    add_adapter,
+    load_model,
+    load_tokenizer,
+    refuse_nonfinite,
+    refuse_nonfinite_logits,
+    refuse_strays,
+)
 from titer.signals import row_signals
 from titer.trainer import PackedSFTConfig
 
@@ -71,10 +80,21 @@ class SaveAdapters(TrainerCallback):
 
 
 def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
-    """Save a PEFT adapter, and a tokenizer with it; the folder appears only when it is complete."""
+    """Save a PEFT adapter, and a tokenizer with it; the folder appears only when it is complete.
+
+    Raises:
+        TiterError: When weights are not finite, or what was written is not what the adapter holds.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    own = get_peft_model_state_dict(model)
+    refuse_nonfinite(f"The adapter for `{folder}`", own.items())
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     model.save_pretrained(scratch)
+    written = load_peft_weights(str(scratch), device="cpu")
+    refuse_strays(f"The adapter in `{scratch}`", own.keys() - written.keys(), written.keys() - own.keys())
     if tokenizer is not None:
         tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
@@ -89,11 +109,7 @@ def _base(name: str) -> Any:
 def fresh_model(name: str, adapter: Path | None, trainable: bool) -> Any:
     """Return a copy of a base model that may be changed freely, with `adapter` on it when one is given."""
     model = copy.deepcopy(_base(name))
-    if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
-    return model
+    return model if adapter is None else add_adapter(model, adapter, trainable)
 
 
 def lora_config(values: dict[str, Any]) -> Any:
@@ -139,16 +155,17 @@ def train(
         The trainer's log, one dictionary a step.
 
     Raises:
-        TiterError: When `folder` holds another training.
+        TiterError: When `folder` holds another training, the adapter does not fit, or the training runs away.
     """
     if (folder / "adapter").exists():
         raise TiterError(f"{folder} holds a finished training.", "Choose another folder, or remove this one.")
+    model = fresh_model(model_name, adapter, trainable=True)  # before anything is written: it may not fit
     start = None if adapter is None else (adapter / "adapter_model.safetensors").read_bytes()
     resume = _checkpoint(
         Path(args.output_dir), method, args.to_json_string(), model_name, start, lora, records, streams
     )
     trainer = method.trainer(
-        model=fresh_model(model_name, adapter, trainable=True),
+        model=model,
         args=args,
         train_dataset=[record.to_training_row() for record in records],
         processing_class=load_tokenizer(model_name),
@@ -159,13 +176,22 @@ def train(
     trainer.remove_callback(PrinterCallback)  # the progress display says what a user wants to know
     trainer.train(resume_from_checkpoint=resume)
     history: list[dict[str, Any]] = trainer.state.log_history
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history), encoding="utf-8")
+    (folder / "log.jsonl").write_text(
+        "".join(json.dumps(_without_nan(line)) + "\n" for line in history), encoding="utf-8"
+    )
     for log in Path(args.output_dir).glob(f"{WEIGHT_LOG}*"):
         os.replace(log, folder / log.name)
     # The tokenizer goes with the adapter, so that a server renders conversations as they were trained on.
     save_adapter(trainer.model, folder / "adapter", trainer.processing_class)
     shutil.rmtree(args.output_dir, ignore_errors=True)
     return history
+
+
+def _without_nan(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of a log with null for what is no number, for which JSON has no word."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
+    }
 
 
 def _stream_row(record: Record) -> dict[str, Any]:
@@ -215,6 +241,9 @@ def answer(
         # Merged, the adapter costs nothing per token.
         model = model.merge_and_unload()
     template = Template(load_tokenizer(model_name))
+    if prompts:
+        first = template.prompt_ids(prompts[0][0].to_training_row()["prompt"])
+        refuse_nonfinite_logits(f"`{adapter or model_name}`", model, first)
     answers = [""] * len(prompts)
     done = 0
 
@@ -292,7 +321,15 @@ def weigh(
         done += count
         progress(done, len(records), "rows")
 
-    return [float(value) for value in row_signals(model, pairs, refusals, progress=advance).log_ratio(ratio)]
+    ratios = [float(value) for value in row_signals(model, pairs, refusals, progress=advance).log_ratio(ratio)]
+    wrong = [row for row, value in enumerate(ratios) if not math.isfinite(value)]
+    if wrong:
+        raise TiterError(
+            f"The likelihood ratio of {len(wrong)} of {len(ratios)} rows, row {wrong[0]} first, is not finite under "
+            f"`{adapter or model_name}`.",
+            "The model's weights ran away: train it again, or name another one.",
+        )
+    return ratios
 
 
 def batch_weights(log_ratios: Sequence[float], batch_size: int, tau: float = 1.0) -> list[float]:

@@ -8,6 +8,7 @@ dropped. Nothing else of titer touches the private names of TRL and transformers
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from titer.errors import TiterError
 from titer.gradients import reshard, trainable_parameters
 from titer.layouts import Layout, bare_model, is_noisy, layout_for
 from titer.losses import branch_nll, token_nll
-from titer.models import Template, prepare_tokenizer
+from titer.models import Template, prepare_tokenizer, refuse_nonfinite
 from titer.streams import Pool, draw
 
 IGNORE = -100
@@ -59,6 +60,7 @@ class PackedSFTConfig(trl.SFTConfig):
         bf16: Autocast to bfloat16; chosen by `bf16_is_fast` when not given.
         gradient_checkpointing: Recompute activations instead of keeping them. Off: titer's rows are short.
         share_prefix: Compute the tokens that all prompts of a batch begin with once. Changes no result.
+        logging_nan_inf_filter: Off: a loss that is no number stops the training, and none is made up for the log.
     """
 
     learning_rate: float = field(default=5e-4, metadata={"help": "The learning rate of AdamW."})
@@ -71,6 +73,9 @@ class PackedSFTConfig(trl.SFTConfig):
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     share_prefix: bool = field(
         default=True, metadata={"help": "Compute the tokens that all prompts of a batch begin with once."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log the mean of earlier losses in the place of one that is no number."}
     )
 
     def __post_init__(self) -> None:
@@ -273,10 +278,14 @@ class PackedSFTTrainer(trl.SFTTrainer):
         kwargs: Further arguments of `trl.SFTTrainer`.
 
     Raises:
-        TiterError: For rows that cannot be trained on and settings that would change the method.
+        TiterError: For rows that cannot be trained on, settings that would change the method, and, while it trains, a
+            loss that is no number.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "sft", "titer"]
+
+    stops_when_it_diverges: ClassVar[bool] = True
+    """Whether a loss or a weight that is not finite is an error; for an attacker it is a finding."""
 
     def __init__(
         self,
@@ -306,6 +315,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         self.args = args  # `streams` wants the settings before `Trainer.__init__` has set them
         self.micro_batches: list[PackedBatch] = []
         self._micro_batch = 0
+        self._step_loss: Tensor | float = 0.0
         self._drawn: dict[str, list[PackedBatch]] = {}
         self._pairs: list[tuple[Sequence[int], Sequence[int]]] = []  # every row that the model is to run
         super().__init__(
@@ -524,11 +534,36 @@ class PackedSFTTrainer(trl.SFTTrainer):
             model.train()
             self.micro_batches = [self._prepare_inputs(batch) for batch in self.micro_batches]
             self.before_step(model)
+            self._step_loss = 0.0
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._micro_batch += 1
+        if self.stops_when_it_diverges:
+            self._step_loss += loss
         if self._micro_batch == len(self.micro_batches):
+            if self.stops_when_it_diverges:
+                # Read once a step, as logging does, and of all ranks, which then stop together.
+                self._refuse_divergence("loss", self.total(torch.as_tensor(self._step_loss)).item())
             self.after_step(model)
         return loss
+
+    def _refuse_divergence(self, what: str, value: float) -> None:
+        """Raise, with the likely cause, when a loss is no finite number."""
+        if not self.stops_when_it_diverges or math.isfinite(value):
+            return
+        settings = {"learning_rate": self.args.learning_rate}
+        settings |= {name: getattr(self.args, name) for name in ("alpha", "rho") if hasattr(self.args, name)}
+        given = [f"{name}={number:g}" for name, number in settings.items()] + ["bf16"] * bool(self.args.bf16)
+        raise TiterError(
+            f"The training ran away: at step {self.state.global_step + 1} its {what} is {value}. Most likely one of "
+            f"{', '.join(given)} is the cause.",
+            f"Make {' or '.join(settings)} smaller" + (", or set bf16=false." if self.args.bf16 else "."),
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, whose trained weights must be finite."""
+        if self.stops_when_it_diverges:
+            refuse_nonfinite("The model to be saved", self.trainable.items())
+        super().save_model(output_dir, _internal_call)
 
     def before_step(self, model: Any) -> None:
         """Do what must precede the training loss of an optimizer step; may leave gradients in `.grad`."""
@@ -558,13 +593,16 @@ class PackedSFTTrainer(trl.SFTTrainer):
         for share in self._stream_shares(model, stream):
             self.accelerator.backward(factor * self.accelerator.num_processes * share)  # DDP takes the mean over ranks
             mean += share.detach()
-        return self.total(mean).item()
+        loss = self.total(mean).item()
+        self._refuse_divergence(f"{stream} loss", loss)
+        return loss
 
     @torch.no_grad()
     def stream_loss(self, model: Any, stream: str) -> float:
         """Return a stream's mean token loss over the optimizer batch, in nats, over all ranks."""
         mean = self.total(torch.stack([*self._stream_shares(model, stream)]).sum()).item()
         reshard(self.model)
+        self._refuse_divergence(f"{stream} loss", mean)
         return mean
 
     def _stream_shares(self, model: Any, stream: str) -> Iterator[Tensor]:

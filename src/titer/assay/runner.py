@@ -34,7 +34,7 @@ from titer.evaluation.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inferenc
 from titer.evaluation.scoring import check_verdicts, judge_into
 from titer.generation import generate
 from titer.judges.base import Judge
-from titer.models import split_adapter
+from titer.models import refuse_nonfinite_logits, split_adapter
 from titer.plan import (
     GENERATION_CODE,
     TRAINING_CODE,
@@ -209,6 +209,7 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
 
     def run(own: Stage, progress: Any) -> None:
         weights, template = attacked_model(model), _template(model)
+        refuse_nonfinite_logits(f"`{model}`", weights, prompts_of(template, pools.general[:1])[0])
         found = probe.everything(weights, template)
         for done, (name, (records, limit)) in enumerate(sets.items(), 1):
             progress(done, len(sets) + 1, name)

@@ -189,8 +189,12 @@ class Question(NamedTuple):
 
 
 class FleetTrainer(PackedSFTTrainer):
-    """Supervised fine-tuning that lets a fleet do its forward and backward passes; alone it is `PackedSFTTrainer`."""
+    """Supervised fine-tuning that lets a fleet do its forward and backward passes; alone it is `PackedSFTTrainer`.
 
+    One whose loss is no number goes on (`titer.attacks.failures`): what it did before counts.
+    """
+
+    stops_when_it_diverges = False
     coroutine: Coroutine | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -82,9 +82,10 @@ def command(
     _write_csv(output / "audit.csv", rows)
     write_audit(output / "audit.html", rows, meta)
     document = {"schema": "titer/audit/1", **meta, "rows": rows}
-    write_atomically(output / "audit.json", json.dumps(document, ensure_ascii=False, indent=1).encode())
+    text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
+    write_atomically(output / "audit.json", text.encode())
     if as_json:
-        print(json.dumps(document, ensure_ascii=False, indent=1))
+        print(text)
         return
     _print(rows[:top], meta, output)
 

@@ -168,7 +168,13 @@ class GateTrainer(RefusalTrainer):
         if self.args.signal in ("probe", "both"):
             probe = LogisticRegression.fit(calibration.hidden[:, 0], labels, self.args.ridge)
             probabilities.append(probe.probability(upload.hidden[:, 0]))
-        return torch.stack(probabilities).amax(0)
+        probability = torch.stack(probabilities).amax(0)
+        if not probability.isfinite().all():
+            raise TiterError(
+                "The gate's signals are not finite: the aligned model puts out what is no number.",
+                "Its weights ran away: align it again with a smaller learning rate.",
+            )
+        return probability
 
     def before_step(self, model: Any) -> None:
         """Count the tokens or samples of the optimizer batch."""
