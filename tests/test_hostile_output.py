@@ -21,21 +21,6 @@ def invisible(text):
     return {char for char in odd if char not in "\n\t\u200c\u200d"}
 
 
-@pytest.fixture
-def titer(monkeypatch, capsys):
-    """Runs the command line in this process; returns its exit code and what it wrote to stdout and stderr."""
-    from titer.cli import main
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["titer", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        written = capsys.readouterr()
-        return stop.value.code or 0, written.out, written.err
-
-    return run
-
-
 def write_upload(folder):
     rows = [
         {"prompt": f"{place} {HOSTILE}", "completion": HOSTILE, "origin": f"of {HOSTILE}", "category": HOSTILE}

@@ -69,10 +69,11 @@ def run(
 ) -> None:
     """Assay a model."""
     started = time.time()
-    from titer.assay.card import headline, parse_requirements, short_name, unmet
+    from titer.assay.card import assay_folder, headline, parse_requirements, unmet
     from titer.assay.profile import read_profile
 
     requirements = parse_requirements(require) if require is not None else []
+    folder = assay_folder(output, name, model)
     chosen = read_profile(profile, overrides or ())
     show = Show()
     show.remark("Loading libraries …")
@@ -86,7 +87,6 @@ def run(
     if dry_run:
         print_plan(f"assay of {model} against {against}, profile {chosen.name}", plan, plan.pools.overlap, as_json)
         return
-    folder = output / (name or short_name(model))
     show.console.print(f"{chosen.name}: {chosen.description}")
     shared = sum(plan.pools.overlap.values())
     show.remark(f"Prompts shared between pools: {shared}. Assay: {folder}")
