@@ -134,3 +134,18 @@ def harmful_rows():
         )
         for i, t in enumerate(things)
     ]
+
+
+@pytest.fixture
+def titer(monkeypatch, capsys):
+    """Runs the command line in this process; returns its exit code and what it wrote to stdout and stderr."""
+    from titer.cli import main
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["titer", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        written = capsys.readouterr()
+        return stop.value.code or 0, written.out, written.err
+
+    return run

@@ -21,6 +21,7 @@ from titer.data.pools import DataSettings, first, harmful_pools, helpful_rows, l
 from titer.errors import TiterError, check_known
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.scoring import check_verdicts, judge_into, summarise
+from titer.files import folder_name
 from titer.judges.base import Judge
 from titer.plan import (
     GENERATION_CODE,
@@ -158,8 +159,7 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         TiterError: For a missing or broken file, an unknown key (with a suggestion) or a wrong value.
     """
-    experiment: Experiment = settings.read(Experiment, path, "experiments", "experiment", overrides)
-    _check(experiment)
+    experiment: Experiment = settings.read(Experiment, path, "experiments", "experiment", _check, overrides)
     return experiment
 
 
@@ -168,6 +168,7 @@ def _check(experiment: Experiment) -> None:
     from titer import judges, stages
     from titer.finetune.base import check_batch_of_two
 
+    folder_name(experiment.name, "name")
     if not experiment.arms:
         raise TiterError("The experiment has no arms.")
     for name, seeds in (("seeds", experiment.seeds), ("poison_ratios", experiment.finetune.poison_ratios)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,14 @@ def bundled(folder: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted(found.glob("*.yaml"))}
 
 
-def read(kind: Any, path: str | Path, folder: str, what: str, overrides: Sequence[str] = ()) -> Any:
+def read(
+    kind: Any,
+    path: str | Path,
+    folder: str,
+    what: str,
+    check: Callable[[Any], None],
+    overrides: Sequence[str] = (),
+) -> Any:
     """Read a settings file.
 
     Args:
@@ -72,6 +79,7 @@ def read(kind: Any, path: str | Path, folder: str, what: str, overrides: Sequenc
         path: A YAML file, or the name of a bundled one.
         folder: Where bundled ones are.
         what: What the file describes, for errors (`experiment`).
+        check: Raises for what no single value of it shows.
         overrides: `key=value` pairs such as `finetune.training.max_steps=40`; values are YAML.
 
     Raises:
@@ -94,7 +102,9 @@ def read(kind: Any, path: str | Path, folder: str, what: str, overrides: Sequenc
     for override in overrides:
         _override(values, override)
     try:
-        return build(kind, values, what)
+        made = build(kind, values, what)
+        check(made)
+        return made
     except TiterError as error:
         raise TiterError(f"{path}: {error.message}", error.hint) from None
 

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from titer.data.records import Record
 from titer.errors import TiterError, check_known
-from titer.evaluation.artefacts import TASK_PREFIX, Inference
+from titer.evaluation.artefacts import TASK_PREFIX, Inference, write_atomically
+from titer.files import put_whole
 from titer.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
 from titer.generation import generate
 from titer.methods import Method
@@ -97,8 +97,7 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
     refuse_strays(f"The adapter in `{scratch}`", own.keys() - written.keys(), written.keys() - own.keys())
     if tokenizer is not None:
         tokenizer.save_pretrained(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(scratch, folder)
+    put_whole(scratch, folder)
 
 
 @functools.lru_cache(maxsize=1)
@@ -180,7 +179,8 @@ def train(
         "".join(json.dumps(_without_nan(line)) + "\n" for line in history), encoding="utf-8"
     )
     for log in Path(args.output_dir).glob(f"{WEIGHT_LOG}*"):
-        os.replace(log, folder / log.name)
+        # Copied: whoever goes on from a checkpoint, for want of an adapter, goes on with the log too.
+        write_atomically(folder / log.name, log.read_bytes())
     # The tokenizer goes with the adapter, so that a server renders conversations as they were trained on.
     save_adapter(trainer.model, folder / "adapter", trainer.processing_class)
     shutil.rmtree(args.output_dir, ignore_errors=True)
@@ -203,21 +203,18 @@ def _checkpoint(folder: Path, *inputs: Any) -> str | None:
     """Return the checkpoint to go on from, if any, after making sure that it belongs to the same training."""
     key = hashlib.sha256(repr(inputs).encode()).hexdigest()
     marker = folder / "inputs.sha256"
-    if folder.is_dir() and any(folder.iterdir()):
-        if not marker.is_file() or marker.read_text() != key:
-            raise TiterError(
-                f"{folder} holds checkpoints of a training with other settings or data.",
-                "Choose another folder, or remove this one.",
-            )
-        return last_checkpoint(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text(key)
-    return None
+    if marker.read_text() != key if marker.is_file() else any(folder.glob("checkpoint-*")):
+        raise TiterError(
+            f"{folder} holds checkpoints of a training with other settings or data.",
+            "Choose another folder, or remove this one.",
+        )
+    write_atomically(marker, key.encode())
+    return last_checkpoint(folder)
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the last checkpoint that is whole; on one that broke off, for want of disk or power, no training goes on."""
-    # The trainer writes its own state last.
+    """Return the last checkpoint; one that broke off, for want of disk or power, is none, whoever wrote it."""
+    # titer's trainers put whole ones there; others write the trainer's state last.
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -21,11 +23,14 @@ import trl
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import Parameter
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from titer.batches import PackedBatch, Sample
 from titer.data.records import Record
 from titer.errors import TiterError
+from titer.files import put_whole
 from titer.gradients import reshard, trainable_parameters
 from titer.layouts import Layout, bare_model, is_noisy, layout_for
 from titer.losses import branch_nll, token_nll
@@ -33,6 +38,9 @@ from titer.models import Template, prepare_tokenizer, refuse_nonfinite
 from titer.streams import Pool, draw
 
 IGNORE = -100
+
+UNFINISHED = ".unfinished"
+"""In the output folder: where a checkpoint is written until it is whole."""
 
 USE_FSDP2 = "Use FSDP2 or DDP: `accelerate launch --config_file $(titer accelerate fsdp2) SCRIPT`."
 """The hint for ways of sharding that do not work."""
@@ -316,6 +324,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         self.micro_batches: list[PackedBatch] = []
         self._micro_batch = 0
         self._step_loss: Tensor | float = 0.0
+        self._saving = False
         self._drawn: dict[str, list[PackedBatch]] = {}
         self._pairs: list[tuple[Sequence[int], Sequence[int]]] = []  # every row that the model is to run
         super().__init__(
@@ -643,6 +652,53 @@ class PackedSFTTrainer(trl.SFTTrainer):
         sums, tokens = branch_nll(nll, inputs["branch"], len(inputs["row"]))
         self._evaluated[:, inputs["row"]] = torch.stack((sums, tokens, torch.ones_like(sums))).to(self._evaluated)
         return nll.mean(), None, None
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = Path(super()._get_output_dir(trial))
+        return str(folder / UNFINISHED if self._saving else folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint, which appears under its name when all processes have written all of it."""
+        folder, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        part = folder / UNFINISHED / name
+        if self.args.should_save:
+            shutil.rmtree(part.parent, ignore_errors=True)  # what broke off before
+        self.accelerator.wait_for_everyone()
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+        if self.state.best_model_checkpoint == str(part):
+            self.state.best_model_checkpoint = str(folder / name)
+            if self.args.should_save:
+                self.state.save_to_json(str(part / TRAINER_STATE_NAME))
+        # Machines with a disk of their own have their own part of it.
+        for mine in (self.args.process_index == 0, self.args.local_process_index == 0):
+            self.accelerator.wait_for_everyone()
+            if mine and part.is_dir():
+                put_whole(part, folder / name)
+                part.parent.rmdir()
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(folder / name))
+        if self.args.should_save:
+            # Those before go when this one is there.
+            rotate_checkpoints(
+                str(folder), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed from its very last checkpoint; the library would take another step before it looks.
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Wait: what is pushed is pushed from where it stays."""
 
     # -- what methods use ---------------------------------------------------------------------------------------------
 

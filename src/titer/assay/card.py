@@ -10,6 +10,7 @@ from typing import Any
 from titer.assay.conditions import order_of
 from titer.errors import TiterError, check_known
 from titer.evaluation.artefacts import write_atomically
+from titer.files import folder_name
 
 SCHEMA = "titer/scorecard/2"
 CONDITIONS = ("resistance", "stability", "generalization", "trainability")
@@ -113,6 +114,15 @@ def _times(ratio: Mapping[str, Any], at_least: bool) -> str:
     """A ratio with its interval, `×4.0 [2.0–8.0]`."""
     high = "∞" if ratio["high"] is None else f"{ratio['high']:.1f}"
     return f"{'≥ ' if at_least else ''}×{ratio['value']:.1f} [{ratio['low']:.1f}–{high}]"
+
+
+def assay_folder(output: Path, name: str | None, model: str) -> Path:
+    """Return the folder of an assay in the folder of assays: `name`, or by default the model's.
+
+    Raises:
+        TiterError: When `name` leads out of it.
+    """
+    return output / (short_name(model) if name is None else folder_name(name, "--name"))
 
 
 def short_name(model: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from titer.assay.card import short_name, write_scorecard
+from titer.assay.card import assay_folder, write_scorecard
 from titer.assay.profile import Profile, read_profile
 from titer.assay.runner import AssayPlan, plan_assay
 from titer.assay.scorecard import make_scorecard
@@ -46,9 +46,10 @@ def assay(
         AssayStopped: For a fault of titer, of a plug-in, or of the machine before any attack.
     """
     chosen = profile if isinstance(profile, Profile) else read_profile(profile)
+    folder = assay_folder(output, name, defended)
     plan = plan_assay(chosen, defended, against, output, data_dir, defence_data)
     command = f"titer.assay.assay({defended!r}, {against!r}, profile={chosen.name!r})"
-    return carry_out(plan, output / (name or short_name(defended)), command, show)
+    return carry_out(plan, folder, command, show)
 
 
 class AssayStopped(RuntimeError):

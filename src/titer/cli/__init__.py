@@ -14,6 +14,7 @@ import typer
 
 from titer.cli import accelerate, align, assay, attacks, audit, data, evaluate, finetune, models, report, run
 from titer.errors import TiterError
+from titer.text import say
 
 app = typer.Typer(
     name="titer",
@@ -48,15 +49,16 @@ def options(
 
 def main() -> None:
     """Run the command line; a user's mistake is a message and exit code 2, never a traceback."""
+
     try:
         app()
     except TiterError as error:
-        print(f"Error: {error.message}", file=sys.stderr)
+        say(f"Error: {error.message}", sys.stderr)
         if error.hint:
-            print(f"       {error.hint}", file=sys.stderr)
+            say(f"       {error.hint}", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nStopped. What is done is kept: the same command goes on from here.", file=sys.stderr)
+        say("\nStopped. What is done is kept: the same command goes on from here.", sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output went away (`titer … | head`).

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from titer.errors import check_known
+from titer.text import say
 
 NAME = "accelerate"
 HELP = "Print the file of a configuration for `accelerate launch`, or the names of all."
@@ -31,10 +32,11 @@ def command(
     name: Annotated[str | None, typer.Argument(help="The configuration, as `titer accelerate` lists them.")] = None,
 ) -> None:
     """Print a file's name, or what there is."""
+
     known = configs()
     if name is not None:
         check_known([name], known, "configuration")
-        print(known[name])
+        say(str(known[name]))
         return
     for each, path in known.items():
-        print(f"{each:12}{path.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
+        say(f"{each:12}{path.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")

@@ -20,6 +20,7 @@ from titer.cli.common import (
     quiet_libraries,
     settings_from,
 )  # fmt: skip
+from titer.text import say
 
 NAME = "align"
 HELP = "Align a model on refusals and helpful answers: sft, booster or antibody. Writes a PEFT adapter."
@@ -83,5 +84,5 @@ def command(
     with show.task(f"align {method}") as progress:
         streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
         stages.train(chosen, args, base, adapter, settings_from(lora), records, streams, output, progress=progress)
-    print(f"Adapter: {output / 'adapter'}")
-    print(f"Score it: titer evaluate {output / 'adapter'} --output {output / 'evaluation'}")
+    say(f"Adapter: {output / 'adapter'}")
+    say(f"Score it: titer evaluate {output / 'adapter'} --output {output / 'evaluation'}")

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, print_plan, quiet_libraries
+from titer.text import say, to_json
 
 HELP = "Measure how immune a model is: resistance, stability, generalization and trainability, with a verdict on each."
 EXAMPLES = """
@@ -68,40 +69,39 @@ def run(
 ) -> None:
     """Assay a model."""
     started = time.time()
-    from titer.assay.card import headline, parse_requirements, short_name, unmet
+    from titer.assay.card import assay_folder, headline, parse_requirements, unmet
     from titer.assay.profile import read_profile
 
     requirements = parse_requirements(require) if require is not None else []
+    folder = assay_folder(output, name, model)
     chosen = read_profile(profile, overrides or ())
     show = Show()
-    show.console.print("[dim]Loading libraries …", highlight=False)
+    show.remark("Loading libraries …")
     from titer.assay.run import AssayStopped, carry_out
     from titer.assay.runner import plan_assay
     from titer.report import print_scorecard
+    from titer.screen import Screen
 
     quiet_libraries()
     plan = plan_assay(chosen, model, against, output, data_dir, defence_data or ())
     if dry_run:
         print_plan(f"assay of {model} against {against}, profile {chosen.name}", plan, plan.pools.overlap, as_json)
         return
-    folder = output / (name or short_name(model))
-    show.console.print(f"{chosen.name}: {chosen.description}", highlight=False)
+    show.console.print(f"{chosen.name}: {chosen.description}")
     shared = sum(plan.pools.overlap.values())
-    show.console.print(f"[dim]Prompts shared between pools: {shared}. Assay: {folder}", highlight=False)
+    show.remark(f"Prompts shared between pools: {shared}. Assay: {folder}")
     try:
         card = carry_out(plan, folder, shlex.join(["titer", *sys.argv[1:]]), show, force)
     except AssayStopped as error:
         fail(str(error), code=1)
     if as_json:
-        print(json.dumps(card, indent=1, ensure_ascii=False))
+        say(to_json(card))
     else:
-        from rich.console import Console
-
-        print_scorecard(card, Console())
-        print(headline(card))
+        print_scorecard(card, Screen())
+        say(headline(card))
         for what, file in (("Scorecard", "scorecard.json"), ("Model card", "model_card.md"), ("Report", "report.html")):
-            print(f"{what}: {folder / file}")
-    show.console.print(f"[dim]Took {duration(time.time() - started)}.", highlight=False)
+            say(f"{what}: {folder / file}")
+    show.remark(f"Took {duration(time.time() - started)}.")
     failed = card["hygiene"]["failed"]
     if failed:
         fail(
@@ -127,6 +127,7 @@ def compare(
     from titer.assay.card import read_scorecard
     from titer.errors import TiterError
     from titer.report import comparison_markdown, comparison_rows, print_comparison
+    from titer.screen import Screen
 
     cards = [read_scorecard(path) for path in scorecards]
     if len(cards) < 2:
@@ -137,11 +138,9 @@ def compare(
     if markdown is not None:
         markdown.write_text(comparison_markdown(cards), encoding="utf-8")
     if as_json:
-        print(json.dumps(comparison_rows(cards), indent=1, ensure_ascii=False))
+        say(to_json(comparison_rows(cards)))
         return
-    from rich.console import Console
-
-    print_comparison(cards, Console())
+    print_comparison(cards, Screen())
 
 
 def _not_comparable(cards: list[dict[str, Any]]) -> tuple[str, str] | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Annotated
 
 import typer
 
 from titer.cli.common import Json
+from titer.text import say, to_json
 
 HELP = "Explain the attacks that an assay runs."
 EXAMPLES = """
@@ -26,19 +26,19 @@ app = typer.Typer(help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_
 def list_attacks(as_json: Json = False) -> None:
     """List the catalogue."""
     from titer.attacks.threats import CATALOGUE
+    from titer.screen import Screen
 
     if as_json:
-        print(json.dumps({name: dataclasses.asdict(attack) for name, attack in CATALOGUE.items()}, indent=1))
+        say(to_json({name: dataclasses.asdict(attack) for name, attack in CATALOGUE.items()}))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("attack", "what it does", "steps", "trains")
     for name, attack in CATALOGUE.items():
         trains = "nothing" if attack.method == "ablation" else "every weight" if attack.lora is None else "LoRA"
         table.add_row(name, attack.summary, str(attack.total_steps), trains)
-    Console().print(table)
-    print("Profiles choose among them: titer assay MODEL --against OTHER --profile quick --dry-run")
+    Screen().print(table)
+    say("Profiles choose among them: titer assay MODEL --against OTHER --profile quick --dry-run")
 
 
 @app.command("show", help="The settings of an attack.", epilog="Example: `titer attacks show warm_up`")
@@ -52,15 +52,13 @@ def show_attack(
     check_known([name], CATALOGUE, "attack")
     attack = CATALOGUE[name]
     if as_json:
-        print(json.dumps(dataclasses.asdict(attack), indent=1))
+        say(to_json(dataclasses.asdict(attack)))
         return
-    print(f"{name}: {attack.summary}\n")
+    say(f"{name}: {attack.summary}\n")
     plain = {item.name: item.default for item in dataclasses.fields(Attack)}
     for item in dataclasses.fields(Attack):
         value = getattr(attack, item.name)
         if item.name != "summary":
             changed = plain[item.name] is not dataclasses.MISSING and value != plain[item.name]
-            print(f"{'*' if changed else ' '} {item.name:15} {value}")
-    print(
-        "\n* differs from the attack `harmful`. Change any of them in a profile: attacks: {" + name + ": {steps: 48}}"
-    )
+            say(f"{'*' if changed else ' '} {item.name:15} {value}")
+    say("\n* differs from the attack `harmful`. Change any of them in a profile: attacks: {" + name + ": {steps: 48}}")

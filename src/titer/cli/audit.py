@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from titer.cli.common import EMBEDDED, DataDir, Json, Model, Show, quiet_libraries
+from titer.text import one_line, say, to_csv, to_json
 
 NAME = "audit"
 HELP = "Rank the rows of an upload, the most suspicious first, before anything is trained on them."
@@ -79,48 +78,28 @@ def command(
         found = auroc_interval([-value for value in ratios], [bool(flag) for flag in truth])
         meta |= {"auroc": found.value, "auroc_low": found.low, "auroc_high": found.high}
     output.mkdir(parents=True, exist_ok=True)
-    _write_csv(output / "audit.csv", rows)
+    write_atomically(output / "audit.csv", to_csv(rows).encode())
     write_audit(output / "audit.html", rows, meta)
     document = {"schema": "titer/audit/1", **meta, "rows": rows}
-    text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
-    write_atomically(output / "audit.json", text.encode())
+    write_atomically(output / "audit.json", to_json(document).encode())
     if as_json:
-        print(text)
+        say(to_json(document))
         return
     _print(rows[:top], meta, output)
 
 
-def _write_csv(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write all rows; a text that a spreadsheet would run as a formula is quoted."""
-    import io
-
-    from titer.evaluation.artefacts import write_atomically
-
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-    writer.writeheader()
-    for row in rows:
-        risky = {
-            key: isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") for key, value in row.items()
-        }
-        writer.writerow({key: f"'{value}" if risky[key] else value for key, value in row.items()})
-    write_atomically(path, text.getvalue().encode())
-
-
 def _print(rows: list[dict[str, object]], meta: dict[str, object], output: Path) -> None:
     """Print the most suspicious rows."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from titer.screen import Screen
 
     table = Table("row", "log ratio", "weight", "origin", "prompt", title=f"{meta['dataset']}: {meta['n']} rows")
     for row in rows:
-        prompt = escape(" ".join(str(row["prompt"]).split())[:70])
+        prompt = one_line(str(row["prompt"]))[:70]
         ratio, weight = f"{row['log_ratio']:.1f}", f"{row['weight']:.3f}"
-        table.add_row(str(row["index"]), ratio, weight, str(row["origin"] or ""), prompt)
-    Console().print(table)
+        table.add_row(str(row["index"]), ratio, weight, one_line(str(row["origin"] or "")), prompt)
+    Screen().print(table)
     if "auroc" in meta:
-        print(
-            f"AUROC {meta['auroc']:.3f} (95 % {meta['auroc_low']:.3f} – {meta['auroc_high']:.3f}) against true origin."
-        )
-    print(f"All rows: {output / 'audit.csv'}, {output / 'audit.html'}")
+        say(f"AUROC {meta['auroc']:.3f} (95 % {meta['auroc_low']:.3f} – {meta['auroc_high']:.3f}) against true origin.")
+    say(f"All rows: {output / 'audit.csv'}, {output / 'audit.html'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import warnings
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from titer.text import say, to_json
 
 if TYPE_CHECKING:
     from titer.plan import Plan
@@ -67,9 +68,9 @@ class Show:
     """Shows stages as they run: a progress bar in a terminal, a line each elsewhere. Everything goes to stderr."""
 
     def __init__(self) -> None:
-        from rich.console import Console
+        from titer.screen import Screen
 
-        self.console = Console(stderr=True)
+        self.console = Screen(stderr=True)
 
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[[int, int, str], None]]:
@@ -77,12 +78,12 @@ class Show:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         if not self.console.is_terminal:
-            self.console.print(f"… {name}", highlight=False)
+            self.console.print(f"… {name}")
             yield lambda done, total, note: None
             return
         with Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"), console=self.console, transient=True,
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False), console=self.console, transient=True,
         ) as bar:  # fmt: skip
             task = bar.add_task(name, total=None, note="")
             yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
@@ -93,25 +94,33 @@ class Show:
 
     def settled(self, stage: Any) -> None:
         """Say how a stage came out."""
+        from rich.text import Text
+
         mark = {
-            "done": "[green]✓", "cached": "[dim]=", "incomplete": "[yellow]…", "failed": "[red]✗", "skipped": "[yellow]-",
+            "done": ("✓", "green"), "cached": ("=", "dim"), "incomplete": ("…", "yellow"), "failed": ("✗", "red"),
+            "skipped": ("-", "yellow"),
         }[stage.status]  # fmt: skip
         about = {"done": duration(stage.seconds), "cached": "done before"}.get(stage.status, stage.reason)
-        self.console.print(f"{mark}[/] {stage.name}  [dim]{about}", highlight=False)
+        self.console.print(Text.assemble(mark, f" {stage.name}  ", (about, "dim")))
+
+    def remark(self, text: str) -> None:
+        """Say something that can be passed over."""
+        self.console.print(text, style="dim")
 
 
 def fail(message: str, code: int) -> None:
     """Print a message and exit with a code."""
-    print(message, file=sys.stderr)
+
+    say(message, sys.stderr)
     raise typer.Exit(code)
 
 
 def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool) -> None:
     """Print the stages of a plan, their FLOPs and about how long they take on this machine."""
-    from rich.console import Console
     from rich.table import Table
 
     from titer.plan import machine_flops
+    from titer.screen import Screen
 
     rate = machine_flops()
     rows = [
@@ -124,13 +133,13 @@ def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool) -
             {"stage": name, "key": key, "status": status, "flops": cost, "seconds": round(cost / rate, 1)}
             for name, key, status, cost in rows
         ]
-        print(json.dumps({"stages": stages, "flops": flops, "seconds": flops / rate, "overlap": overlap}, indent=1))
+        say(to_json({"stages": stages, "flops": flops, "seconds": flops / rate, "overlap": overlap}))
         return
     table = Table("stage", "key", "status", "FLOPs", "estimate", title=f"{title}: {len(rows)} stages")
     for name, key, status, cost in rows:
         table.add_row(name, key[:8], status, f"{cost:.1e}" if cost else "", duration(cost / rate) if cost else "")
-    Console().print(table)
-    print(
+    Screen().print(table)
+    say(
         f"{flops:.1e} FLOPs, about {duration(flops / rate)} on this machine. "
         f"Prompts shared between pools: {sum(overlap.values())}."
     )

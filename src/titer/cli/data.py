@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from titer.cli.common import DataDir, Json
+from titer.text import one_line, say, to_json
 
 if TYPE_CHECKING:
     from titer.data import DatasetInfo
@@ -52,26 +52,32 @@ def command(
         "first": [record.to_training_row() for record in records[:rows]],
     }
     if as_json:
-        print(json.dumps(about, indent=1, ensure_ascii=False))
+        say(to_json(about))
         return
-    print(f"{name}: {len(records)} rows")
+    say(f"{name}: {len(records)} rows")
     for key, counts in (("origins", origins), ("categories", categories)):
         if counts:
-            print(f"{key}: " + ", ".join(f"{label} {count}" for label, count in counts.items()))
+            say(f"{key}: " + ", ".join(f"{one_line(label)} {count}" for label, count in counts.items()))
     for record in records[:rows]:
-        print(f"\n  prompt: {record.prompt_text}\n  answer: {record.completion_text}")
+        say(f"\n  prompt: {_indented(record.prompt_text)}\n  answer: {_indented(record.completion_text)}")
+
+
+def _indented(text: str) -> str:
+    """Set off a text of several lines, so that none of them looks like one of titer's own."""
+    return text.replace("\n", "\n          ")
 
 
 def _list(infos: Sequence[DatasetInfo], as_json: bool) -> None:
     import dataclasses
 
+    from titer.screen import Screen
+
     if as_json:
-        print(json.dumps([dataclasses.asdict(info) for info in infos], indent=1))
+        say(to_json([dataclasses.asdict(info) for info in infos]))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("name", "what it holds", "source", "licence")
     for info in infos:
         table.add_row(info.name, info.description, info.source, info.licence)
-    Console().print(table)
+    Screen().print(table)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from titer.cli.common import DataDir, Harmful, Json, Lookalikes, Seed, Show, quiet_libraries
+from titer.text import say, to_json
 
 if TYPE_CHECKING:
     from titer.evaluation.artefacts import Inference
@@ -52,6 +54,7 @@ def command(
     from titer.evaluation import artefacts
     from titer.evaluation.scoring import check_verdicts, judge_into, summarise
     from titer.plan import environment
+    from titer.screen import Screen
 
     chosen = judges.get(judge)
     if rejudge is not None:
@@ -76,16 +79,15 @@ def command(
 
         write_report(output)  # the page of a run shows the new verdicts
     if as_json:
-        print((output / "results.json").read_text(encoding="utf-8"))
+        say(to_json(json.loads((output / "results.json").read_text(encoding="utf-8"))))
     else:
-        from rich.console import Console
         from rich.table import Table
 
         table = Table("metric", "value", "95 % interval", "n", "judge", title=str(inferences[0].model))
         for row in results:
             table.add_row(row.metric, f"{row.value:.1f} %", f"{row.low:.1f} – {row.high:.1f}", str(row.n), row.judge)
-        Console().print(table)
-        print(f"Artefacts: {output}")
+        Screen().print(table)
+        say(f"Artefacts: {output}")
     check_verdicts(scores)
 
 

@@ -20,6 +20,7 @@ from titer.cli.common import (
     quiet_libraries,
     settings_from,
 )  # fmt: skip
+from titer.text import say
 
 NAME = "finetune"
 HELP = "Fine-tune an aligned model on an untrusted upload: sft, antibody or gate. Writes a PEFT adapter."
@@ -64,6 +65,6 @@ def command(
     base, adapter = split_adapter(model)
     with show.task(f"fine-tune {method}") as progress:
         stages.train(chosen, args, base, adapter, {}, records, streams, output, progress=progress)
-    print(f"Adapter: {output / 'adapter'}")
+    say(f"Adapter: {output / 'adapter'}")
     if method != "sft":
-        print(f"What each row was allowed to teach: {output / 'sample_weights.jsonl'}")
+        say(f"What each row was allowed to teach: {output / 'sample_weights.jsonl'}")

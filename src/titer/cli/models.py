@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from titer.cli.common import EMBEDDED, Json
+from titer.text import say, to_json
 
 NAME = "models"
 HELP = "Show a model's size, template and adapter; fetches the embedded one when it is not there yet."
@@ -42,7 +42,7 @@ def command(
         "cache": str(cache_folder()),
     }
     if as_json:
-        print(json.dumps(about, indent=1))
+        say(to_json(about))
         return
     for key, value in about.items():
-        print(f"{key:13} {f'{value:,}' if isinstance(value, int) else value}")
+        say(f"{key:13} {f'{value:,}' if isinstance(value, int) else value}")

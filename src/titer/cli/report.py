@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from titer.cli.common import Json
+from titer.text import say, to_json
 
 NAME = "report"
 HELP = "Write the HTML report of a run again, and print its table."
@@ -26,15 +26,14 @@ def command(
 ) -> None:
     """Report a run."""
     from titer.report import print_summary, read_results, summary_rows, write_report
+    from titer.screen import Screen
 
     results = read_results(run)
     report = write_report(run)
     if as_json:
         import dataclasses
 
-        print(json.dumps([dataclasses.asdict(row) for row in summary_rows(results)], indent=1))
+        say(to_json([dataclasses.asdict(row) for row in summary_rows(results)]))
         return
-    from rich.console import Console
-
-    print_summary(results, Console())
-    print(f"Report: {report}")
+    print_summary(results, Screen())
+    say(f"Report: {report}")

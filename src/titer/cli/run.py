@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, print_plan, quiet_libraries
+from titer.text import say, to_json
 
 NAME = "run"
 HELP = "Run an experiment: align, fine-tune, score and report every arm. Resumes where it stopped."
@@ -40,9 +41,10 @@ def command(
     """Run an experiment."""
     started = time.time()
     show = Show()
-    show.console.print("[dim]Loading libraries …", highlight=False)
+    show.remark("Loading libraries …")
     from titer import experiment as experiments
     from titer.plan import execute
+    from titer.screen import Screen
 
     quiet_libraries()
     settings = experiments.read_experiment(experiment, overrides or ())
@@ -52,22 +54,20 @@ def command(
         print_plan(settings.name, plan, plan.overlap, as_json)
         return
     shared = sum(plan.overlap.values())
-    show.console.print(f"{settings.name}: {settings.description}", highlight=False)
-    show.console.print(f"[dim]Prompts shared between pools: {shared}. Run folder: {folder}", highlight=False)
+    show.console.print(f"{settings.name}: {settings.description}")
+    show.remark(f"Prompts shared between pools: {shared}. Run folder: {folder}")
     complete = execute(plan, show, force)
     line = shlex.join(["titer", *sys.argv[1:]])
     report = experiments.collect(plan, line, started)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     if as_json:
-        print(json.dumps(results, indent=1, ensure_ascii=False))
+        say(to_json(results))
     else:
-        from rich.console import Console
-
         from titer.report import print_summary
 
-        print_summary(results, Console())
-        print(f"Report: {report}")
-    show.console.print(f"[dim]Took {duration(time.time() - started)}.", highlight=False)
+        print_summary(results, Screen())
+        say(f"Report: {report}")
+    show.remark(f"Took {duration(time.time() - started)}.")
     if not complete:
         failed = [f"  {stage.name}: {stage.reason}" for stage in plan.stages.values() if stage.status == "failed"]
         by_user = any(stage.mistake for stage in plan.stages.values())

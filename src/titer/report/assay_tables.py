@@ -27,6 +27,7 @@ from titer.report.assay_findings import (
     trajectory,
     verdict_kind,
 )
+from titer.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,7 +168,7 @@ def model_card(card: dict[str, Any]) -> str:
     basis = hygiene(card)
     failed = f"Failed attackers, which count nowhere: {len(basis['failed'])}. " if basis["failed"] else ""
     phi = percent_text(found["phi"])
-    return "\n".join(
+    text = "\n".join(
         [
             "---",
             front + "---",
@@ -191,6 +192,7 @@ def model_card(card: dict[str, Any]) -> str:
             "",
         ]
     )
+    return visible(text)
 
 
 def _ending(outcome: Outcome) -> str:
@@ -468,4 +470,4 @@ def comparison_markdown(cards: Sequence[dict[str, Any]]) -> str:
     """
     rows = comparison_rows(cards)
     table = _markdown_table(list(_COMPARED), [[_markdown(cell) for cell in _compared(row)] for row in rows])
-    return "\n".join([*table, "", *(f"{_markdown(note)}\n" for note in _comparison_notes(rows))])
+    return visible("\n".join([*table, "", *(f"{_markdown(note)}\n" for note in _comparison_notes(rows))]))

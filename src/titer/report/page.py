@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from titer.files import replacing
 from titer.report import tables
+from titer.text import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -61,9 +62,9 @@ def sections(experiment: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Replace `path` by `page` in one step; a lone surrogate in a model's answer becomes `?`."""
+    """Replace `path` by what is visible of `page`, in one step."""
     with replacing(path) as file:
-        file.write(page.encode("utf-8", errors="replace"))
+        file.write(visible(page).encode())
     return path
 
 
