@@ -18,6 +18,7 @@ from titer.errors import TiterError
 from titer.evaluation.artefacts import Inference, read_inferences
 from titer.models import add_adapter, load_model
 from titer.plan import model_digest, weights_digest
+from titer.trainer import PackedSFTConfig, PackedSFTTrainer
 
 BASE, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
@@ -283,6 +284,19 @@ def test_a_simulated_attack_that_runs_away_stops_the_training(tiny_folder, tmp_p
     assert not (tmp_path / "out" / "adapter").exists()
 
 
+def test_no_trainer_saves_what_is_no_number(tiny, tokenizer, helpful_rows, tmp_path):
+    trainer = PackedSFTTrainer(
+        model=tiny,
+        args=config(PackedSFTConfig, tmp_path / "out", learning_rate=1e30, weight_decay=1e30),
+        train_dataset=helpful_rows,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    with pytest.raises(TiterError, match="not finite"):
+        trainer.save_model(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved").exists()
+
+
 def test_an_attacker_that_runs_away_goes_on(tiny, tokenizer, helpful_rows, tmp_path):
     """It broke something before, and that counts; what it logs is no made-up number."""
     trainer = AttackTrainer(
@@ -297,11 +311,12 @@ def test_an_attacker_that_runs_away_goes_on(tiny, tokenizer, helpful_rows, tmp_p
     assert [math.isfinite(loss) for loss in losses] == [True, False, False]
 
 
-def test_audit_has_no_figure_that_is_no_number(base, upload, tmp_path):
+def test_no_verb_makes_a_figure_of_what_is_no_number(base, upload, tmp_path):
     """Finite weights may still give what is none."""
     rewrite(base / BASE, lambda tensors: {name: tensor * 1e19 for name, tensor in tensors.items()})
     for line in (
         ["audit", upload, "--model", str(base), "--output", str(tmp_path / "out")],
+        ["finetune", upload, "--model", str(base), "--output", str(tmp_path / "out"), "--method", "gate"],
         ["evaluate", str(base), "--output", str(tmp_path / "out"), "--samples", "2"],
         ["assay", str(base), "--against", str(base), "--profile", "smoke", "--output", str(tmp_path / "out")],
     ):
