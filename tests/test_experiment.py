@@ -94,6 +94,9 @@ def test_a_run_leaves_every_artefact(settings, done_folder):
         assert row.low <= row.value <= row.high
         assert row.n > 0
     assert sum(provenance["overlap"].values()) == 0
+    inferences = artefacts.read_inferences(done_folder / "inferences.jsonl")
+    assert provenance["weights"].keys() == {row.model for row in inferences}
+    assert len(set(provenance["weights"].values())) > 8  # `gated` is aligned as `undefended` is
     assert provenance["experiment"]["arms"]["antibody"]["finetune"] == "antibody"
     weights = [json.loads(line) for line in (done_folder / "weights.jsonl").read_text().splitlines()]
     assert {(row["arm"], row["when"]) for row in weights} == {("antibody", "before"), ("antibody", "after")}

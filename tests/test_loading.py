@@ -15,7 +15,10 @@ from titer import stages
 from titer.attacks.trainer import AttackConfig, AttackTrainer
 from titer.cli import app
 from titer.errors import TiterError
+from titer.evaluation.artefacts import Inference, read_inferences
 from titer.models import add_adapter, load_model
+from titer.plan import model_digest, weights_digest
+from titer.trainer import PackedSFTConfig, PackedSFTTrainer
 
 BASE, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
@@ -281,6 +284,19 @@ def test_a_simulated_attack_that_runs_away_stops_the_training(tiny_folder, tmp_p
     assert not (tmp_path / "out" / "adapter").exists()
 
 
+def test_no_trainer_saves_what_is_no_number(tiny, tokenizer, helpful_rows, tmp_path):
+    trainer = PackedSFTTrainer(
+        model=tiny,
+        args=config(PackedSFTConfig, tmp_path / "out", learning_rate=1e30, weight_decay=1e30),
+        train_dataset=helpful_rows,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    with pytest.raises(TiterError, match="not finite"):
+        trainer.save_model(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved").exists()
+
+
 def test_an_attacker_that_runs_away_goes_on(tiny, tokenizer, helpful_rows, tmp_path):
     """It broke something before, and that counts; what it logs is no made-up number."""
     trainer = AttackTrainer(
@@ -295,11 +311,12 @@ def test_an_attacker_that_runs_away_goes_on(tiny, tokenizer, helpful_rows, tmp_p
     assert [math.isfinite(loss) for loss in losses] == [True, False, False]
 
 
-def test_audit_has_no_figure_that_is_no_number(base, upload, tmp_path):
+def test_no_verb_makes_a_figure_of_what_is_no_number(base, upload, tmp_path):
     """Finite weights may still give what is none."""
     rewrite(base / BASE, lambda tensors: {name: tensor * 1e19 for name, tensor in tensors.items()})
     for line in (
         ["audit", upload, "--model", str(base), "--output", str(tmp_path / "out")],
+        ["finetune", upload, "--model", str(base), "--output", str(tmp_path / "out"), "--method", "gate"],
         ["evaluate", str(base), "--output", str(tmp_path / "out"), "--samples", "2"],
         ["assay", str(base), "--against", str(base), "--profile", "smoke", "--output", str(tmp_path / "out")],
     ):
@@ -307,3 +324,48 @@ def test_audit_has_no_figure_that_is_no_number(base, upload, tmp_path):
         assert isinstance(done.exception, TiterError), (line, done.output)
         assert "finite" in str(done.exception), line
     assert not [*tmp_path.glob("out/*.json*"), *tmp_path.glob("out/**/step-*")]
+
+
+# --- which weights they were ---------------------------------------------------------------------------------------
+
+
+def test_every_artefact_says_which_weights_it_is_about(adapter, tiny_folder, upload, tmp_path):
+    """Other weights under the same name give another digest."""
+
+    def found():
+        out = tmp_path / "out"
+        for line in (
+            ["audit", upload, "--model", str(adapter), "--output", str(out)],
+            ["evaluate", str(adapter), "--output", str(out), "--samples", "2"],
+        ):
+            CliRunner().invoke(app, line, catch_exceptions=False)
+        results = json.loads((out / "results.json").read_text())["provenance"]["weights"]
+        rows = [json.loads(line)["weights"] for line in (out / "inferences.jsonl").read_text().splitlines()]
+        return {json.loads((out / "audit.json").read_text())["weights"], *rows, results[str(adapter)]}
+
+    (before,) = found()
+    rewrite(adapter / ADAPTER, lambda tensors: {name: 1.5 * tensor for name, tensor in tensors.items()})
+    (after,) = found()
+    assert len({before, after, weights_digest(str(tiny_folder))}) == 3
+
+
+def test_a_hub_models_digest_needs_no_network(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--org--model"
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    (cached / "snapshots" / commit / "config.json").write_text("{}")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert model_digest("org/model") == f"org/model@{commit}"
+
+
+def test_artefacts_without_a_digest_are_still_read(tmp_path):
+    row = {
+        "arm": "a", "phase": "aligned", "step": 0, "poison_ratio": 0.0, "seed": 0, "set": "harmful", "index": 0,
+        "prompt": "p", "response": "r", "reference": None, "model": "m", "generation": {},
+    }  # fmt: skip
+    (tmp_path / "inferences.jsonl").write_text(json.dumps({"id": Inference(**row).id, **row}) + "\n")
+    assert read_inferences(tmp_path / "inferences.jsonl")[0].weights is None

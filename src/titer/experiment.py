@@ -35,6 +35,7 @@ from titer.plan import (
     mean_tokens,
     model_digest,
     parameters,
+    weights_digest,
 )
 from titer.plugins import source_digest
 
@@ -428,7 +429,9 @@ def _plan_answers(
     def run(own: Stage, progress: Any) -> None:
         texts = stages.answer(experiment.model, trained.folder / adapter, prompts, progress)
         model = f"{experiment.model} + {trained.folder.name}/{adapter}"
-        artefacts.write_inferences(own.folder / "inferences.jsonl", stages.as_inferences(sets, texts, group, model))
+        weights = weights_digest(experiment.model, trained.folder / adapter)
+        rows = stages.as_inferences(sets, texts, group, model, weights)
+        artefacts.write_inferences(own.folder / "inferences.jsonl", rows)
 
     def judge(own: Stage, progress: Any) -> None:
         inferences = artefacts.read_inferences(answered.folder / "inferences.jsonl")
@@ -485,7 +488,9 @@ def collect(plan: ExperimentPlan, command: str, started: float) -> Path:
     artefacts.write_scores(run / "scores.jsonl", scores)
     artefacts.write_atomically(run / "weights.jsonl", "".join(_weight_lines(plan)).encode())
     artefacts.write_results(
-        run / "results.json", summarise(inferences, scores), provenance(plan, command, time.time() - started)
+        run / "results.json",
+        summarise(inferences, scores),
+        provenance(plan, command, time.time() - started, inferences),
     )
     return write_report(run)
 
@@ -504,13 +509,16 @@ def _weight_lines(plan: ExperimentPlan) -> Iterator[str]:
             yield json.dumps({**about, **line, "log_ratio": ratio, "weight": weight}, ensure_ascii=False) + "\n"
 
 
-def provenance(plan: ExperimentPlan, command: str, seconds: float) -> dict[str, Any]:
-    """Return what is needed to get the same figures again: versions, commit, command, settings, seeds, overlap."""
+def provenance(
+    plan: ExperimentPlan, command: str, seconds: float, inferences: Sequence[artefacts.Inference] = ()
+) -> dict[str, Any]:
+    """Return what is needed to get the same figures again: versions, commit, command, settings, seeds, overlap, weights."""
     return {
         **environment(),
         "command": command,
         "seconds": round(seconds, 1),
         "model": plan.experiment.model,
+        "weights": artefacts.weights_of(inferences),
         "seeds": plan.experiment.seeds,
         "overlap": plan.overlap,
         "stages": [stage.summary() for stage in plan.stages.values()],

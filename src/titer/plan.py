@@ -74,12 +74,25 @@ def model_digest(name: str) -> str:
         return WHEEL_SHA256[:16]
     location = Path(locate(name))
     if not location.is_dir():
-        from huggingface_hub import model_info
+        from huggingface_hub import hf_hub_download
 
-        return f"{name}@{model_info(name).sha}"
+        # Files of a hub model lie in a folder named by their commit, which can be read without a network too.
+        return f"{name}@{Path(hf_hub_download(name, 'config.json')).parent.name}"
+    return folder_digest(location)
+
+
+def weights_digest(base: str, adapter: Path | None = None) -> str:
+    """Return a hash of the files that a model is loaded from, an adapter's with its base (`titer.models.split_adapter`)."""
+    return digest([model_digest(base), None if adapter is None else folder_digest(adapter)])
+
+
+def folder_digest(folder: Path) -> str:
+    """Return a hash of the weights, settings and tokenizer in a folder."""
     whole = hashlib.sha256()
-    for path in sorted(location.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".jinja", ".model"):
+    for path in sorted(folder.iterdir()):
+        # Pickled weights, but not the `training_args.bin` that lies beside them.
+        pickled = path.suffix == ".bin" and "model" in path.name
+        if pickled or path.suffix in (".json", ".safetensors", ".jinja", ".model"):
             with path.open("rb") as file:
                 whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()[:16]

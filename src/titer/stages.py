@@ -262,7 +262,7 @@ EvaluationSet = tuple[str, Sequence[Record], int]
 
 
 def as_inferences(
-    sets: Sequence[EvaluationSet], texts: Sequence[str], group: dict[str, Any], model: str
+    sets: Sequence[EvaluationSet], texts: Sequence[str], group: dict[str, Any], model: str, weights: str | None
 ) -> list[Inference]:
     """Pair the answers to evaluation sets, in order, with what they answer.
 
@@ -271,6 +271,7 @@ def as_inferences(
         texts: The answers, set by set.
         group: Arm, phase, step, poison ratio and seed.
         model: Which weights answered.
+        weights: The hash of their files (`titer.plan.weights_digest`).
     """
     answers = iter(texts)
     return [
@@ -283,6 +284,7 @@ def as_inferences(
             reference=record.label if name.startswith(TASK_PREFIX) else None,
             model=model,
             generation={"max_new_tokens": limit, "do_sample": False},
+            weights=weights,
         )
         for name, records, limit in sets
         for index, record in enumerate(records)

@@ -559,13 +559,17 @@ class PackedSFTTrainer(trl.SFTTrainer):
         """Raise, with the likely cause, when a loss is no finite number."""
         if not self.stops_when_it_diverges or math.isfinite(value):
             return
-        settings = {"learning_rate": self.args.learning_rate}
-        settings |= {name: getattr(self.args, name) for name in ("alpha", "rho") if hasattr(self.args, name)}
-        given = [f"{name}={number:g}" for name, number in settings.items()] + ["bf16"] * bool(self.args.bf16)
+        names = [name for name in ("alpha", "rho") if hasattr(self.args, name)]
+        # Before the first update, the learning rate has changed nothing.
+        names = ["learning_rate", *names] if self.state.global_step else names
+        causes = [f"{name}={getattr(self.args, name):g}" for name in names] or ["the weights that it began with"]
+        causes += ["bf16"] * bool(self.args.bf16)
+        remedies = [f"Make {' or '.join(names)} smaller" if names else "Begin with other weights"]
+        remedies += ["set bf16=false"] * bool(self.args.bf16)
         raise TiterError(
-            f"The training ran away: at step {self.state.global_step + 1} its {what} is {value}. Most likely one of "
-            f"{', '.join(given)} is the cause.",
-            f"Make {' or '.join(settings)} smaller" + (", or set bf16=false." if self.args.bf16 else "."),
+            f"The training ran away: at step {self.state.global_step + 1} its {what} is {value}. The likely cause is "
+            f"{' or '.join(causes)}.",
+            f"{', or '.join(remedies)}.",
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

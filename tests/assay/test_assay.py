@@ -25,7 +25,7 @@ from titer.attacks.rows import training_rows
 from titer.attacks.threats import CATALOGUE, Attack, describe
 from titer.cli import app
 from titer.errors import AttackFailed, TiterError
-from titer.plan import Silent, execute
+from titer.plan import Silent, execute, weights_digest
 
 DOC = Path(__file__).parents[2] / "docs" / "assay.md"
 
@@ -104,6 +104,9 @@ def test_the_scorecard_of_a_model_against_itself(done, tmp_path):
     card = make_scorecard(done, "titer assay a --against a", 1.0)
     assert card["verdicts"]["resistance"] in ("none", "undecided")
     assert card["hygiene"]["failed"] == []
+    assert card["provenance"]["weights"] == dict.fromkeys(
+        ("defended", "undefended"), weights_digest(done.models["defended"])
+    )
     assert set(card["hygiene"]["overlap"].values()) == {0}
     for measure in card["stability"]["measures"].values():
         assert measure["difference"]["mean"] == 0

@@ -193,6 +193,7 @@ def test_artefacts_have_the_promised_keys(tmp_path: Path) -> None:
     write_results(tmp_path / "r", summarise(given, scores), {})
     assert list(json.loads((tmp_path / "i").read_text().splitlines()[0])) == [
         "id", "arm", "phase", "step", "poison_ratio", "seed", "set", "index", "prompt", "response", "reference", "model", "generation",
+        "weights",
     ]  # fmt: skip
     assert list(json.loads((tmp_path / "s").read_text().splitlines()[0])) == [
         "id",

@@ -152,6 +152,7 @@ def provenance(made: Profile) -> dict[str, Any]:
         "machine": {"system": "Linux", "processor": "Intel Xeon", "cores": 2},
         "command": "titer assay aligned/antibody --against aligned/sft --profile standard",
         "seconds": 5287.4,
+        "weights": {"defended": "9c1f0e7ab2d34c58", "undefended": "41aa07c2d95e6b30"},
         "stages": [
             {
                 "name": "before any attack: aligned/antibody",

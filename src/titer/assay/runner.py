@@ -45,8 +45,8 @@ from titer.plan import (
     digest,
     judge_key,
     mean_tokens,
-    model_digest,
     parameters,
+    weights_digest,
 )
 from titer.plugins import source_digest
 
@@ -89,6 +89,7 @@ class AssayPlan(Plan):
         models: Role → model.
         pools: The prompts.
         judges: Who judges answers, the first decides.
+        weights: Role → hash of the files that the model is loaded from.
         baselines: Role → (stage that asks the model before any attack, stage that judges its answers).
         attackers: Every attacker with the stages that run and judge it.
     """
@@ -97,6 +98,7 @@ class AssayPlan(Plan):
     models: dict[str, str] = field(kw_only=True)
     pools: AssayPools = field(kw_only=True)
     judges: list[Judge] = field(init=False)
+    weights: dict[str, str] = field(init=False)
     baselines: dict[str, tuple[Stage, Stage]] = field(default_factory=dict)
     attackers: list[tuple[Attacker, Stage, Stage]] = field(default_factory=list)
 
@@ -104,6 +106,7 @@ class AssayPlan(Plan):
         from titer import judges
 
         self.judges = [judges.get(name) for name in self.profile.judges]
+        self.weights = {role: weights_digest(*split_adapter(name)) for role, name in self.models.items()}
 
     def probe(self, attack: Attack) -> Probe:
         """Return what is asked at the checkpoints of an attack."""
@@ -168,13 +171,6 @@ def plan_assay(
     return plan
 
 
-@functools.cache
-def weights_digest(name: str) -> str:
-    """Return a hash of a model's weights, an adapter's with its base."""
-    base, adapter = split_adapter(name)
-    return digest([model_digest(base), None if adapter is None else model_digest(str(adapter))])
-
-
 @functools.lru_cache(maxsize=1)
 def attacked_model(name: str) -> Any:
     """Return the weights that an attacker is given, frozen: an adapter is merged, for nobody releases it apart."""
@@ -217,7 +213,7 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
         write_atomically(own.folder / "step-0.json", json.dumps({"step": 0, **found}, ensure_ascii=False).encode())
 
     spec = {
-        "weights": weights_digest(model),
+        "weights": plan.weights[role],
         "probe": _probe_digest(probe),
         "sets": {name: (digest(list(records)), limit) for name, (records, limit) in sets.items()},
         "code": code_digest(*ATTACK_CODE),
@@ -233,7 +229,9 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
         for name, texts in answers.items():
             arm = f"{role} / before" + (", cross-domain" if name == "cross" else "")
             kind = HARMFUL if name == "cross" else name
-            yield from _inferences(arm, kind, asked[name], texts, model, step=0, poison_ratio=0.0, seed=0)
+            yield from _inferences(
+                arm, kind, asked[name], texts, model, weights=plan.weights[role], step=0, poison_ratio=0.0, seed=0
+            )
 
     plan.baselines[role] = baseline, _plan_judge(plan, baseline, role, inferences)
 
@@ -285,7 +283,7 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
             trained = 2.0 * passes * attacker.attack.samples * mean_tokens(plan.pools.attackers.harmful, base)
         flops += (trained + len(answered) * asked + len(answered + margins) * teacher_forced) * parameters(base)
     spec = {
-        "weights": weights_digest(model),
+        "weights": plan.weights[role],
         "attackers": [
             {
                 "folder": attacker.folder,
@@ -319,7 +317,9 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
                     "seed": attacker.seed,
                 }
                 for name, texts in measured.get("answers", {}).items():
-                    yield from _inferences(f"{role} / {attacker.name}", name, asked[name], texts, model, **group)
+                    yield from _inferences(
+                        f"{role} / {attacker.name}", name, asked[name], texts, model, weights=None, **group
+                    )
 
     judged = _plan_judge(plan, stage, role, inferences)
     plan.attackers += [(attacker, stage, judged) for attacker in crew]
@@ -420,7 +420,7 @@ def _tune(plan: AssayPlan, folder: Path, attacker: Attacker, progress: Any) -> N
             for found in measurements(where)
             if found["step"] and "answers" in found
             for row in _inferences(
-                attacker.name, HARMFUL, asked, found["answers"][HARMFUL], plan.models[attacker.role], step=found["step"],
+                attacker.name, HARMFUL, asked, found["answers"][HARMFUL], plan.models[attacker.role], weights=None, step=found["step"],
                 poison_ratio=attack.poison_ratio, seed=attacker.seed,
             )
         ]  # fmt: skip
@@ -507,13 +507,22 @@ def _flops_per_token(attack: Attack) -> float:
 
 
 def _inferences(
-    arm: str, kind: str, asked: tuple[Sequence[Record], int], texts: Sequence[str], model: str, **group: Any
+    arm: str,
+    kind: str,
+    asked: tuple[Sequence[Record], int],
+    texts: Sequence[str],
+    model: str,
+    weights: str | None,
+    **group: Any,
 ) -> list[Inference]:
-    """Pair the answers to one set with what they answer; `group` is step, poison ratio and seed."""
+    """Pair the answers to one set with what they answer.
+
+    `weights` is the hash of the model's files, of which there are none under attack; `group` is step, poison ratio and seed.
+    """
     from titer.stages import as_inferences
 
     phase = "finetuned" if group["step"] else "aligned"
-    return as_inferences([(kind, *asked)], texts, {"arm": arm, "phase": phase, **group}, model)
+    return as_inferences([(kind, *asked)], texts, {"arm": arm, "phase": phase, **group}, model, weights)
 
 
 def _plan_judge(plan: AssayPlan, answered: Stage, role: str, inferences: Any) -> Stage:

@@ -101,6 +101,7 @@ def make_scorecard(plan: AssayPlan, command: str, seconds: float) -> dict[str, A
             **environment(),
             "command": command,
             "seconds": round(seconds, 1),
+            "weights": plan.weights,
             "stages": [stage.summary() for stage in plan.stages.values()],
             "profile": plain(plan.profile),
         },

@@ -43,6 +43,7 @@ def command(
     from titer.evaluation.statistics import auroc_interval
     from titer.losses import RATIOS
     from titer.models import split_adapter
+    from titer.plan import weights_digest
     from titer.report import write_audit
 
     check_known([ratio], RATIOS, "ratio")
@@ -69,6 +70,7 @@ def command(
     meta: dict[str, object] = {
         "dataset": dataset,
         "model": model,
+        "weights": weights_digest(base, adapter),
         "ratio": ratio,
         "n": len(rows),
         "batch_size": batch_size,

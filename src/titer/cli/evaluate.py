@@ -72,7 +72,7 @@ def command(
     if rejudge is not None and (output / "results.json").is_file():
         _, about = artefacts.read_results(output / "results.json")
     else:
-        about = {"model": inferences[0].model, **environment()}
+        about = {"model": inferences[0].model, "weights": artefacts.weights_of(inferences), **environment()}
     artefacts.write_results(output / "results.json", results, {**about, "judge": chosen.name})
     if (output / "report.html").is_file():
         from titer.report import write_report
@@ -101,6 +101,7 @@ def _answers(
     from titer.data.pools import DataSettings, evaluation_pools
     from titer.evaluation import artefacts, tasks
     from titer.models import split_adapter
+    from titer.plan import weights_digest
 
     show = Show()
     quiet_libraries()
@@ -117,4 +118,4 @@ def _answers(
     prompts = [(record, limit) for _, records, limit in sets for record in records]
     with show.task("answer") as progress:
         texts = stages.answer(base, adapter, prompts, progress)
-    return stages.as_inferences(sets, texts, group, model)
+    return stages.as_inferences(sets, texts, group, model, weights_digest(base, adapter))

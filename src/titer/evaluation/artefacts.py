@@ -54,6 +54,7 @@ class Inference:
         reference: The right answer of a task; None elsewhere.
         model: Which weights answered.
         generation: Settings of the decoding.
+        weights: Hash of the files that the model was loaded from; None where none was taken, as under attack.
     """
 
     arm: str
@@ -68,6 +69,7 @@ class Inference:
     reference: str | None
     model: str
     generation: dict[str, Any] = field(default_factory=dict, hash=False)
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         check_known([self.phase], PHASES, "phase")
@@ -157,6 +159,11 @@ class Result:
         check_known([self.metric], METRICS, "metric")
         if not all(map(math.isfinite, (self.low, self.value, self.high))) or not self.low <= self.value <= self.high:
             raise TiterError(f"`{self.metric}` {self.value} does not lie in its interval [{self.low}, {self.high}].")
+
+
+def weights_of(inferences: Iterable[Inference]) -> dict[str, str]:
+    """Return the hash of the files of each model that answered, by its name in `model`."""
+    return {row.model: row.weights for row in inferences if row.weights is not None}
 
 
 def write_inferences(path: str | os.PathLike[str], inferences: Iterable[Inference]) -> None:
@@ -303,6 +310,8 @@ def _build(kind: type[_Row], record: Any, place: str) -> _Row:
     check_known(record, fields, f"key in {place}")
     for name, annotation in fields.items():
         if name not in record:
+            if kind is Inference and name == "weights":
+                continue  # of a file that was written before there was this key
             raise TiterError(f"{place}: the key `{name}` is missing.")
         value = record[name]
         if isinstance(value, bool) or not isinstance(value, _TYPES[annotation]):
