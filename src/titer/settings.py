@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from titer.errors import TiterError, check_known, did_you_mean
+from titer.ranges import check_range, numbers
 
 
 def build(kind: Any, values: Any, where: str) -> Any:
@@ -24,7 +25,11 @@ def build(kind: Any, values: Any, where: str) -> Any:
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and item.name not in values:
             raise TiterError(f"`{where}` lacks the key `{item.name}`.")
-    return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+    made = {name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    for name, optional in numbers(kind).items():
+        if name in made and not (optional and made[name] is None):
+            check_range(name, made[name], f"{where}.{name}")
+    return kind(**made)
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

@@ -10,6 +10,7 @@ import copy
 import functools
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
 
 from titer.data.records import Record
@@ -27,6 +29,7 @@ from titer.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
 from titer.generation import generate
 from titer.methods import Method
 from titer.models import Template, load_model, load_tokenizer
+from titer.ranges import check_lora
 from titer.signals import row_signals
 from titer.trainer import PackedSFTConfig
 
@@ -102,7 +105,32 @@ def lora_config(values: dict[str, Any]) -> Any:
     from peft import LoraConfig
 
     check_known(values, [field.name for field in dataclasses.fields(LoraConfig)], "key in `lora`")
+    check_lora(values, "lora")
     return LoraConfig(**{"task_type": "CAUSAL_LM", "lora_dropout": 0.0, **LORA_DEFAULTS, **values})
+
+
+def check_targets(model: Any, lora: Any) -> None:
+    """Raise, with the names that there are, when a LoRA configuration wants to adapt modules that a model does not have.
+
+    Args:
+        model: The model, on any device.
+        lora: The configuration.
+    """
+    names = [name for name, _ in model.named_modules()]
+    targets = lora.target_modules
+    if targets == "all-linear":
+        return
+    if isinstance(targets, str):
+        missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+    else:
+        missing = [one for one in sorted(targets) if not any(f".{name}".endswith(f".{one}") for name in names)]
+    if missing:
+        linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+        ends = dict.fromkeys(name.rpartition(".")[2] for name in linear)
+        raise TiterError(
+            f"`lora.target_modules` names {', '.join(f'`{name}`' for name in missing)}, which the model does not have.",
+            f"Its linear layers: {', '.join(f'`{name}`' for name in ends)}.",
+        )
 
 
 def train(
@@ -146,8 +174,11 @@ def train(
     resume = _checkpoint(
         Path(args.output_dir), method, args.to_json_string(), model_name, start, lora, records, streams
     )
+    model = fresh_model(model_name, adapter, trainable=True)
+    if adapter is None:
+        check_targets(model, lora_config(lora))
     trainer = method.trainer(
-        model=fresh_model(model_name, adapter, trainable=True),
+        model=model,
         args=args,
         train_dataset=[record.to_training_row() for record in records],
         processing_class=load_tokenizer(model_name),
