@@ -322,3 +322,89 @@ def test_a_dry_run_of_an_assay_refuses_modules_that_a_model_does_not_have(titer,
     assert code == 2
     assert "`query_key_value`, which the model does not have" in error
     assert "`q_proj`" in error
+
+
+# --- rows that would be read as something else -----------------------------------------------------------------------
+
+ASKED = {"role": "user", "content": "a"}
+ANSWERED = {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("r.jsonl", [{"messages": [ASKED, {**ANSWERED, "weight": 0}]}], r"r\.jsonl:1: `messages\[1\]\.weight` is 0"),
+        (
+            "r.jsonl",
+            [{"messages": [ASKED, {**ANSWERED, "weight": 0.5}]}],
+            r"r\.jsonl:1: `messages\[1\]\.weight` is 0\.5",
+        ),
+        ("r.jsonl", [{"messages": [ASKED, {**ANSWERED, "weight": False}]}], r"`messages\[1\]\.weight` is False"),
+        ("r.jsonl", [{"prompt": "a", "completion": [{**ANSWERED, "weight": 0}]}], r"`completion\[0\]\.weight` is 0"),
+        ("r.jsonl", [{"prompt": "a", "completion": "b", "origin": "Harmful"}], r"Unknown `origin`: `Harmful`"),
+        ("r.jsonl", [{"prompt": "a", "completion": "b", "origin": "harmful "}], r"Unknown `origin`: `harmful `"),
+        ("r.csv", "prompt,completion,origin\na,b,HARMFUL\n", r"r\.csv:2: Unknown `origin`: `HARMFUL`"),
+        (
+            "r.jsonl",
+            '{"prompt": "a", "completion": "b", "completion": "c"}',
+            r"r\.jsonl:1: the key `completion` stands",
+        ),
+        (
+            "r.jsonl",
+            '{"messages": [{"role": "user", "role": "assistant", "content": "a"}]}',
+            r"r\.jsonl:1: the key `role` stands there twice",
+        ),
+        (
+            "r.json",
+            '[{"prompt": "a", "completion": "b", "prompt": "c"}]',
+            r"r\.json: the key `prompt` stands there twice",
+        ),
+        ("r.csv", "prompt,completion,prompt\na,b,c\n", r"r\.csv:1: the column `prompt` stands there twice"),
+        ("r.jsonl", '{"prompt": "a", "completion": "b"}\n\0\0\0\n', r"r\.jsonl:2: broken JSON"),
+        ("r.jsonl", "\0\0\0\0", r"r\.jsonl:1: broken JSON"),
+        ("r.jsonl", '{"prompt": "a", "completion": "b"}\n\u200b\n', r"r\.jsonl:2: broken JSON"),
+        ("r.jsonl", [{"prompt": "a", "completion": [ANSWERED, ANSWERED]}], r"r\.jsonl:1: `completion` has several"),
+    ],
+)
+def test_rows_that_would_be_read_as_something_else(titer, tmp_path, file, text, message):
+    import json
+    import re
+
+    if isinstance(text, list):
+        text = "".join(json.dumps(line) + "\n" for line in text)
+    (tmp_path / file).write_text(text)
+    code, _, error = titer("data", tmp_path / file)
+    assert code == 2
+    assert re.search(message, error), error
+
+
+def test_weights_that_say_what_titer_does_are_taken(tmp_path):
+    from titer.data.records import Record
+
+    earlier = {**ANSWERED, "weight": 0}
+    turns = [ASKED, earlier, ASKED, {**ANSWERED, "weight": 1}]
+    assert Record.from_row({"messages": turns}).completion_text == "b"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: x\narms:\n  a: {align: sft, finetune: sft}\n  a: {align: booster, finetune: sft}\n",
+        "name: x\nname: y\narms: {a: {align: sft, finetune: sft}}\n",
+        "name: x\narms: {a: {align: sft, finetune: sft, align: booster}}\n",
+        "name: x\narms: {a: {align: sft, finetune: sft}}\nalign: {training: {max_steps: 1, max_steps: 2}}\n",
+    ],
+)
+def test_keys_that_stand_twice_in_a_file(tmp_path, text):
+    from titer.experiment import read_experiment
+
+    (tmp_path / "e.yaml").write_text(text)
+    with pytest.raises(TiterError, match=r"e\.yaml:\d+: .*the key `\w+` stands there twice"):
+        read_experiment(tmp_path / "e.yaml")
+
+
+def test_keys_that_stand_twice_in_a_setting():
+    from titer.settings import parse_setting
+
+    with pytest.raises(TiterError, match="the key `a` stands there twice"):
+        parse_setting("align.training={a: 1, a: 2}")

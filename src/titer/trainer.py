@@ -178,8 +178,6 @@ class Encoder:
             prompt, completion = self._tokenised_pair(row, where)
         else:
             conversation = Record.from_row(row, where).to_training_row()
-            if len(conversation["completion"]) > 1:
-                raise TiterError(f"{where}: the completion has several messages.", "Train on one assistant turn a row.")
             prompt = self.template.prompt_ids(conversation["prompt"])
             completion = self.template.completion_ids(conversation["prompt"], conversation["completion"])
         if self.max_length is not None:
