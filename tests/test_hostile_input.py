@@ -287,6 +287,15 @@ def test_settings_at_the_ends_of_their_ranges_are_taken():
         assert not known.holds(2 * known.high + 1), name
 
 
+def test_a_number_of_a_method_of_ones_own_must_be_finite():
+    from titer.ranges import check_range
+
+    check_range("gamma", -3.5, "gamma")
+    for value in (NAN, INF, "1", None, True):
+        with pytest.raises(TiterError, match=r"`gamma` must be a number"):
+            check_range("gamma", value, "gamma")
+
+
 def test_modules_that_a_model_does_not_have(tiny):
     from titer.stages import check_targets, lora_config
 

@@ -150,6 +150,9 @@ RANGES: dict[str, Range] = {
 }
 """By the name of a setting, which means the same wherever it stands."""
 
+_FINITE = Range(-1e30, 1e30)
+"""What the numbers of a method may be that is not titer's own; its config checks what more there is to check."""
+
 _LISTS = ("seeds", "poison_ratios", "checkpoints", "depths")
 """Settings that may be lists, each value of which is in the range."""
 
@@ -166,9 +169,10 @@ def check_range(name: str, value: Any, where: str) -> None:
         TiterError: Names the setting, the value and the range.
     """
     for item in value if isinstance(value, list) and name in _LISTS else [value]:
-        if not RANGES[name].holds(item):
+        known = RANGES.get(name, _FINITE)
+        if not known.holds(item):
             hint = "In YAML, write 1.0e-4." if isinstance(item, str) else None
-            raise TiterError(f"`{where}` must be {RANGES[name]}, found `{item!s:.80}`.", hint)
+            raise TiterError(f"`{where}` must be {known}, found `{item!s:.80}`.", hint)
 
 
 def numbers(kind: type) -> dict[str, bool]:
