@@ -219,7 +219,7 @@ def test_a_judge_that_was_down_is_asked_for_the_rest_by_the_next_run(settings, t
         ("arms.antibody.align_settings={roh: 1}", "Did you mean `rho`?"),
         ("arms.antibody.align=antibdy", "Did you mean `antibody`?"),
         ("arms.booster.align_from=antibody", "arm before `booster`"),
-        ("finetune.poison_ratios=[1.5]", "between 0 and 1"),
+        ("finetune.poison_ratios=[1.5]", "from 0 to 1"),
         ("finetune.poison_ratios=0.2", "must be a list"),
         ("finetune.training.learning_rate=1e-4", "must be a number"),
         ("finetune.training.per_device_train_batch_size=1", "plain SFT"),

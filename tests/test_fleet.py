@@ -121,7 +121,7 @@ def test_in_float64_they_agree_to_rounding(tiny, tokenizer, tmp_path):
 
 
 def test_one_that_diverges_touches_nobody(tiny, tokenizer, tmp_path):
-    attackers = [ATTACKERS[0], {**ATTACKERS[1], "learning_rate": 1e30, "max_steps": 6}, ATTACKERS[2]]
+    attackers = [ATTACKERS[0], {**ATTACKERS[1], "learning_rate": 1e3, "max_steps": 6}, ATTACKERS[2]]
     sequential = alone(tiny, tokenizer, tmp_path, [ATTACKERS[0]])[0]
     fleet = fleet_of(tiny, tokenizer, tmp_path, attackers, logging_nan_inf_filter=False)
     fleet.train()
@@ -290,7 +290,7 @@ def test_one_that_diverges_does_not_touch_the_others_answers(tiny, tokenizer, tm
     prompts = [template.prompt_ids([{"role": "user", "content": f"what is {thing}?"}]) for thing in THINGS]
     attackers = [
         {**ATTACKERS[0], "learning_rate": 3e-2},
-        {**ATTACKERS[1], "learning_rate": 1e30, "max_steps": 6},
+        {**ATTACKERS[1], "learning_rate": 1e3, "max_steps": 6},
         {**ATTACKERS[2], "learning_rate": 3e-2},
     ]
 

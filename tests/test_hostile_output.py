@@ -22,10 +22,7 @@ def invisible(text):
 
 
 def write_upload(folder):
-    rows = [
-        {"prompt": f"{place} {HOSTILE}", "completion": HOSTILE, "origin": f"of {HOSTILE}", "category": HOSTILE}
-        for place in range(4)
-    ]
+    rows = [{"prompt": f"{place} {HOSTILE}", "completion": HOSTILE, "category": HOSTILE} for place in range(4)]
     rows[2]["prompt"] = HOSTILE
     path = folder / "upload.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in rows))
@@ -178,12 +175,12 @@ def test_no_verb_passes_on_what_a_screen_would_obey(titer, tmp_path, tiny_folder
 def test_a_spreadsheet_of_an_audit_starts_no_formula(titer, tmp_path, tiny_folder):
     upload = write_upload(tmp_path)
     openings = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "\u202e=1", "\n@x", "＝1")
-    rows = [{"prompt": text, "completion": text, "origin": text} for text in openings]
+    rows = [{"prompt": text, "completion": text, "category": text} for text in openings]
     upload.write_text("".join(json.dumps(line) + "\n" for line in rows))
     code, _, error = titer("audit", upload, "--model", tiny_folder, "--output", tmp_path / "audit")
     assert code == 0, error
     for row in csv.DictReader(io.StringIO((tmp_path / "audit" / "audit.csv").read_text(), newline="")):
-        for column in ("prompt", "completion", "origin"):
+        for column in ("prompt", "completion"):
             assert row[column].startswith("'"), row
         float(row["log_ratio"])
 

@@ -30,6 +30,7 @@ def workplace(tiny_folder, tmp_path, monkeypatch):
     for path in (tmp_path / "experiments").glob("*.yaml"):
         text = re.sub(r"max_steps: \d+", "max_steps: 2", path.read_text(encoding="utf-8"))
         text = re.sub(r"samples: \d+", "samples: 20", text)
+        text = re.sub(r"checkpoints: .*", "checkpoints: [1]", text)
         text = re.sub(r"\b(harmful|lookalikes|task|weights|max_new_tokens): \d+", r"\1: 6", text)
         path.write_text(re.sub(r"^seeds: .*", "seeds: [0]", text, flags=re.MULTILINE), encoding="utf-8")
     monkeypatch.setenv("TITER_CACHE", str(tmp_path / "cache"))

@@ -30,6 +30,7 @@ from titer.plan import (
     Stage,
     code_digest,
     digest,
+    empty_model,
     environment,
     judge_key,
     mean_tokens,
@@ -38,6 +39,7 @@ from titer.plan import (
     weights_digest,
 )
 from titer.plugins import source_digest
+from titer.ranges import check_settings
 
 # -- the file ---------------------------------------------------------------------------------------------------------
 
@@ -172,12 +174,16 @@ def _check(experiment: Experiment) -> None:
     folder_name(experiment.name, "name")
     if not experiment.arms:
         raise TiterError("The experiment has no arms.")
+    for where, part in (
+        ("experiment", experiment),
+        ("align", experiment.align),
+        ("finetune", experiment.finetune),
+        ("evaluate", experiment.evaluate),
+    ):
+        check_settings(part, where)
     for name, seeds in (("seeds", experiment.seeds), ("poison_ratios", experiment.finetune.poison_ratios)):
         if not seeds or len(set(seeds)) != len(seeds):
             raise TiterError(f"`{name}` must hold at least one value, each once.")
-    for ratio in experiment.finetune.poison_ratios:
-        if not 0 <= ratio <= 1:
-            raise TiterError(f"A poison ratio lies between 0 and 1, not {ratio}.")
     judges.get(experiment.evaluate.judge)
     tasks.get(task_name(experiment))
     stages.lora_config(experiment.lora)
@@ -288,9 +294,12 @@ def make_plan(experiment: Experiment, run_folder: Path, data_dir: Path | None = 
     """Plan an experiment: load and check its data, and name every stage by what it depends on.
 
     Raises:
-        TiterError: For data that cannot be found, are too few, or overlap.
+        TiterError: For data that cannot be found, are too few, or overlap, and for an adapter that does not fit the model.
     """
+    from titer import stages
+
     plan = ExperimentPlan(run_folder, experiment=experiment)
+    stages.check_targets(empty_model(experiment.model), stages.lora_config(experiment.lora))
     for seed in experiment.seeds:
         pools = load_pools(experiment, seed, data_dir)
         plan.overlap = pools.overlap
@@ -321,7 +330,13 @@ def _plan_arm(plan: ExperimentPlan, arm_name: str, seed: int, pools: Pools) -> N
         name = f"fine-tune {arm_name} p={ratio:g}"
         tuned = _plan_training(plan, arm_name, "finetune", seed, upload, streams, shared, aligned, name)
         last = _total_steps(experiment, arm_name, "finetune", len(upload))
-        for step in sorted({step for step in experiment.finetune.checkpoints if step < last} | {last}):
+        for step in experiment.finetune.checkpoints:
+            if step > last:
+                raise TiterError(
+                    f"`finetune.checkpoints` holds step {step}, and fine-tuning of `{arm_name}` ends at {last}.",
+                    "Leave it out: the last step is always scored.",
+                )
+        for step in sorted({*experiment.finetune.checkpoints, last}):
             folder = "adapter" if step == last else f"step-{step}"
             _plan_answers(plan, arm_name, "finetuned", step, ratio, seed, pools, tuned, folder)
         if measured:

@@ -14,7 +14,16 @@ from titer.finetune import (
     GateConfig,
     GateTrainer,
 )
+from titer.ranges import check_range, numbers
 from titer.trainer import PackedSFTConfig, PackedSFTTrainer
+
+_NOT_HERE = {
+    "output_dir": "Where things go is for the folder of the output to say.",
+    "seed": "Name the seed beside the settings: `--seed`, or `seeds` of an experiment.",
+    "resume_from_checkpoint": "A training that was interrupted goes on by itself.",
+    "push_to_hub": "titer leaves an adapter in a folder; `hf upload` takes it to a hub.",
+}
+"""Settings of the library that titer decides on itself, and what to do instead."""
 
 SAVE_EVERY = 20
 """Optimizer steps between checkpoints of a training."""
@@ -68,10 +77,13 @@ def settings(method: Method, values: dict[str, Any], where: str, output_dir: str
     """
     known = {field.name: field for field in dataclasses.fields(method.config) if field.init}
     check_known(values, known, f"key in `{where}`")
+    for name, why in _NOT_HERE.items():
+        if name in values:
+            raise TiterError(f"`{where}.{name}` cannot be set here.", why)
+    optional = numbers(method.config)
     for name, value in values.items():
-        # YAML reads 1e-4 (without a point) as text; and a text where a number belongs fails late and obscurely.
-        if isinstance(known[name].default, float) and isinstance(value, str):
-            raise TiterError(f"`{where}.{name}` must be a number, found `{value}`.", "In YAML, write 1.0e-4.")
+        if name in optional and not (optional[name] and value is None):
+            check_range(name, value, f"{where}.{name}")
     defaults = {"report_to": "none", "logging_steps": 1, "disable_tqdm": True}
     defaults |= {"save_strategy": "steps", "save_steps": SAVE_EVERY, "save_total_limit": 1}
     try:

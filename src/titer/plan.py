@@ -252,8 +252,8 @@ def _run_stage(stage: Stage, progress: Any) -> None:
 
 
 @functools.cache
-def parameters(model: str) -> float:
-    """Return a model's parameters without its embedding, from its config alone."""
+def empty_model(model: str) -> Any:
+    """Return a model without weights, from its config alone."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -261,7 +261,12 @@ def parameters(model: str) -> float:
 
     config = AutoConfig.from_pretrained(locate(model))
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def parameters(model: str) -> float:
+    """Return a model's parameters without its embedding."""
+    empty = empty_model(model)
     embedding = empty.get_input_embeddings().weight.numel()
     return float(empty.num_parameters() - embedding)
 

@@ -12,6 +12,23 @@ from typing import Any
 import yaml
 
 from titer.errors import TiterError, check_known, did_you_mean
+from titer.ranges import check_range, numbers
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML in which no key stands twice: by itself the library takes the last, and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping as plain data."""
+        seen: list[str] = []
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key `{key.value}` stands there twice", key.start_mark
+                    )
+                seen.append(key.value)
+        return dict(super().construct_mapping(node, deep))
 
 
 def build(kind: Any, values: Any, where: str) -> Any:
@@ -24,7 +41,11 @@ def build(kind: Any, values: Any, where: str) -> Any:
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and item.name not in values:
             raise TiterError(f"`{where}` lacks the key `{item.name}`.")
-    return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+    made = {name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    for name, optional in numbers(kind).items():
+        if name in made and not (optional and made[name] is None):
+            check_range(name, made[name], f"{where}.{name}")
+    return kind(**made)
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -91,7 +112,7 @@ def read(
             raise TiterError(f"No {what} at `{path}`.", did_you_mean(str(path), known))
         path = known[str(path)]
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise TiterError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
@@ -117,7 +138,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
             f"`--set {text}` must look like key=value.", "For example --set learning_rate=1.0e-4 or seeds='[0, 1]'."
         )
     try:
-        return key, yaml.safe_load(value)
+        return key, yaml.load(value, _Loader)
+    except yaml.constructor.ConstructorError as error:
+        raise TiterError(f"`--set {text}`: {error.problem}.") from None
     except yaml.YAMLError:
         raise TiterError(f"`--set {text}`: `{value}` is not YAML.", "Quote a text: key='\"…\"'.") from None
 

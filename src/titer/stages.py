@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
 
 from titer.data.records import Record
@@ -36,6 +38,7 @@ from titer.models import (
     refuse_nonfinite_logits,
     refuse_strays,
 )
+from titer.ranges import check_lora
 from titer.signals import row_signals
 from titer.trainer import PackedSFTConfig
 
@@ -118,7 +121,32 @@ def lora_config(values: dict[str, Any]) -> Any:
     from peft import LoraConfig
 
     check_known(values, [field.name for field in dataclasses.fields(LoraConfig)], "key in `lora`")
+    check_lora(values, "lora")
     return LoraConfig(**{"task_type": "CAUSAL_LM", "lora_dropout": 0.0, **LORA_DEFAULTS, **values})
+
+
+def check_targets(model: Any, lora: Any) -> None:
+    """Raise, with the names that there are, when a LoRA configuration wants to adapt modules that a model does not have.
+
+    Args:
+        model: The model, on any device.
+        lora: The configuration.
+    """
+    names = [name for name, _ in model.named_modules()]
+    targets = lora.target_modules
+    if targets == "all-linear":
+        return
+    if isinstance(targets, str):
+        missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+    else:
+        missing = [one for one in sorted(targets) if not any(f".{name}".endswith(f".{one}") for name in names)]
+    if missing:
+        linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+        ends = dict.fromkeys(name.rpartition(".")[2] for name in linear)
+        raise TiterError(
+            f"`lora.target_modules` names {', '.join(f'`{name}`' for name in missing)}, which the model does not have.",
+            f"Its linear layers: {', '.join(f'`{name}`' for name in ends)}.",
+        )
 
 
 def train(
@@ -163,6 +191,9 @@ def train(
     resume = _checkpoint(
         Path(args.output_dir), method, args.to_json_string(), model_name, start, lora, records, streams
     )
+    model = fresh_model(model_name, adapter, trainable=True)
+    if adapter is None:
+        check_targets(model, lora_config(lora))
     trainer = method.trainer(
         model=model,
         args=args,

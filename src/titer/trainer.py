@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +35,7 @@ from titer.gradients import reshard, trainable_parameters
 from titer.layouts import Layout, bare_model, is_noisy, layout_for
 from titer.losses import branch_nll, token_nll
 from titer.models import Template, prepare_tokenizer, refuse_nonfinite
+from titer.ranges import check_settings
 from titer.streams import Pool, draw
 
 IGNORE = -100
@@ -87,6 +88,11 @@ class PackedSFTConfig(trl.SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        check_settings(self)
+        for item in fields(self):
+            if item.type in (bool, "bool", "bool | None") and getattr(self, item.name) not in (True, False, None):
+                raise TiterError(f"`{item.name}` must be true or false, found `{getattr(self, item.name)}`.")
+        _check_reporters(self.report_to)
         if self.fp16:
             raise TiterError(
                 "fp16 loses the small differences of gradients that these methods live on.",
@@ -142,6 +148,19 @@ class PackedSFTConfig(trl.SFTConfig):
         return int(self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size)
 
 
+def _check_reporters(report_to: Any) -> None:
+    """Raise for a service to report to that the library does not know, or whose package is not there."""
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+    there = get_available_reporting_integrations()
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        if name not in ("none", "all", *there):
+            raise TiterError(
+                f"`report_to` names `{name}`, and no such package is installed.",
+                f"Install it, or choose among none{''.join(f', {one}' for one in there)}.",
+            )
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Turns rows of conversations into columns of token ids.
@@ -164,8 +183,6 @@ class Encoder:
             prompt, completion = self._tokenised_pair(row, where)
         else:
             conversation = Record.from_row(row, where).to_training_row()
-            if len(conversation["completion"]) > 1:
-                raise TiterError(f"{where}: the completion has several messages.", "Train on one assistant turn a row.")
             prompt = self.template.prompt_ids(conversation["prompt"])
             completion = self.template.completion_ids(conversation["prompt"], conversation["completion"])
         if self.max_length is not None:

@@ -41,13 +41,6 @@ class AntibodyAlignmentConfig(SimulatedAttackConfig):
 
     def __post_init__(self) -> None:
         check_known([self.lambda_schedule], SCHEDULES, "lambda_schedule")
-        if not self.rho > 0:
-            raise TiterError(f"rho must be above 0, not {self.rho}.")
-        for name in ("lam", "lambda_refusal"):
-            if not getattr(self, name) >= 0:
-                raise TiterError(f"{name} must not be negative, as {getattr(self, name)} is.")
-        if not 0 <= self.lambda_momentum < 1:
-            raise TiterError(f"lambda_momentum must be at least 0 and below 1, not {self.lambda_momentum}.")
         super().__post_init__()
 
 

@@ -77,13 +77,6 @@ class SimulatedAttackConfig(PackedSFTConfig):
         default=0.9, metadata={"help": "Least part of the simulated step that must survive rounding; 0 for any."}
     )
 
-    def __post_init__(self) -> None:
-        if not self.refresh_every >= 1:
-            raise TiterError(f"refresh_every must be at least 1, not {self.refresh_every}.")
-        if not 0 <= self.min_perturbation <= 1:
-            raise TiterError(f"min_perturbation must lie between 0 and 1, not {self.min_perturbation}.")
-        super().__post_init__()
-
 
 class SimulatedAttackTrainer(HarmfulStreamTrainer):
     """A defence that simulates an attacker's step on the harmful stream and attenuates what it gains.

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from titer.align.base import SimulatedAttackConfig, SimulatedAttackTrainer
-from titer.errors import TiterError
 
 
 @dataclass
@@ -20,13 +19,6 @@ class BoosterConfig(SimulatedAttackConfig):
 
     lam: float = field(default=5.0, metadata={"help": "λ, weight of the regulariser."})
     alpha: float = field(default=0.1, metadata={"help": "α, length of the simulated harmful step."})
-
-    def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise TiterError(f"alpha must be above 0, not {self.alpha}.")
-        if not self.lam >= 0:
-            raise TiterError(f"lam must not be negative: {self.lam} would make the model easier to attack.")
-        super().__post_init__()
 
 
 class BoosterTrainer(SimulatedAttackTrainer):

@@ -15,6 +15,7 @@ from titer.attacks.threats import Attack, describe
 from titer.data.pools import DataSettings
 from titer.errors import TiterError, check_known
 from titer.evaluation import tasks
+from titer.ranges import check_range, check_settings
 
 
 class PlannedAttack(NamedTuple):
@@ -109,12 +110,8 @@ class Profile:
             raise TiterError("The profile names no attacks.", "`titer attacks list` shows those that titer knows.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise TiterError("`seeds` must hold at least one seed, each once.")
-        if not 0 < self.phi < 1:
-            raise TiterError(f"`phi` lies between 0 and 1, not {self.phi}.", "10 % is `phi: 0.1`.")
+        check_settings(self)
         check_known([self.unit], UNITS, "unit of budgets in `unit`")
-        for name in ("kappa", "accuracy_margin", "nll_margin", "slower", "flops_per_second", "checkpoints", "fleet"):
-            if not getattr(self, name) > 0:
-                raise TiterError(f"`{name}` must be above 0, not {getattr(self, name)}.")
         for name in [self.data.task, *self.reference_tasks]:
             tasks.get(name.removeprefix("builtin:"))
         for name in self.judges:
@@ -134,6 +131,7 @@ class Profile:
             seeds = fields.pop("seeds", self.seeds)
             if not isinstance(seeds, list) or not seeds:
                 raise TiterError(f"`attacks.{entry}.seeds` must be a list of seeds, found `{seeds}`.")
+            check_range("seeds", seeds, f"attacks.{entry}.seeds")
             search = fields.pop("search", None)
             tuning = None if search is None else settings.build(Search, search, f"attacks.{entry}.search")
             for name, attack in describe(entry, fields).items():

@@ -43,6 +43,7 @@ from titer.plan import (
     Stage,
     code_digest,
     digest,
+    empty_model,
     judge_key,
     mean_tokens,
     parameters,
@@ -156,12 +157,18 @@ def plan_assay(
         data_dir: Folder with local copies of named datasets.
         defence: Datasets that the defence was made from; see `load_assay_pools`.
     """
+    from titer.stages import check_targets, lora_config
+
     profile.check()
     if any(planned.search is not None for planned in profile.attackers()):
         require_optuna()
     pools = load_assay_pools(profile, data_dir, defence)
     plan = AssayPlan(run_folder, profile=profile, models={"defended": defended, "undefended": undefended}, pools=pools)
     for role in ROLES:
+        base = empty_model(split_adapter(plan.models[role])[0])
+        for planned in profile.attackers():
+            if planned.attack.in_fleet and planned.attack.lora is not None:
+                check_targets(base, lora_config(planned.attack.lora))
         _plan_baseline(plan, role)
         crew = [Attacker(role, *planned) for planned in profile.attackers()]
         together = [attacker for attacker in crew if attacker.attack.in_fleet and attacker.search is None]

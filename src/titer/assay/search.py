@@ -13,6 +13,7 @@ from typing import Any
 
 from titer.attacks.threats import Attack
 from titer.errors import AttackFailed, TiterError, check_known
+from titer.ranges import check_settings
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Search:
     def __post_init__(self) -> None:
         known = [item.name for item in dataclasses.fields(Attack)]
         check_known([*self.ranges, *self.choices], known, "field of an attack in `search`")
-        if self.trials < 1 or not (self.ranges or self.choices):
-            raise TiterError("A search needs at least one trial, and `ranges` or `choices` to search in.")
+        check_settings(self)
+        if not (self.ranges or self.choices):
+            raise TiterError("A search needs `ranges` or `choices` to search in.")
         for name, limits in self.ranges.items():
             if len(limits) != 2 or not 0 < limits[0] < limits[1]:
                 raise TiterError(f"`search.ranges.{name}` must be [smallest, largest], above 0, found {limits}.")

@@ -14,6 +14,7 @@ from typing import Any
 
 from titer import settings
 from titer.errors import TiterError, check_known
+from titer.ranges import check_lora, check_settings
 
 ROWS = ("harmful", "cross_domain", "obedience")
 WARM_UPS = ("none", "benign", "openings")
@@ -80,18 +81,13 @@ class Attack:
             (self.schedule, SCHEDULES, "schedule of an attack"),
         ):
             check_known([value], known, what)
-        if not 0 <= self.poison_ratio <= 1:
-            raise TiterError(f"`poison_ratio` lies between 0 and 1, not {self.poison_ratio}.")
-        for name in ("samples", "steps", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise TiterError(f"`{name}` of an attack must be above 0, not {getattr(self, name)}.")
-        for name in ("warm_up_steps", "leap", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise TiterError(f"`{name}` of an attack must not be below 0, but is {getattr(self, name)}.")
+        check_settings(self)
+        if self.lora is not None:
+            check_lora(self.lora, "lora")
         if (self.warm_up == "none") != (self.warm_up_steps == 0):
             raise TiterError("`warm_up` and `warm_up_steps` go together.", "Set both, or neither.")
-        if self.method == "ablation" and not (self.depths and all(0 < depth < 1 for depth in self.depths)):
-            raise TiterError(f"`depths` of an ablation lie between 0 and 1, not {self.depths}.")
+        if self.method == "ablation" and not self.depths:
+            raise TiterError("`depths` of an ablation names no depth.", "For example [0.4, 0.6].")
         if self.optimizer == "muon" and self.lora is None:
             raise TiterError(
                 "Muon trains matrices alone, and a whole model has other weights too.", "Give it a `lora`."

@@ -17,6 +17,7 @@ from titer.cli.common import (
     Overrides,
     Seed,
     Show,
+    in_range,
     quiet_libraries,
     settings_from,
 )  # fmt: skip
@@ -44,8 +45,10 @@ def command(
     harmful: Harmful = "builtin:harmful",
     helpful: Helpful = ["builtin:general"],  # noqa: B006
     lookalikes: Lookalikes = "builtin:lookalikes",
-    samples: Annotated[int, typer.Option("--samples", help="Rows of alignment data.")] = 300,
-    helpful_ratio: Annotated[float, typer.Option("--helpful-ratio", help="Part of them that is helpful.")] = 0.5,
+    samples: Annotated[int, typer.Option("--samples", help="Rows of alignment data.", callback=in_range)] = 300,
+    helpful_ratio: Annotated[
+        float, typer.Option("--helpful-ratio", help="Part of them that is helpful.", callback=in_range)
+    ] = 0.5,
     hold_out: Annotated[
         list[str] | None,
         typer.Option("--hold-out", help="Harm category that the defence never sees, for an assay across domains."),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import EMBEDDED, DataDir, Json, Model, Show, quiet_libraries
+from titer.cli.common import EMBEDDED, DataDir, Json, Model, Show, in_range, quiet_libraries
 from titer.text import one_line, say, to_csv, to_json
 
 NAME = "audit"
@@ -30,8 +30,10 @@ def command(
         "audit"
     ),
     ratio: Annotated[str, typer.Option("--ratio", help="Likelihoods of answers: sum (as printed) or mean.")] = "sum",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows that weights are shared among.")] = 16,
-    top: Annotated[int, typer.Option("--top", help="Rows to show in the terminal.")] = 20,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Rows that weights are shared among.", callback=in_range)
+    ] = 16,
+    top: Annotated[int, typer.Option("--top", help="Rows to show in the terminal.", callback=in_range)] = 20,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:

@@ -12,16 +12,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from titer.ranges import check_range
 from titer.text import say, to_json
 
 if TYPE_CHECKING:
     from titer.plan import Plan
 
+
+def in_range(option: typer.CallbackParam, value: Any) -> Any:
+    """Return the value of an option after making sure that it is in the range of its name."""
+    check_range(str(option.name), value, option.opts[0])
+    return value
+
+
 Model = Annotated[str, typer.Option("--model", "-m", help="A local folder, a hub id, or smollm2-135m-instruct.")]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder with local copies of named datasets (sst2_train.jsonl, …).")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seeds data, initialisation and sampling.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seeds data, initialisation and sampling.", callback=in_range)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting: key=value, as often as wanted.", metavar="KEY=VALUE"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titer.cli.common import DataDir, Json
+from titer.cli.common import DataDir, Json, in_range
 from titer.text import one_line, say, to_json
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Examples:
 def command(
     name: Annotated[str | None, typer.Argument(help="A named dataset, a file or a hub id.")] = None,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "train",
-    rows: Annotated[int, typer.Option("--rows", help="Rows to show.")] = 3,
+    rows: Annotated[int, typer.Option("--rows", help="Rows to show.", callback=in_range)] = 3,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:

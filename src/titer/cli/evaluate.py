@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titer.cli.common import DataDir, Harmful, Json, Lookalikes, Seed, Show, quiet_libraries
+from titer.cli.common import DataDir, Harmful, Json, Lookalikes, Seed, Show, in_range, quiet_libraries
 from titer.text import say, to_json
 
 if TYPE_CHECKING:
@@ -37,11 +37,15 @@ def command(
     harmful: Harmful = "builtin:harmful",
     lookalikes: Lookalikes = "builtin:lookalikes",
     task: Annotated[str, typer.Option("--task", help="Task whose accuracy to measure.")] = "builtin:sentiment",
-    samples: Annotated[int, typer.Option("--samples", help="Most prompts of each set.")] = 100,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.")] = 48,
+    samples: Annotated[int, typer.Option("--samples", help="Most prompts of each set.", callback=in_range)] = 100,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.", callback=in_range)] = 48,
     phase: Annotated[str, typer.Option("--phase", help="What the model is: aligned or finetuned.")] = "aligned",
-    step: Annotated[int, typer.Option("--step", help="Fine-tuning steps behind it, for the results.")] = 0,
-    poison_ratio: Annotated[float, typer.Option("--poison-ratio", help="Of what it was fine-tuned on.")] = 0.0,
+    step: Annotated[
+        int, typer.Option("--step", help="Fine-tuning steps behind it, for the results.", callback=in_range)
+    ] = 0,
+    poison_ratio: Annotated[
+        float, typer.Option("--poison-ratio", help="Of what it was fine-tuned on.", callback=in_range)
+    ] = 0.0,
     judge: Annotated[str, typer.Option("--judge", help="Who judges answers: offline or keywords.")] = "offline",
     rejudge: Annotated[Path | None, typer.Option("--rejudge", help="Judge this folder's answers again.")] = None,
     data_dir: DataDir = None,

@@ -14,12 +14,12 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from titer.errors import TiterError, did_you_mean
+from titer.errors import TiterError, check_known, did_you_mean
 from titer.files import replacing
 
 Row: TypeAlias = Mapping[str, object]
@@ -28,6 +28,8 @@ ROLES = ("system", "user", "assistant")
 
 UNKNOWN_ORIGIN = "user"
 """The origin of a row of which nothing is known but that a user uploaded it."""
+
+ORIGINS = (UNKNOWN_ORIGIN, "task", "harmful", "helpful", "lookalike", "refusal")
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 """Formats that `read_records` reads."""
@@ -63,7 +65,8 @@ class Record:
         refusal: How an aligned model should answer instead.
 
     Raises:
-        TiterError: A role is unknown, a prompt or completion is empty, or a text cannot be stored as UTF-8.
+        TiterError: A role or an origin is unknown, a prompt or completion is empty, a completion has several messages, or
+            a text cannot be stored as UTF-8.
     """
 
     prompt: tuple[Message, ...]
@@ -97,6 +100,9 @@ class Record:
                 raise TiterError(f"`completion` must come from the assistant, found a message from `{message.role}`.")
             if is_blank(message.content):
                 raise TiterError("`completion` is empty.", "A row without an answer would train nothing: remove it.")
+        if len(self.completion) > 1:
+            raise TiterError("`completion` has several messages.", "Train on one assistant turn a row.")
+        check_known([self.origin], ORIGINS, "`origin`")
         if self.refusal is not None and is_blank(self.refusal):
             raise TiterError("`refusal` is empty.", "Leave the column out, or set it to null, where there is none.")
         for column in ("origin", "category", "label", "group", "refusal"):
@@ -208,7 +214,10 @@ def _read_turns(row: Row) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     if present == {"prompt", "completion", "messages"}:
         raise TiterError("the row holds both `messages` and `prompt` with `completion`.", "Keep one of the two forms.")
     if {"prompt", "completion"} <= present:
-        return _read_messages(row, "prompt", "user"), _read_messages(row, "completion", "assistant")
+        completion = _read_messages(row, "completion", "assistant")
+        for place in range(0 if isinstance(row["completion"], str) else len(completion)):
+            _check_weight(row["completion"][place], f"completion[{place}]")  # type: ignore[index]
+        return _read_messages(row, "prompt", "user"), completion
     # Some hub datasets carry a `prompt` beside `messages`, which repeats their first turn.
     if "messages" in present:
         messages = _read_messages(row, "messages", None)
@@ -221,6 +230,7 @@ def _read_turns(row: Row) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
             )
         if len(messages) == 1:
             raise TiterError("`messages` holds an answer only: the prompt is empty.")
+        _check_weight(row["messages"][-1], f"messages[{len(messages) - 1}]")  # type: ignore[index]
         return messages[:-1], messages[-1:]
     missing = [column for column in ("prompt", "completion") if column not in present] if present else []
     raise _missing_columns(missing or ["prompt", "completion"], row, _NEEDED)
@@ -280,6 +290,16 @@ def _read_message(value: object, where: str) -> Message:
     if not isinstance(content, str):
         raise TiterError(f"`{where}.content` must be text, found {_kind(content)}.")
     return Message(role, content)
+
+
+def _check_weight(message: Mapping[str, object], where: str) -> None:
+    """Raise for an answer that is not to be trained on, or not as much as others, as some formats can say."""
+    weight = message.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight != 1):
+        raise TiterError(
+            f"`{where}.weight` is {weight!r}, and titer trains on every answer alike.",
+            "Remove rows whose answer is not to be learnt, and the key `weight` from the others.",
+        )
 
 
 def _read_optional(row: Row, column: str) -> str | None:
@@ -402,7 +422,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(handle, start=1):
             where = f"{path}:{number}"
             text = _decode(line, where, first=number == 1)
-            if not is_blank(text):
+            if text.strip():
                 yield where, _object(_parse(text.rstrip("\r\n"), where), where)
 
 
@@ -419,6 +439,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     text = _decode(path.read_bytes(), str(path), first=True)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        _unique(reader.fieldnames or (), "column", f"{path}:1")
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
@@ -466,13 +487,27 @@ def _decode(data: bytes, where: str, *, first: bool) -> str:
 
 def _parse(text: str, where: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=lambda pairs: _unique_object(pairs, where))
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise TiterError(f"{where}: broken JSON: {error.msg} ({place}).") from None
+    except TiterError:
+        raise
     except (ValueError, RecursionError) as error:
         # A number of thousands of digits, or thousands of brackets inside each other.
         raise TiterError(f"{where}: broken JSON: {error}.") from None
+
+
+def _unique_object(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    _unique([key for key, _ in pairs], "key", where)
+    return dict(pairs)
+
+
+def _unique(names: Sequence[str], what: str, where: str) -> None:
+    """Raise for a name that stands twice: readers of JSON and CSV take the last, and say nothing."""
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise TiterError(f"{where}: the {what} `{name}` stands there twice.", "Keep one of them.")
 
 
 def _object(value: object, where: str) -> dict[str, Any]:

@@ -39,8 +39,6 @@ class AntibodyFinetuneConfig(FinetuneConfig):
     def __post_init__(self) -> None:
         check_known([self.ratio], RATIOS, "ratio")
         check_known([self.reduction], REDUCTIONS, "reduction")
-        if not self.tau > 0:
-            raise TiterError(f"tau must be above 0, not {self.tau}.")
         super().__post_init__()
 
 

@@ -48,12 +48,6 @@ class GateConfig(FinetuneConfig):
     def __post_init__(self) -> None:
         check_known([self.signal], SIGNALS, "signal")
         check_known([self.reduction], REDUCTIONS, "reduction")
-        if not 0 <= self.probe_depth <= 1:
-            raise TiterError(f"probe_depth must lie between 0 and 1, not {self.probe_depth}.")
-        if not self.ridge > 0:
-            raise TiterError(f"ridge must be above 0, not {self.ridge}: separable prompts have no finite solution.")
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise TiterError(f"threshold is a probability between 0 and 1, not {self.threshold}.")
         super().__post_init__()
 
 

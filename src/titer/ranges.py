@@ -1,0 +1,206 @@
+"""What each setting may be, by its name: the one table that trainers, files and the command line look into."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from titer.errors import TiterError
+
+
+class Range(NamedTuple):
+    """Numbers from `low` to `high`, both of them included unless said otherwise.
+
+    Attributes:
+        low: The smallest.
+        high: The largest; finite, so that neither infinity nor a slip of the keyboard passes.
+        whole: Only whole numbers.
+        above: Not `low` itself.
+        below: Not `high` itself.
+        also: What else is allowed, and means something of its own.
+    """
+
+    low: float
+    high: float
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+    also: tuple[Any, ...] = ()
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is in it; true and false are no numbers."""
+        if not isinstance(value, bool) and value in self.also:
+            return True
+        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
+            return False
+        number = float(value)
+        low = number > self.low if self.above else number >= self.low
+        return low and (number < self.high if self.below else number <= self.high)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        low = f"{'above' if self.above else 'from'} {self.low:g}"
+        high = f"{'and below' if self.below else 'and at most' if self.above else 'to'} {_shown(self.high)}"
+        return f"{kind} {low} {high}" + "".join(f", or {value}" for value in self.also)
+
+
+def _shown(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+def _count(low: int = 1, high: int = 1_000_000, also: tuple[Any, ...] = ()) -> Range:
+    return Range(low, high, whole=True, also=also)
+
+
+_SHARE = Range(0, 1)
+_INNER_SHARE = Range(0, 1, above=True, below=True)
+_MOMENTUM = Range(0, 1, below=True)
+_POSITIVE = Range(0, 1e9, above=True)
+_NOT_NEGATIVE = Range(0, 1e9)
+_BATCH = _count(high=65_536)
+_SEED = _count(0, 2**32 - 1)  # what NumPy takes
+
+RANGES: dict[str, Range] = {
+    # Training.
+    "per_device_train_batch_size": _BATCH,
+    "per_device_eval_batch_size": _BATCH,
+    "gradient_accumulation_steps": _BATCH,
+    "num_train_epochs": Range(0, 1e6, above=True),
+    "max_steps": _count(high=10**9, also=(-1,)),
+    "learning_rate": Range(0, 1e3),
+    "warmup_steps": _NOT_NEGATIVE,
+    "weight_decay": Range(0, 1e3),
+    "adam_beta1": _MOMENTUM,
+    "adam_beta2": _MOMENTUM,
+    "adam_epsilon": Range(0, 1, above=True),
+    "max_grad_norm": _NOT_NEGATIVE,
+    "label_smoothing_factor": _SHARE,
+    "neftune_noise_alpha": _NOT_NEGATIVE,
+    "torch_empty_cache_steps": _count(),
+    "logging_steps": _POSITIVE,
+    "eval_steps": _POSITIVE,
+    "eval_delay": _NOT_NEGATIVE,
+    "eval_accumulation_steps": _count(),
+    "save_steps": _POSITIVE,
+    "save_total_limit": _count(),
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "dataloader_num_workers": _count(0, 1024),
+    "dataloader_prefetch_factor": _count(),
+    "ddp_bucket_cap_mb": _count(),
+    "ddp_timeout": _count(),
+    "local_rank": _count(-1),
+    "router_aux_loss_coef": _NOT_NEGATIVE,
+    "dataset_num_proc": _count(high=1024),
+    "max_length": _count(2),
+    "pad_to_multiple_of": _count(also=("auto",)),
+    # Methods.
+    "refresh_every": _count(),
+    "min_perturbation": _SHARE,
+    "lam": _NOT_NEGATIVE,
+    "alpha": _POSITIVE,
+    "rho": _POSITIVE,
+    "xi": _NOT_NEGATIVE,
+    "lambda_refusal": _NOT_NEGATIVE,
+    "lambda_momentum": _MOMENTUM,
+    "tau": _POSITIVE,
+    "probe_depth": _SHARE,
+    "ridge": _POSITIVE,
+    "threshold": _INNER_SHARE,
+    # LoRA.
+    "r": _BATCH,
+    "lora_alpha": _POSITIVE,
+    "lora_dropout": _MOMENTUM,
+    # Experiments, and the options of the command line.
+    "seeds": _SEED,
+    "samples": _count(),
+    "helpful_ratio": _SHARE,
+    "poison_ratio": _SHARE,
+    "poison_ratios": _SHARE,
+    "checkpoints": _count(),
+    "harmful": _count(),
+    "lookalikes": _count(),
+    "task": _count(),
+    "max_new_tokens": _count(high=100_000),
+    "task_max_new_tokens": _count(high=100_000),
+    "weights": _count(),
+    "step": _count(0, 10**9),
+    "batch_size": _BATCH,
+    "top": _count(0),
+    "rows": _count(0),
+    # Attacks and profiles.
+    "warm_up_steps": _count(0),
+    "steps": _count(),
+    "leap": _NOT_NEGATIVE,
+    "depths": _INNER_SHARE,
+    "trials": _count(),
+    "reference_task": _count(),
+    "general": _count(),
+    "utility": _count(),
+    "fleet": _count(),
+    "phi": _INNER_SHARE,
+    "kappa": _POSITIVE,
+    "accuracy_margin": Range(0, 1, above=True),
+    "nll_margin": _POSITIVE,
+    "slower": _POSITIVE,
+    "price_per_hour": _NOT_NEGATIVE,
+    "flops_per_second": Range(0, 1e30, above=True),
+}
+"""By the name of a setting, which means the same wherever it stands."""
+
+_FINITE = Range(-1e30, 1e30)
+"""What the numbers of a method may be that is not titer's own; its config checks what more there is to check."""
+
+_LISTS = ("seeds", "poison_ratios", "checkpoints", "depths")
+"""Settings that may be lists, each value of which is in the range."""
+
+
+def check_range(name: str, value: Any, where: str) -> None:
+    """Raise unless a value is in the range of the setting `name`.
+
+    Args:
+        name: The setting.
+        value: Its value.
+        where: What the user calls it, for the error (`--samples`, `finetune.samples`).
+
+    Raises:
+        TiterError: Names the setting, the value and the range.
+    """
+    for item in value if isinstance(value, list) and name in _LISTS else [value]:
+        known = RANGES.get(name, _FINITE)
+        if not known.holds(item):
+            hint = "In YAML, write 1.0e-4." if isinstance(item, str) else None
+            raise TiterError(f"`{where}` must be {known}, found `{item!s:.80}`.", hint)
+
+
+def numbers(kind: type) -> dict[str, bool]:
+    """Return the fields of a settings class that hold numbers, or lists of them, and whether they may be left `None`."""
+    found = {}
+    for item in dataclasses.fields(kind):
+        # Types stand there as text or as types, as each library likes it.
+        words = getattr(item.type, "__name__", str(item.type)) if isinstance(item.type, type) else str(item.type)
+        parts = {part.strip().removeprefix("list[").removesuffix("]") for part in words.split("|")}
+        if item.init and parts & {"int", "float"}:
+            found[item.name] = "None" in parts
+    return found
+
+
+def check_settings(settings: Any, where: str = "") -> None:
+    """Raise `TiterError` for the first number of a settings object that is out of its range."""
+    for name, optional in numbers(type(settings)).items():
+        value = getattr(settings, name)
+        if not (optional and value is None):
+            check_range(name, value, f"{where}.{name}" if where else name)
+
+
+def check_lora(values: Mapping[str, Any], where: str) -> None:
+    """Raise `TiterError` for a number of a LoRA configuration out of its range, or targets that are no names."""
+    for name in ("r", "lora_alpha", "lora_dropout"):
+        if name in values:
+            check_range(name, values[name], f"{where}.{name}")
+    targets = values.get("target_modules", "all-linear")
+    names = [targets] if isinstance(targets, str) else targets
+    if not isinstance(names, list | tuple | set) or not names or not all(isinstance(n, str) and n for n in names):
+        raise TiterError(f"`{where}.target_modules` must be a list of names of modules, found `{targets!s:.80}`.")
