@@ -196,8 +196,8 @@ def test_an_attack_of_ones_own_class_or_name_is_another_stage(tiny_folder, tmp_p
 
 # --- titer's own source ----------------------------------------------------------------------------------------------
 
-NO_FIGURE_DEPENDS_ON = {"errors.py", "evaluation/artefacts.py", "data/records.py", "files.py"}
-"""What training code imports and its keys leave out: texts, how files are written, formats whose rows are in the keys."""
+NO_FIGURE_DEPENDS_ON = {"errors.py", "evaluation/artefacts.py", "data/records.py", "files.py", "ranges.py"}
+"""What training code imports and its keys leave out: texts, refusals, how files are written, formats whose rows are in the keys."""
 
 
 def test_the_key_of_a_training_covers_what_its_code_imports():
