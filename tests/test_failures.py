@@ -1,6 +1,7 @@
 """Errors as machines and attacks really raise them, and others that only look so."""
 
 import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,13 +13,18 @@ from titer.errors import AttackFailed, TiterError
 BIG = 200_000
 
 
-@pytest.fixture
-def full_disk(monkeypatch):
-    """No file may grow beyond some kilobytes: what a full disk does to whoever writes."""
+@contextmanager
+def full_disk():
+    """No file may grow beyond some kilobytes: what a full disk does to whoever writes.
+
+    Only for so long: pytest's own report may go to a file, too.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(
@@ -30,8 +36,8 @@ def full_disk(monkeypatch):
     ],
     ids=["python", "safetensors", "torch"],
 )
-def test_a_full_disk_is_the_machine(full_disk, tmp_path, write):
-    with pytest.raises(Exception) as raised:  # noqa: PT011 - which one is the question
+def test_a_full_disk_is_the_machine(tmp_path, write):
+    with pytest.raises(Exception) as raised, full_disk():  # noqa: PT011 - which one is the question
         write(tmp_path / "file")
     assert blame(raised.value) == "machine"
 

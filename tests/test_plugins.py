@@ -196,8 +196,9 @@ def test_an_attack_of_ones_own_class_or_name_is_another_stage(tiny_folder, tmp_p
 
 # --- titer's own source ----------------------------------------------------------------------------------------------
 
-NO_FIGURE_DEPENDS_ON = {"errors.py", "evaluation/artefacts.py", "data/records.py", "files.py", "ranges.py"}
-"""What training code imports and its keys leave out: texts, refusals, how files are written, formats whose rows are in the keys."""
+NO_FIGURE_DEPENDS_ON = {"errors.py", "ranges.py", "files.py", "evaluation/artefacts.py", "data/records.py"}
+"""What training code imports and its keys leave out: texts, what refuses a setting or puts a file in its place, and formats
+whose rows are in the keys themselves."""
 
 
 def test_the_key_of_a_training_covers_what_its_code_imports():
