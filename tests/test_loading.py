@@ -18,6 +18,7 @@ from titer.errors import TiterError
 from titer.evaluation.artefacts import Inference, read_inferences
 from titer.models import add_adapter, load_model
 from titer.plan import model_digest, weights_digest
+from titer.ranges import RANGES, Range
 from titer.trainer import PackedSFTConfig, PackedSFTTrainer
 
 BASE, ADAPTER = "model.safetensors", "adapter_model.safetensors"
@@ -224,6 +225,14 @@ def run_away(line):
     return str(done.exception)
 
 
+@pytest.fixture
+def any_number(monkeypatch):
+    """Let the tiny model run away as large ones do at numbers that are allowed."""
+    for name in ("learning_rate", "weight_decay", "alpha", "rho"):
+        monkeypatch.setitem(RANGES, name, Range(0, 3e38))
+
+
+@pytest.mark.usefixtures("any_number")
 def test_a_training_that_runs_away_stops_at_that_step(tiny_folder, upload, tmp_path):
     out = tmp_path / "out"
     line = [
@@ -244,6 +253,7 @@ def test_a_training_that_runs_away_stops_at_that_step(tiny_folder, upload, tmp_p
     assert not (out / "adapter").exists()
 
 
+@pytest.mark.usefixtures("any_number")
 def test_a_step_that_leaves_no_numbers_is_not_saved(tiny_folder, upload, tmp_path):
     """The loss of the last step is that of the weights before it."""
     out = tmp_path / "out"
@@ -264,6 +274,7 @@ def test_a_step_that_leaves_no_numbers_is_not_saved(tiny_folder, upload, tmp_pat
 
 
 @pytest.mark.parametrize("method", ["booster", "antibody"])
+@pytest.mark.usefixtures("any_number")
 def test_a_simulated_attack_that_runs_away_stops_the_training(tiny_folder, tmp_path, method):
     radius = "alpha" if method == "booster" else "rho"
     line = [
@@ -284,6 +295,7 @@ def test_a_simulated_attack_that_runs_away_stops_the_training(tiny_folder, tmp_p
     assert not (tmp_path / "out" / "adapter").exists()
 
 
+@pytest.mark.usefixtures("any_number")
 def test_no_trainer_saves_what_is_no_number(tiny, tokenizer, helpful_rows, tmp_path):
     trainer = PackedSFTTrainer(
         model=tiny,
@@ -297,6 +309,7 @@ def test_no_trainer_saves_what_is_no_number(tiny, tokenizer, helpful_rows, tmp_p
     assert not (tmp_path / "saved").exists()
 
 
+@pytest.mark.usefixtures("any_number")
 def test_an_attacker_that_runs_away_goes_on(tiny, tokenizer, helpful_rows, tmp_path):
     """It broke something before, and that counts; what it logs is no made-up number."""
     trainer = AttackTrainer(
