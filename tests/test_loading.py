@@ -235,18 +235,8 @@ def any_number(monkeypatch):
 @pytest.mark.usefixtures("any_number")
 def test_a_training_that_runs_away_stops_at_that_step(tiny_folder, upload, tmp_path):
     out = tmp_path / "out"
-    line = [
-        "finetune",
-        upload,
-        "--model",
-        str(tiny_folder),
-        "--output",
-        str(out),
-        "--method",
-        "sft",
-        "--set",
-        "bf16=false",
-    ]
+    line = ["finetune", upload, "--model", str(tiny_folder), "--output", str(out), "--method", "sft"]
+    line += ["--set", "bf16=false"]
     said = run_away([*line, "--set", "max_steps=4", "--set", "learning_rate=1.0e+30"])
     assert re.search(r"step 2\b.*\b(nan|inf)\b", said)
     assert "learning_rate" in said
@@ -257,18 +247,8 @@ def test_a_training_that_runs_away_stops_at_that_step(tiny_folder, upload, tmp_p
 def test_a_step_that_leaves_no_numbers_is_not_saved(tiny_folder, upload, tmp_path):
     """The loss of the last step is that of the weights before it."""
     out = tmp_path / "out"
-    line = [
-        "finetune",
-        upload,
-        "--model",
-        str(tiny_folder),
-        "--output",
-        str(out),
-        "--method",
-        "sft",
-        "--set",
-        "bf16=false",
-    ]
+    line = ["finetune", upload, "--model", str(tiny_folder), "--output", str(out), "--method", "sft"]
+    line += ["--set", "bf16=false"]
     run_away([*line, "--set", "max_steps=1", "--set", "learning_rate=1.0e+38", "--set", "weight_decay=1.0e+38"])
     assert not (out / "adapter").exists()
 

@@ -186,14 +186,14 @@ def train(
     """
     if (folder / "adapter").exists():
         raise TiterError(f"{folder} holds a finished training.", "Choose another folder, or remove this one.")
-    model = fresh_model(model_name, adapter, trainable=True)  # before anything is written: it may not fit
+    # Before anything is written, for it may not fit.
+    model = fresh_model(model_name, adapter, trainable=True)
+    if adapter is None:
+        check_targets(model, lora_config(lora))
     start = None if adapter is None else (adapter / "adapter_model.safetensors").read_bytes()
     resume = _checkpoint(
         Path(args.output_dir), method, args.to_json_string(), model_name, start, lora, records, streams
     )
-    model = fresh_model(model_name, adapter, trainable=True)
-    if adapter is None:
-        check_targets(model, lora_config(lora))
     trainer = method.trainer(
         model=model,
         args=args,
