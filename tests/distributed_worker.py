@@ -164,3 +164,5 @@ def main(folder, size, accumulation, dtype, methods):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5:])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -25,3 +25,7 @@ class Screen(Console):
         """Render as ever; of the texts in it, whatever is `visible` remains. Styles are not text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    def on_broken_pipe(self) -> None:
+        """Tell the caller that nobody reads any more, where Rich would end the process."""
+        raise BrokenPipeError

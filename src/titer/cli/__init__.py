@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 # Before any library reads them: no telemetry, no progress bars of libraries under ours.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -11,12 +12,37 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer
+import typer.core
 
 from titer.cli import accelerate, align, assay, attacks, audit, data, evaluate, finetune, models, report, run
 from titer.errors import TiterError
 from titer.text import say
 
+
+class Verbs(typer.core.TyperGroup):
+    """All verbs. What stops one is told here: Typer itself ends without a word."""
+
+    def invoke(self, context: Any) -> None:
+        """Run the verb; a user's mistake is a message and exit code 2, never a traceback."""
+        try:
+            super().invoke(context)
+            sys.stdout.flush()
+        except TiterError as error:
+            say(f"Error: {error.message}", sys.stderr)
+            if error.hint:
+                say(f"       {error.hint}", sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            say("\nStopped. What is done is kept: the same command goes on from here.", sys.stderr)
+            sys.exit(130)
+        except BrokenPipeError:
+            # The reader of our output went away (`titer … | head`), and nothing that is left to write finds one.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+
+
 app = typer.Typer(
+    cls=Verbs,
     name="titer",
     help="Immunize a language model against harmful fine-tuning, keep it safe while strangers' data is trained into "
     "it, and measure how immune it is.",
@@ -48,19 +74,5 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is a message and exit code 2, never a traceback."""
-
-    try:
-        app()
-    except TiterError as error:
-        say(f"Error: {error.message}", sys.stderr)
-        if error.hint:
-            say(f"       {error.hint}", sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        say("\nStopped. What is done is kept: the same command goes on from here.", sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output went away (`titer … | head`).
-        sys.stderr.close()
-        sys.exit(141)
+    """Run the command line."""
+    app()
