@@ -18,11 +18,10 @@ from training import StopAfter, same
 
 from titer.gradients import dot, global_norm, gradients, whole
 
-METHODS = ["sft", "booster", "antibody-align", "antibody-sum", "antibody-mean", "gate"]
 WEIGHTS = {"lora": True, "full": False}
 RESUMED = {
-    "booster-lora": ("booster", True, {"refresh_every": 2}),
-    "antibody-align-full": ("antibody-align", False, {}),
+    "align booster-lora": ("align booster", True, {"refresh_every": 2}),
+    "align antibody-full": ("align antibody", False, {}),
 }
 EVAL_BATCHES = (1, 3, 8)
 
@@ -93,12 +92,12 @@ class Worker:
     def half_precision_base(self):
         """A float32 adapter on a base of bfloat16, as titer loads models on accelerators."""
         model = every_method.copy.deepcopy(self.tiny).bfloat16()
-        self.save(self.train("booster", "half", True, model), "half")
+        self.save(self.train("align booster", "half", True, model), "half")
 
     def mixed_precision(self):
         """Weights in float32, products in bfloat16."""
         model = every_method.copy.deepcopy(self.tiny).float()
-        self.save(self.train("booster", "bf16", True, model, bf16=True, min_perturbation=0.0), "bf16")
+        self.save(self.train("align booster", "bf16", True, model, bf16=True, min_perturbation=0.0), "bf16")
 
     def resumed(self):
         """Whether a run that was stopped and gone on with ends as one that was not, bit for bit."""
@@ -122,7 +121,7 @@ class Worker:
     def evaluated(self):
         """The evaluation loss of seven rows, by batch size."""
         losses = {}
-        trainer = self.train("sft", "evaluated", True, max_steps=1)
+        trainer = self.train("align sft", "evaluated", True, max_steps=1)
         for size in EVAL_BATCHES:
             trainer.args.per_device_eval_batch_size = size
             losses[size] = trainer.evaluate(every_method.many_rows(7))["eval_loss"]
@@ -151,7 +150,7 @@ def main(folder, size, accumulation, dtype, methods):
     if os.environ.get("ACCELERATE_USE_FSDP"):
         shard_on_cpus()
     worker = Worker(folder, size, accumulation, dtype)
-    worker.every(methods or METHODS)
+    worker.every(methods or every_method.EVERY)
     if not methods:
         worker.half_precision_base()
         worker.mixed_precision()

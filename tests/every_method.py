@@ -1,49 +1,23 @@
-"""Every training method with settings and streams that make each of its terms matter on the tiny model."""
+"""Every method of the table, with settings and streams that make each of its terms matter on the tiny model."""
 
 import copy
 
 from rows import row
 from training import config, lora
 
-from titer import (
-    AntibodyAlignmentConfig,
-    AntibodyAlignmentTrainer,
-    AntibodyFinetuneConfig,
-    AntibodyFinetuneTrainer,
-    BoosterConfig,
-    BoosterTrainer,
-    GateConfig,
-    GateTrainer,
-    PackedSFTConfig,
-    PackedSFTTrainer,
-)
+from titer import methods
+from titer.finetune.base import RefusalTrainer
 
 REFUSALS = ["no, I will not do that", "I am sorry", "no"]
 
-ALIGN = ["booster", "antibody-align", "antibody-theorem"]
-EVERY = ["sft", *ALIGN, "antibody-sum", "antibody-mean", "gate"]
 
-_SETTINGS = {
-    "sft": (PackedSFTTrainer, PackedSFTConfig, {}),
-    "booster": (BoosterTrainer, BoosterConfig, {"lam": 2.0, "alpha": 0.2}),
-    "antibody-align": (
-        AntibodyAlignmentTrainer,
-        AntibodyAlignmentConfig,
-        {"rho": 0.2, "xi": 2.0, "lambda_refusal": 0.5, "lambda_momentum": 0.9},
-    ),
-    "antibody-theorem": (
-        AntibodyAlignmentTrainer,
-        AntibodyAlignmentConfig,
-        {"rho": 0.2, "xi": 2.0, "lambda_refusal": 0.5, "lambda_schedule": "theorem"},
-    ),
-    "antibody-sum": (AntibodyFinetuneTrainer, AntibodyFinetuneConfig, {"tau": 16.0}),
-    "antibody-mean": (
-        AntibodyFinetuneTrainer,
-        AntibodyFinetuneConfig,
-        {"tau": 0.5, "ratio": "mean", "reduction": "sample"},
-    ),
-    "gate": (GateTrainer, GateConfig, {"ridge": 1.0, "signal": "both"}),
+DECLARED = {
+    f"{stage} {name} {variant}".strip(): (method, settings)
+    for stage, name, method in methods.every()
+    for variant, settings in method.variants.items()
 }
+EVERY = list(DECLARED)
+"""`align booster`, `finetune antibody sum`: a method, in each of its variants."""
 
 
 def many_rows(count):
@@ -64,20 +38,17 @@ def train(method, tmp_path, model, tokenizer, rows, harmful, with_lora=False, re
 
 def make(method, tmp_path, model, tokenizer, rows, harmful, with_lora=False, callbacks=(), **settings):
     """Make the trainer of a method of `EVERY` on a copy of `model`; `with_lora` may be settings of the adapter."""
-    trainer_class, config_class, own = _SETTINGS[method]
-    streams = {}
-    if method in ALIGN:
-        streams["harmful_dataset"] = harmful
-    if method.startswith("antibody-") and method not in ALIGN:
-        streams["refusals"] = REFUSALS
-    if method == "gate":
-        streams = {"refusals": REFUSALS, "harmful_dataset": harmful, "helpful_dataset": many_rows(5)}
-    return trainer_class(
+    declared, own = DECLARED[method]
+    streams = {"harmful_dataset": harmful, "helpful_dataset": many_rows(5)}
+    given = {name: streams[name] for name in declared.streams}
+    if issubclass(declared.trainer, RefusalTrainer):
+        given["refusals"] = REFUSALS
+    return declared.trainer(
         model=copy.deepcopy(model),
-        args=config(config_class, tmp_path, **{**own, **settings}),
+        args=config(declared.config, tmp_path, **{**own, **settings}),
         train_dataset=rows,
         processing_class=tokenizer,
         callbacks=list(callbacks),
         **({"peft_config": lora(**(with_lora if isinstance(with_lora, dict) else {}))} if with_lora else {}),
-        **streams,
+        **given,
     )

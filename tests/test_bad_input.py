@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from every_method import ALIGN, EVERY, many_rows
+from every_method import DECLARED, EVERY, many_rows
 from rows import row
 from training import config, lora
 
@@ -376,16 +376,11 @@ def test_settings_of_experiment_files(tmp_path, values, message):
 def test_plain_trl_settings_are_refused(tiny, tokenizer, tmp_path, harmful_rows, method):
     import trl
 
-    from titer import AntibodyAlignmentTrainer
-
-    trainer_class = {"booster": BoosterTrainer, "gate": GateTrainer, "sft": PackedSFTTrainer}.get(
-        method, AntibodyAlignmentTrainer if method in ALIGN else AntibodyFinetuneTrainer
-    )
+    declared, _ = DECLARED[method]
     args = trl.SFTConfig(output_dir=str(tmp_path), report_to="none", bf16=False)
-    streams = {"harmful_dataset": harmful_rows} if method in [*ALIGN, "gate"] else {}
-    streams |= {"helpful_dataset": harmful_rows} if method == "gate" else {}
+    streams = dict.fromkeys(declared.streams, harmful_rows)
     with pytest.raises(TiterError, match="must be a titer config, not SFTConfig"):
-        trainer_class(model=tiny, args=args, train_dataset=many_rows(4), processing_class=tokenizer, **streams)
+        declared.trainer(model=tiny, args=args, train_dataset=many_rows(4), processing_class=tokenizer, **streams)
 
 
 @pytest.mark.parametrize("name", ["data_collator", "formatting_func", "compute_loss_func", "compute_metrics"])

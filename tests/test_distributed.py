@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from distributed_worker import EVAL_BATCHES, METHODS, RESUMED, WEIGHTS
+from distributed_worker import EVAL_BATCHES, RESUMED, WEIGHTS
+from every_method import EVERY
 from safetensors.torch import load_file
 from training import same
 
@@ -68,7 +69,7 @@ def runs(tmp_path_factory):
     """What one process learnt, and what two or four learnt that share its batches."""
     folder = tmp_path_factory.mktemp("distributed")
     for together in (["one", "ddp"], ["fsdp2", "hsdp"]):
-        processes = [start(folder / run, run, methods=["booster"] * (run == "hsdp")) for run in together]
+        processes = [start(folder / run, run, methods=["align booster"] * (run == "hsdp")) for run in together]
         try:
             for process in processes:
                 output, _ = process.communicate(timeout=400)
@@ -89,7 +90,7 @@ def difference(left, right):
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY)
 @pytest.mark.parametrize("run", SHARDED)
 def test_processes_learn_what_one_learns(runs, run, method, kind):
     assert difference(learnt(runs, "one", f"{method}-{kind}"), learnt(runs, run, f"{method}-{kind}")) < 1e-12
@@ -97,19 +98,21 @@ def test_processes_learn_what_one_learns(runs, run, method, kind):
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_replicated_shards_learn_what_one_process_learns(runs, kind):
-    assert difference(learnt(runs, "one", f"booster-{kind}"), learnt(runs, "hsdp", f"booster-{kind}")) < 1e-12
+    assert (
+        difference(learnt(runs, "one", f"align booster-{kind}"), learnt(runs, "hsdp", f"align booster-{kind}")) < 1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("run", SHARDED)
 def test_the_regulariser_acts(runs, run, kind):
     """Once it did not under FSDP2: Booster with λ = 2 was Booster with λ = 0, trained on harm."""
-    assert difference(learnt(runs, run, f"sft-{kind}"), learnt(runs, run, f"booster-{kind}")) > 1e-3
+    assert difference(learnt(runs, run, f"align sft-{kind}"), learnt(runs, run, f"align booster-{kind}")) > 1e-3
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_weights_are_held_as_the_configuration_says(runs, kind):
-    name = f"booster-{kind}"
+    name = f"align booster-{kind}"
     whole = learnt(runs, "one", name).values()
     everything = sum(weight.numel() for weight in whole)
 
@@ -128,14 +131,14 @@ def test_weights_are_held_as_the_configuration_says(runs, kind):
 @pytest.mark.parametrize("run", SHARDED)
 def test_what_is_saved_is_the_same(runs, run, kind):
     file = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}[kind]
-    for method in METHODS:
+    for method in EVERY:
         one, other = (load_file(runs / each / f"{method}-{kind}" / "saved" / file) for each in ("one", run))
         # Sharded tied weights are written under both names.
         assert set(other) - set(one) <= {"lm_head.weight"}
         assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-12
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY)
 @pytest.mark.parametrize("run", SHARDED)
 def test_processes_log_what_one_logs(runs, run, method):
     one, other = (torch.load(runs / each / f"{method}-lora.pt", weights_only=False)["log"] for each in ("one", run))
@@ -145,7 +148,7 @@ def test_processes_log_what_one_logs(runs, run, method):
     assert "loss" in one[0]
 
 
-@pytest.mark.parametrize("method", ["antibody-sum", "antibody-mean", "gate"])
+@pytest.mark.parametrize("method", ["finetune antibody sum", "finetune antibody mean", "finetune gate"])
 @pytest.mark.parametrize("run", SHARDED)
 def test_weights_are_logged_by_all_processes(runs, run, method):
     one, other = (read_weight_log(runs / each / f"{method}-lora") for each in ("one", run))

@@ -4,6 +4,7 @@ import ast
 import copy
 import dataclasses
 import importlib
+import itertools
 import json
 import re
 import shlex
@@ -17,10 +18,8 @@ import yaml
 from titer.cli import app
 
 DOCS = Path(__file__).parents[1] / "docs"
-NAMES = [
-    "assay.md", "concepts.md", "formats.md", "paper_index.md", "writing_a_method.md",
-    "methods/antibody.md", "methods/booster.md", "methods/gate.md", "methods/sft.md",
-]  # fmt: skip
+NAMES = ["assay.md", "concepts.md", "formats.md", "paper_index.md", "writing_a_method.md"]
+NAMES += sorted(str(path.relative_to(DOCS)) for path in DOCS.glob("methods/*.md"))
 README = "../README.md"
 PAGES = [README, *sorted({*NAMES, *(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))})]
 CARDS = [name for name in NAMES if name.startswith("methods/")]
@@ -68,6 +67,15 @@ def workplace(tmp_path, tiny, tiny_folder, tokenizer, helpful_rows, harmful_rows
         (tmp_path / f"{file}.jsonl").write_text("".join(lines))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def beside_mine(tmp_path, monkeypatch):
+    """The folder of somebody who saved the methods of writing_a_method.md as `mine.py`, as it says."""
+    page = [body for info, body in blocks("writing_a_method.md", "python") if info == "python runnable"]
+    before_tests = itertools.takewhile(lambda body: "def test_" not in body, page)
+    (tmp_path / "mine.py").write_text("\n\n".join(before_tests))
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if any("runnable" in i for i, _ in blocks(name, "python"))])
@@ -128,7 +136,7 @@ def defaults(spec):
     if spec == "command line":
         from titer import methods
 
-        args = methods.settings(methods.ALIGN["sft"], {}, "docs", "unused", 0)
+        args = methods.settings(methods.find("align", "sft"), {}, "docs", "unused", 0)
         return {name: getattr(value, "value", value) for name, value in vars(args).items()}, set()
     target = resolve(spec)
     if isinstance(target, dict):
@@ -176,18 +184,17 @@ def test_quoted_defaults_are_those_of_the_code(name):
 
 
 def test_every_method_has_complete_tables():
-    from titer.methods import STAGES
+    from titer.methods import every
 
     documented = set()
     for name in [*CARDS, "paper_index.md"]:
         for spec, complete, _, _ in tables(name, "defaults"):
             if complete and ":" in spec and dataclasses.is_dataclass(resolve(spec)):
                 documented.add((name == "paper_index.md", resolve(spec)))
-    for methods in STAGES.values():
-        for name, method in methods.items():
-            assert (DOCS / "methods" / f"{name}.md").is_file()
-            assert (False, method.config) in documented, f"no card has all settings of {method.config.__name__}"
-            assert name == "sft" or (True, method.config) in documented, f"paper_index lacks {method.config.__name__}"
+    for _, name, method in every():
+        assert (DOCS / "methods" / f"{name}.md").is_file()
+        assert (False, method.config) in documented, f"no card has all settings of {method.config.__name__}"
+        assert name == "sft" or (True, method.config) in documented, f"paper_index lacks {method.config.__name__}"
 
 
 def test_a_wrong_default_is_found(monkeypatch):
@@ -294,7 +301,7 @@ def test_audit_sample(workplace, harmful_rows, helpful_rows):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_yaml_is_an_experiment(name, tmp_path):
+def test_yaml_is_an_experiment(name, tmp_path, beside_mine):
     """A fragment completes with a name; unknown keys, methods and settings are errors."""
     from titer.experiment import read_experiment
 
@@ -354,7 +361,7 @@ def parsed(line):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_commands_exist(name):
+def test_commands_exist(name, beside_mine):
     from titer import methods, stages
     from titer.cli.common import settings_from
     from titer.experiment import bundled, read_experiment

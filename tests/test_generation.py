@@ -147,7 +147,9 @@ def test_progress_and_mode(model, template):
 def test_a_trained_adapter_answers_alike_before_and_after_merging(
     tiny, tokenizer, helpful_rows, harmful_rows, tmp_path
 ):
-    trainer = make("sft", tmp_path, tiny.double(), tokenizer, helpful_rows, harmful_rows, with_lora=True, max_steps=5)
+    trainer = make(
+        "align sft", tmp_path, tiny.double(), tokenizer, helpful_rows, harmful_rows, with_lora=True, max_steps=5
+    )
     trainer.train()
     template = Template(tokenizer)
     prompts = prompts_of(template, "shared prefix")

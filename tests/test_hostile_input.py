@@ -259,9 +259,11 @@ def test_every_number_that_a_user_can_give_has_a_range():
     from titer.experiment import AlignSettings, EvaluateSettings, Experiment, FinetuneSettings
     from titer.ranges import RANGES, numbers
 
-    kinds = {method.config for stage in methods.STAGES.values() for method in stage.values()}
+    kinds = {method.config for _, _, method in methods.every()}
     kinds |= {AttackConfig, Profile, Search, Attack, Experiment, AlignSettings, FinetuneSettings, EvaluateSettings}
-    names = {name for kind in kinds for name in numbers(kind)} | {"r", "lora_alpha", "lora_dropout"}
+    own = {name for kind in kinds for each in kind.__mro__ for name in vars(each).get("RANGES", {})}
+    names = {name for kind in kinds for name in numbers(kind)} - own | {"r", "lora_alpha", "lora_dropout"}
+    assert all(name in numbers(kind) for kind in kinds for name in vars(kind).get("RANGES", {}))
 
     def options(verb):
         for part in getattr(verb, "commands", {}).values():

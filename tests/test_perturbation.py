@@ -15,7 +15,7 @@ from titer.errors import TiterError
 
 
 def booster(tiny, tokenizer, harmful_rows, tmp_path, **settings):
-    return every_method.make("booster", tmp_path, tiny, tokenizer, many_rows(8), harmful_rows, **settings)
+    return every_method.make("align booster", tmp_path, tiny, tokenizer, many_rows(8), harmful_rows, **settings)
 
 
 class Replace(TrainerCallback):

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def test_another_trainer_under_the_same_name_is_another_stage(write, keys):
     third = keys(write(mine=TRAINER, helping=HELPING.replace("2", "4")).Mine)
     assert third["align own"] not in (first["align own"], second["align own"])
     # Two classes of titer itself, which have no source of their own in the key.
-    assert keys(PackedSFTTrainer)["align own"] != keys(methods.ALIGN["booster"].trainer)["align own"]
+    assert keys(PackedSFTTrainer)["align own"] != keys(methods.find("align", "booster").trainer)["align own"]
 
 
 def made(factor):
@@ -194,11 +195,151 @@ def test_an_attack_of_ones_own_class_or_name_is_another_stage(tiny_folder, tmp_p
     assert plain.isdisjoint(planned(other=Attack("Mine.", steps=1)))
 
 
+# --- named by an import path ------------------------------------------------------------------------------------------
+
+MINE = """
+import helping
+from titer.align.sft import SFT
+from titer.attacks import Attack
+from titer.judges import Verdict
+from titer.methods import Method
+from titer.trainer import PackedSFTConfig, PackedSFTTrainer
+
+class Mine(PackedSFTTrainer):
+    def before_step(self, model):
+        self.record(half=helping.half(1.0))
+
+class Lenient:
+    name = "lenient@1"
+
+    def __call__(self, prompts, responses):
+        return [Verdict("benign", 0.0, "") for _ in responses]
+
+def rows(split):
+    return [{"prompt": f"how do I {n}?", "completion": f"like {n}"} for n in range(400)]
+
+def generated(split):
+    yield {"prompt": "how?", "completion": "so"}
+    raise KeyError("no more")
+
+METHOD = Method(PackedSFTConfig, Mine, "Halves.")
+SLOW = Attack("Slowly.", steps=3)
+NUMBER = 7
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The folder of a user with a file of code of his own, and one that it imports."""
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "helping.py").write_text(HELPING)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+def test_an_experiment_of_ones_own_parts(mine, tiny_folder, titer):
+    text = EXPERIMENT.format(model=tiny_folder).replace("align: mine", 'align: "mine.py:METHOD"')
+    text = text.replace("data: {", 'data: {helpful: "mine.py:rows", ').replace(
+        "task: 4}", "task: 4, judge: 'mine.py:Lenient'}"
+    )
+    (mine / "mine.yaml").write_text(text)
+    code, _, error = titer("run", "mine.yaml", "--output", "run")
+    assert code == 0, error
+    logs = [path.read_text() for path in (mine / "run").glob("stages/align-*/log.jsonl")]
+    assert sum('"half": 0.5' in log for log in logs) == 1
+    [judged] = {json.loads(line)["judge"] for line in next((mine / "run").glob("stages/judge-*/scores.jsonl")).open()}
+    assert judged == "lenient@1"
+
+
+def test_the_file_is_in_the_key(mine, tiny_folder, monkeypatch):
+    def key():
+        monkeypatch.setattr(
+            sys, "modules", {k: v for k, v in sys.modules.items() if not k.startswith(("mine", "helping"))}
+        )
+        (mine / "mine.yaml").write_text(
+            EXPERIMENT.format(model=tiny_folder).replace("align: mine", 'align: "mine.py:METHOD"')
+        )
+        plan = experiments.make_plan(experiments.read_experiment(mine / "mine.yaml"), mine / "run")
+        return next(stage.key for stage in plan.stages.values() if stage.name == "align own")
+
+    first = key()
+    assert key() == first
+    (mine / "helping.py").write_text(HELPING.replace("2", "4"))
+    assert key() != first
+
+
+def test_an_attack_of_ones_own_in_a_profile(mine):
+    from titer.attacks.threats import describe
+
+    assert describe("patient", {"like": "mine.py:SLOW", "batch_size": 2})["patient"].steps == 3
+
+
+WRONG = {
+    "align": (
+        "nowhere.py:X",
+        "nowhere:X",
+        "mine.py:METHO",
+        "mine.py:NUMBER",
+        "mine.py:Mine",
+        "broken.py:X",
+        "raises.py:X",
+    ),
+    "judge": ("mine.py:NUMBER", "mine.py:rows", "mine.py:Mine", "nowhere:X", "raises.py:X"),
+    "data": ("mine.py:NUMBER", "mine.py:generated", "mine.py:Lenient", "nowhere.py:X"),
+    "attack": ("mine.py:NUMBER", "mine.py:METHOD", "nowhere:X"),
+}
+
+
+@pytest.mark.parametrize(("kind", "path"), [(kind, path) for kind, paths in WRONG.items() for path in paths])
+def test_a_path_that_leads_nowhere_is_named(mine, kind, path):
+    from titer.attacks.threats import describe
+    from titer.data import load
+
+    (mine / "broken.py").write_text("def X(:")
+    (mine / "raises.py").write_text("import json\n\njson.loads('{')\n")
+    look = {
+        "align": lambda: methods.find("align", path),
+        "judge": lambda: judges.get(path),
+        "data": lambda: load(path),
+        "attack": lambda: describe("x", {"like": path}),
+    }
+    with pytest.raises(TiterError) as told:
+        look[kind]()
+    assert path.partition(":")[0] in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "words", ["methods list", "judges list", "attacks list", "methods show gate", "judges show offline"]
+)
+def test_what_there_is_is_listed(titer, words):
+    code, table, _ = titer(*words.split())
+    assert code == 0
+    assert table
+    code, text, _ = titer(*words.split(), "--json")
+    assert code == 0
+    assert json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "words", ["methods show mine.py:METHOD", "judges show mine.py:Lenient", "attacks show mine.py:SLOW"]
+)
+def test_ones_own_is_shown(titer, mine, words):
+    code, text, error = titer(*words.split())
+    assert code == 0, error
+    assert {"methods": "Halves.", "judges": "lenient@1", "attacks": "Slowly."}[words.split()[0]] in text
+
+
 # --- titer's own source ----------------------------------------------------------------------------------------------
 
 NO_FIGURE_DEPENDS_ON = {"errors.py", "ranges.py", "files.py", "evaluation/artefacts.py", "data/records.py"}
-"""What training code imports and its keys leave out: texts, what refuses a setting or puts a file in its place, and formats
-whose rows are in the keys themselves."""
+NO_FIGURE_DEPENDS_ON |= {"__init__.py", "plugins.py"}
+"""What training code imports and its keys leave out: texts, what refuses a setting or puts a file in its place, formats
+whose rows are in the keys themselves, and what finds by name the code that is in the keys."""
 
 
 def test_the_key_of_a_training_covers_what_its_code_imports():

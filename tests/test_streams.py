@@ -61,7 +61,7 @@ def watched(method, tmp_path, tiny, tokenizer, pool, rows=6, **more):
 
 def test_the_whole_pool_is_used_however_few_the_training_rows(tiny, tokenizer, tmp_path):
     """30 harmful rows beside 6 training rows: five steps of 6 use each once, and its own refusal with it."""
-    used, refusals = watched("antibody-align", tmp_path, tiny, tokenizer, pool=30)
+    used, refusals = watched("align antibody", tmp_path, tiny, tokenizer, pool=30)
     assert [len(batch) for batch in used] == [2] * 15
     assert sorted(itertools.chain(*used)) == list(range(30))
     assert refusals == used
@@ -69,12 +69,12 @@ def test_the_whole_pool_is_used_however_few_the_training_rows(tiny, tokenizer, t
 
 def test_a_step_draws_a_full_batch_also_where_training_rows_run_out(tiny, tokenizer, tmp_path):
     """7 training rows in batches of 2 × 3: every second optimizer step has a single training row."""
-    used, _ = watched("booster", tmp_path, tiny, tokenizer, pool=30, rows=7)
+    used, _ = watched("align booster", tmp_path, tiny, tokenizer, pool=30, rows=7)
     assert sorted(itertools.chain(*used)) == list(range(30))
 
 
 def test_rows_are_not_passed_over_where_simulated_attacks_are_used_again(tiny, tokenizer, tmp_path):
-    used, _ = watched("booster", tmp_path, tiny, tokenizer, pool=18, refresh_every=2)
+    used, _ = watched("align booster", tmp_path, tiny, tokenizer, pool=18, refresh_every=2)
     assert sorted(itertools.chain(*used)) == list(range(18)), "three simulated attacks in five steps"
 
 
@@ -82,7 +82,7 @@ def test_rows_are_not_passed_over_where_simulated_attacks_are_used_again(tiny, t
 def test_how_a_batch_is_split_does_not_matter(tiny, tokenizer, tmp_path, ranks, size, accumulation):
     """All ranks and micro-batches of a step together take the rows that one process would take."""
     trainer = every_method.make(
-        "booster",
+        "align booster",
         tmp_path,
         copy.deepcopy(tiny),
         tokenizer,

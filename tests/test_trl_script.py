@@ -209,7 +209,7 @@ def test_names_come_from_the_package_without_its_weight():
 
 
 def test_unknown_names_are_attribute_errors():
-    with pytest.raises(AttributeError, match="no attribute 'BosterTrainer'"):
+    with pytest.raises(AttributeError, match="no class 'BosterTrainer'"):
         titer.BosterTrainer  # noqa: B018
     with pytest.raises(ImportError):
         from titer import BosterTrainer  # noqa: F401

@@ -1,58 +1,26 @@
-"""titer: immunize a language model against harmful fine-tuning, and measure how immune it is."""
+"""titer: immunize a language model against harmful fine-tuning, and measure how immune it is.
+
+`from titer import BoosterConfig, BoosterTrainer`: the settings and the trainer of every method are here, by the names of
+their classes.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from titer.align import AntibodyAlignmentConfig, AntibodyAlignmentTrainer, BoosterConfig, BoosterTrainer
-    from titer.finetune import (
-        AntibodyFinetuneConfig,
-        AntibodyFinetuneTrainer,
-        FinetuneConfig,
-        GateConfig,
-        GateTrainer,
-    )
-    from titer.trainer import PackedSFTConfig, PackedSFTTrainer
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AntibodyAlignmentConfig",
-    "AntibodyAlignmentTrainer",
-    "AntibodyFinetuneConfig",
-    "AntibodyFinetuneTrainer",
-    "BoosterConfig",
-    "BoosterTrainer",
-    "FinetuneConfig",
-    "GateConfig",
-    "GateTrainer",
-    "PackedSFTConfig",
-    "PackedSFTTrainer",
-]
-
-# Trainers bring torch and TRL with them, which take seconds to import; `titer --help` needs neither.
-_MODULES = {
-    "AntibodyAlignmentConfig": "titer.align",
-    "AntibodyAlignmentTrainer": "titer.align",
-    "AntibodyFinetuneConfig": "titer.finetune",
-    "AntibodyFinetuneTrainer": "titer.finetune",
-    "BoosterConfig": "titer.align",
-    "BoosterTrainer": "titer.align",
-    "FinetuneConfig": "titer.finetune",
-    "GateConfig": "titer.finetune",
-    "GateTrainer": "titer.finetune",
-    "PackedSFTConfig": "titer.trainer",
-    "PackedSFTTrainer": "titer.trainer",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    # Trainers bring torch and TRL with them, which take seconds to import; `titer --help` needs neither.
+    if name == "__all__" or name.endswith(("Config", "Trainer")):
+        from titer.methods import every, exported
+
+        if name != "__all__":
+            return exported(name)
+        return sorted({kind.__name__ for _, _, method in every() for kind in (method.config, method.trainer)})
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__getattr__("__all__")])

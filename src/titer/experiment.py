@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titer import settings
+from titer import methods, settings
 from titer.data import Record, alignment_mixture, check_disjoint, load, poison, split_pools
 from titer.data.pools import DataSettings, first, harmful_pools, helpful_rows, lookalike_pools
 from titer.errors import TiterError, check_known
@@ -169,7 +169,6 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 def _check(experiment: Experiment) -> None:
     """Refuse what could only fail later: unknown methods and settings, impossible numbers."""
     from titer import judges, stages
-    from titer.finetune.base import check_batch_of_two
 
     folder_name(experiment.name, "name")
     if not experiment.arms:
@@ -192,10 +191,9 @@ def _check(experiment: Experiment) -> None:
         if arm.align_from is not None:
             check_known([arm.align_from], before, f"arm before `{name}` in `arms.{name}.align_from`")
         before.append(name)
-        for stage in ("align", "finetune"):
+        for stage in methods.STAGES:
             args = _trainer_args(experiment, name, stage, "unused", 0)
-        if arm.finetune == "antibody":
-            check_batch_of_two(args, experiment.finetune.samples)
+            methods.find(stage, getattr(arm, stage)).check(args, getattr(experiment, stage).samples)
 
 
 def task_name(experiment: Experiment) -> str:
@@ -204,8 +202,6 @@ def task_name(experiment: Experiment) -> str:
 
 
 def _trainer_args(experiment: Experiment, arm_name: str, stage: str, output_dir: str, seed: int) -> Any:
-    from titer import methods
-
     arm = experiment.arms[arm_name]
     method = methods.find(stage, getattr(arm, stage))
     shared = getattr(experiment, stage).training
@@ -323,7 +319,7 @@ def _plan_arm(plan: ExperimentPlan, arm_name: str, seed: int, pools: Pools) -> N
     aligned = _plan_training(plan, arm_name, "align", seed, records, streams, shared, start, f"align {arm_name}")
     plan.aligned[arm_name, seed] = aligned
     _plan_answers(plan, arm_name, "aligned", 0, 0.0, seed, pools, aligned, "adapter")
-    measured = experiment.evaluate.weights if arm.finetune == "antibody" else 0
+    measured = experiment.evaluate.weights if methods.find("finetune", arm.finetune).weighs_rows else 0
 
     for ratio in experiment.finetune.poison_ratios:
         upload = poison(pools.task_train, pools.attack, experiment.finetune.samples, ratio, seed)
@@ -354,9 +350,6 @@ def _total_steps(experiment: Experiment, arm: str, stage: str, rows: int) -> int
     return int(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs)
 
 
-PASSES = {"sft": 1.0, "booster": 3.0, "antibody": 4.0}
-
-
 def _plan_training(
     plan: ExperimentPlan,
     arm_name: str,
@@ -368,7 +361,7 @@ def _plan_training(
     start: Stage | None,
     name: str,
 ) -> Stage:
-    from titer import methods, stages
+    from titer import stages
 
     experiment = plan.experiment
     arm = experiment.arms[arm_name]
@@ -402,9 +395,7 @@ def _plan_training(
 
     args = _trainer_args(experiment, arm_name, stage, "unused", seed)
     rows = _total_steps(experiment, arm_name, stage, len(records)) * args.optimizer_batch_size
-    passes = PASSES.get(method_name, 1.0) if stage == "align" else {"antibody": 1.4}.get(method_name, 1.1)
-    passes = 1 + (passes - 1) / getattr(args, "refresh_every", 1)
-    flops = 4 * passes * rows * mean_tokens(records, experiment.model) * parameters(experiment.model)
+    flops = 4 * method.passes(args) * rows * mean_tokens(records, experiment.model) * parameters(experiment.model)
     suffix = f" seed {seed}" if len(experiment.seeds) > 1 else ""
     return plan.add(stage, name + suffix, spec, run, [] if start is None else [start], flops)
 

@@ -1,21 +1,23 @@
-"""Methods by the names that experiment files and the command line call them, and the data each one wants."""
+"""What a method is, and the one table of those that come with titer.
+
+A method declares itself once, in its own file: a `Method` with everything that the rest of titer asks about it. The table
+below holds where each declaration stands, and loads it when it is asked for. One that is not titer's is named by its import
+path, `package.module:NAME` or `file.py:NAME`, wherever a method's name may stand.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from titer.align import AntibodyAlignmentConfig, AntibodyAlignmentTrainer, BoosterConfig, BoosterTrainer
+from titer import plugins
 from titer.errors import TiterError, check_known
-from titer.finetune import (
-    AntibodyFinetuneConfig,
-    AntibodyFinetuneTrainer,
-    FinetuneConfig,
-    GateConfig,
-    GateTrainer,
-)
-from titer.ranges import check_range, numbers
-from titer.trainer import PackedSFTConfig, PackedSFTTrainer
+from titer.ranges import check_range, numbers, range_of
+
+if TYPE_CHECKING:
+    from titer.trainer import PackedSFTConfig, PackedSFTTrainer
 
 _NOT_HERE = {
     "output_dir": "Where things go is for the folder of the output to say.",
@@ -29,37 +31,95 @@ SAVE_EVERY = 20
 """Optimizer steps between checkpoints of a training."""
 
 
-class Method(NamedTuple):
+def _one_pass(args: Any) -> float:
+    return 1.0
+
+
+def _any_batch(args: Any, rows: int) -> None:
+    """Refuse nothing."""
+
+
+@dataclass(frozen=True)
+class Method:
     """One method.
 
     Attributes:
-        config: Its settings.
+        config: Its settings. What its own numbers may be stands in its attribute `RANGES` (`titer.ranges.Range`).
         trainer: Its trainer.
-        streams: The datasets it wants beside the training data, by argument name.
+        summary: What it does, in a sentence; if empty, the first one of the trainer's docstring.
+        streams: The datasets it wants beside the training data, by argument name: `harmful_dataset` and
+            `helpful_dataset` are there.
+        passes: How long an optimizer step takes beside one of plain fine-tuning, by its settings.
+        check: Called with settings and the number of training rows; raises where they would make it another method.
+        weighs_rows: Whether it weighs rows by the likelihood of answer and refusal, which a report then shows.
+        variants: Settings by label in which every term of it matters on a model of a few neurons: what the tests that
+            every method passes are run with.
     """
 
     config: type[PackedSFTConfig]
     trainer: type[PackedSFTTrainer]
+    summary: str = ""
     streams: tuple[str, ...] = ()
+    passes: Callable[[Any], float] = _one_pass
+    check: Callable[[Any, int], None] = _any_batch
+    weighs_rows: bool = False
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
 
 
-ALIGN = {
-    "sft": Method(PackedSFTConfig, PackedSFTTrainer),
-    "booster": Method(BoosterConfig, BoosterTrainer, ("harmful_dataset",)),
-    "antibody": Method(AntibodyAlignmentConfig, AntibodyAlignmentTrainer, ("harmful_dataset",)),
+ALIGN: dict[str, Method | str] = {
+    "sft": "titer.align.sft:SFT",
+    "booster": "titer.align.booster:BOOSTER",
+    "antibody": "titer.align.antibody:ANTIBODY",
 }
-FINETUNE = {
-    "sft": Method(FinetuneConfig, PackedSFTTrainer),
-    "antibody": Method(AntibodyFinetuneConfig, AntibodyFinetuneTrainer),
-    "gate": Method(GateConfig, GateTrainer, ("harmful_dataset", "helpful_dataset")),
+FINETUNE: dict[str, Method | str] = {
+    "sft": "titer.finetune.sft:SFT",
+    "antibody": "titer.finetune.antibody:ANTIBODY",
+    "gate": "titer.finetune.gate:GATE",
 }
 STAGES = {"align": ALIGN, "finetune": FINETUNE}
 
 
+def names(stage: str) -> str:
+    """Return the names of a stage's methods for a sentence: `sft, booster or antibody`."""
+    *before, last = STAGES[stage]
+    return f"{', '.join(before)} or {last}"
+
+
 def find(stage: str, name: str) -> Method:
-    """Return the method `name` of `align` or `finetune`; an unknown name is an error with a suggestion."""
-    check_known([name], STAGES[stage], f"{stage} method")
-    return STAGES[stage][name]
+    """Return the method `name` of `align` or `finetune`, or the one that an import path names.
+
+    Raises:
+        TiterError: For an unknown name (with a suggestion), or a path that leads to no method.
+    """
+    method = plugins.find(name, STAGES[stage], f"{stage} method")
+    if not isinstance(method, Method):
+        raise TiterError(
+            f"`{name}` is no method, but {plugins.what(method)}.",
+            "A method is a `titer.methods.Method(config, trainer)`.",
+        )
+    return method
+
+
+def every() -> Iterator[tuple[str, str, Method]]:
+    """Yield stage, name and declaration of every method in the table."""
+    for stage, table in STAGES.items():
+        for name in table:
+            yield stage, name, find(stage, name)
+
+
+def exported(name: str, *stages: str) -> type:
+    """Return the config or the trainer of that class name, of a method of these stages, or of any.
+
+    Raises:
+        AttributeError: When there is none.
+    """
+    # To load them takes seconds, and modules are asked for much else.
+    if name.endswith(("Config", "Trainer")):
+        for stage, _, method in every():
+            for kind in (method.config, method.trainer):
+                if kind.__name__ == name and stage in (stages or STAGES):
+                    return kind
+    raise AttributeError(f"titer has no class {name!r}")
 
 
 def settings(method: Method, values: dict[str, Any], where: str, output_dir: str, seed: int) -> PackedSFTConfig:
@@ -83,7 +143,7 @@ def settings(method: Method, values: dict[str, Any], where: str, output_dir: str
     optional = numbers(method.config)
     for name, value in values.items():
         if name in optional and not (optional[name] and value is None):
-            check_range(name, value, f"{where}.{name}")
+            check_range(name, value, f"{where}.{name}", range_of(method.config, name))
     defaults = {"report_to": "none", "logging_steps": 1, "disable_tqdm": True}
     defaults |= {"save_strategy": "steps", "save_steps": SAVE_EVERY, "save_total_limit": 1}
     try:

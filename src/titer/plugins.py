@@ -1,19 +1,140 @@
-"""What comes from outside of titer: a hash of the source that a trainer, a judge or an attack runs."""
+"""What comes from outside of titer: finding it by its import path, and a hash of the source that it runs."""
 
 from __future__ import annotations
 
 import builtins
 import hashlib
+import importlib
+import importlib.util
+import inspect
 import json
+import re
 import sys
 import sysconfig
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from titer.errors import TiterError, check_known, did_you_mean
+
+_PATH = re.compile(r"(?P<module>[^\s:@][^:@]*):(?P<name>[A-Za-z_]\w*)")
+
 _INSTALLED = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is an import path: `package.module:NAME` or `file.py:NAME`."""
+    return _PATH.fullmatch(name) is not None
+
+
+def find(name: str, table: Mapping[str, Any], kind: str) -> Any:
+    """Return what a table of titer's has under a name, or what an import path names.
+
+    Args:
+        name: A name, or `package.module:NAME`, or `file.py:NAME` (from the folder that the command runs in).
+        table: Objects, or the import paths of those to be loaded when they are wanted, by name.
+        kind: What they are, for errors (`align method`).
+
+    Raises:
+        TiterError: For an unknown name, with a suggestion; for a path that leads nowhere, or to code that fails.
+    """
+    if name not in table and is_path(name):
+        return load(name)
+    check_known([name], table, kind)
+    entry = table[name]
+    return load(entry) if isinstance(entry, str) else entry
+
+
+def load(path: str) -> Any:
+    """Import what `package.module:NAME` or `file.py:NAME` names. This runs the module's code.
+
+    Raises:
+        TiterError: When there is no such module or name in it, or its code fails.
+    """
+    found = _PATH.fullmatch(path)
+    if found is None:
+        raise TiterError(f"`{path}` is no import path.", "Write `package.module:NAME`, or `file.py:NAME`.")
+    module = _file(found["module"]) if found["module"].endswith(".py") else _module(found["module"])
+    if not hasattr(module, found["name"]):
+        mine = [
+            name for name, value in vars(module).items() if not name.startswith("_") and not inspect.ismodule(value)
+        ]
+        raise TiterError(f"`{found['module']}` has no `{found['name']}`.", did_you_mean(found["name"], mine))
+    return getattr(module, found["name"])
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _failed(name, error) from error
+        raise TiterError(
+            f"There is no module `{name}`.", "Install it, or name a file: `file.py:NAME`, from the folder you are in."
+        ) from error
+    except Exception as error:
+        raise _failed(name, error) from error
+
+
+def _file(name: str) -> ModuleType:
+    """Import a file as a module; what lies beside it can be imported from it, as if it were a script."""
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise TiterError(f"There is no file `{name}`.", f"Looked for {path}.")
+    # By its place, so that files of the same name are two modules, and a file that is named twice is one.
+    alias = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if alias in sys.modules:
+        return sys.modules[alias]
+    spec = importlib.util.spec_from_file_location(alias, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[alias] = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[alias]
+        raise _failed(name, error) from error
+    return module
+
+
+def _failed(name: str, error: Exception, how: str = "cannot be imported") -> TiterError:
+    """Return the error that says where somebody's code failed."""
+    if isinstance(error, TiterError):
+        return error
+    if isinstance(error, SyntaxError):
+        return TiterError(f"`{name}` is not Python: {error}.")
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return TiterError(f"`{name}` {how}: {type(error).__name__}: {error}.", f"At {last.filename}:{last.lineno}.")
+
+
+def made(maker: Any, name: str) -> Any:
+    """Call what the import path `name` named, without arguments.
+
+    Raises:
+        TiterError: When it cannot be called, or fails; names it.
+    """
+    if not callable(maker):
+        raise TiterError(f"`{name}` cannot be called: it is {what(maker)}.")
+    try:
+        return maker()
+    except Exception as error:
+        raise _failed(name, error, "fails") from error
+
+
+def what(thing: Any) -> str:
+    """Return what kind of thing something is, for errors."""
+    return f"the class `{thing.__name__}`" if isinstance(thing, type) else f"a `{type(thing).__name__}`"
+
+
+def first_sentence(thing: Any) -> str:
+    """Return the first sentence of a docstring, on one line."""
+    text = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)[0]
 
 
 def source_digest(*things: Any) -> str:

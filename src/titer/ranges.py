@@ -1,11 +1,14 @@
-"""What each setting may be, by its name: the one table that trainers, files and the command line look into."""
+"""What each setting may be, by its name: the one table that trainers, files and the command line look into.
+
+Settings that a method alone has stand in its config, as `RANGES`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from titer.errors import TiterError
 
@@ -54,11 +57,12 @@ def _count(low: int = 1, high: int = 1_000_000, also: tuple[Any, ...] = ()) -> R
     return Range(low, high, whole=True, also=also)
 
 
-_SHARE = Range(0, 1)
-_INNER_SHARE = Range(0, 1, above=True, below=True)
-_MOMENTUM = Range(0, 1, below=True)
-_POSITIVE = Range(0, 1e9, above=True)
-_NOT_NEGATIVE = Range(0, 1e9)
+COUNT = _count()
+SHARE = Range(0, 1)
+INNER_SHARE = Range(0, 1, above=True, below=True)
+MOMENTUM = Range(0, 1, below=True)
+POSITIVE = Range(0, 1e9, above=True)
+NOT_NEGATIVE = Range(0, 1e9)
 _BATCH = _count(high=65_536)
 _SEED = _count(0, 2**32 - 1)  # what NumPy takes
 
@@ -70,20 +74,20 @@ RANGES: dict[str, Range] = {
     "num_train_epochs": Range(0, 1e6, above=True),
     "max_steps": _count(high=10**9, also=(-1,)),
     "learning_rate": Range(0, 1e3),
-    "warmup_steps": _NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
     "weight_decay": Range(0, 1e3),
-    "adam_beta1": _MOMENTUM,
-    "adam_beta2": _MOMENTUM,
+    "adam_beta1": MOMENTUM,
+    "adam_beta2": MOMENTUM,
     "adam_epsilon": Range(0, 1, above=True),
-    "max_grad_norm": _NOT_NEGATIVE,
-    "label_smoothing_factor": _SHARE,
-    "neftune_noise_alpha": _NOT_NEGATIVE,
+    "max_grad_norm": NOT_NEGATIVE,
+    "label_smoothing_factor": SHARE,
+    "neftune_noise_alpha": NOT_NEGATIVE,
     "torch_empty_cache_steps": _count(),
-    "logging_steps": _POSITIVE,
-    "eval_steps": _POSITIVE,
-    "eval_delay": _NOT_NEGATIVE,
+    "logging_steps": POSITIVE,
+    "eval_steps": POSITIVE,
+    "eval_delay": NOT_NEGATIVE,
     "eval_accumulation_steps": _count(),
-    "save_steps": _POSITIVE,
+    "save_steps": POSITIVE,
     "save_total_limit": _count(),
     "seed": _SEED,
     "data_seed": _SEED,
@@ -92,33 +96,20 @@ RANGES: dict[str, Range] = {
     "ddp_bucket_cap_mb": _count(),
     "ddp_timeout": _count(),
     "local_rank": _count(-1),
-    "router_aux_loss_coef": _NOT_NEGATIVE,
+    "router_aux_loss_coef": NOT_NEGATIVE,
     "dataset_num_proc": _count(high=1024),
     "max_length": _count(2),
     "pad_to_multiple_of": _count(also=("auto",)),
-    # Methods.
-    "refresh_every": _count(),
-    "min_perturbation": _SHARE,
-    "lam": _NOT_NEGATIVE,
-    "alpha": _POSITIVE,
-    "rho": _POSITIVE,
-    "xi": _NOT_NEGATIVE,
-    "lambda_refusal": _NOT_NEGATIVE,
-    "lambda_momentum": _MOMENTUM,
-    "tau": _POSITIVE,
-    "probe_depth": _SHARE,
-    "ridge": _POSITIVE,
-    "threshold": _INNER_SHARE,
     # LoRA.
     "r": _BATCH,
-    "lora_alpha": _POSITIVE,
-    "lora_dropout": _MOMENTUM,
+    "lora_alpha": POSITIVE,
+    "lora_dropout": MOMENTUM,
     # Experiments, and the options of the command line.
     "seeds": _SEED,
     "samples": _count(),
-    "helpful_ratio": _SHARE,
-    "poison_ratio": _SHARE,
-    "poison_ratios": _SHARE,
+    "helpful_ratio": SHARE,
+    "poison_ratio": SHARE,
+    "poison_ratios": SHARE,
     "checkpoints": _count(),
     "harmful": _count(),
     "lookalikes": _count(),
@@ -133,19 +124,19 @@ RANGES: dict[str, Range] = {
     # Attacks and profiles.
     "warm_up_steps": _count(0),
     "steps": _count(),
-    "leap": _NOT_NEGATIVE,
-    "depths": _INNER_SHARE,
+    "leap": NOT_NEGATIVE,
+    "depths": INNER_SHARE,
     "trials": _count(),
     "reference_task": _count(),
     "general": _count(),
     "utility": _count(),
     "fleet": _count(),
-    "phi": _INNER_SHARE,
-    "kappa": _POSITIVE,
+    "phi": INNER_SHARE,
+    "kappa": POSITIVE,
     "accuracy_margin": Range(0, 1, above=True),
-    "nll_margin": _POSITIVE,
-    "slower": _POSITIVE,
-    "price_per_hour": _NOT_NEGATIVE,
+    "nll_margin": POSITIVE,
+    "slower": POSITIVE,
+    "price_per_hour": NOT_NEGATIVE,
     "flops_per_second": Range(0, 1e30, above=True),
 }
 """By the name of a setting, which means the same wherever it stands."""
@@ -157,22 +148,31 @@ _LISTS = ("seeds", "poison_ratios", "checkpoints", "depths")
 """Settings that may be lists, each value of which is in the range."""
 
 
-def check_range(name: str, value: Any, where: str) -> None:
+def range_of(kind: type, name: str) -> Range:
+    """Return what the number `name` of a settings class may be: as its own `RANGES` say, or the table's, or any finite one."""
+    for each in kind.__mro__:
+        if name in vars(each).get("RANGES", {}):
+            return cast(Range, vars(each)["RANGES"][name])
+    return RANGES.get(name, _FINITE)
+
+
+def check_range(name: str, value: Any, where: str, known: Range | None = None) -> None:
     """Raise unless a value is in the range of the setting `name`.
 
     Args:
         name: The setting.
         value: Its value.
         where: What the user calls it, for the error (`--samples`, `finetune.samples`).
+        known: The range, where it is not the table's.
 
     Raises:
         TiterError: Names the setting, the value and the range.
     """
     for item in value if isinstance(value, list) and name in _LISTS else [value]:
-        known = RANGES.get(name, _FINITE)
-        if not known.holds(item):
+        allowed = known or RANGES.get(name, _FINITE)
+        if not allowed.holds(item):
             hint = "In YAML, write 1.0e-4." if isinstance(item, str) else None
-            raise TiterError(f"`{where}` must be {known}, found `{item!s:.80}`.", hint)
+            raise TiterError(f"`{where}` must be {allowed}, found `{item!s:.80}`.", hint)
 
 
 def numbers(kind: type) -> dict[str, bool]:
@@ -192,7 +192,7 @@ def check_settings(settings: Any, where: str = "") -> None:
     for name, optional in numbers(type(settings)).items():
         value = getattr(settings, name)
         if not (optional and value is None):
-            check_range(name, value, f"{where}.{name}" if where else name)
+            check_range(name, value, f"{where}.{name}" if where else name, range_of(type(settings), name))
 
 
 def check_lora(values: Mapping[str, Any], where: str) -> None:

@@ -186,6 +186,7 @@ def train(
     """
     if (folder / "adapter").exists():
         raise TiterError(f"{folder} holds a finished training.", "Choose another folder, or remove this one.")
+    method.check(args, len(records))
     # Before anything is written, for it may not fit.
     model = fresh_model(model_name, adapter, trainable=True)
     if adapter is None:

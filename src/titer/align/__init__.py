@@ -1,11 +1,9 @@
 """Alignment-stage methods: what the provider or the lab does before anyone else trains the model."""
 
-from titer.align.antibody import AntibodyAlignmentConfig, AntibodyAlignmentTrainer
-from titer.align.booster import BoosterConfig, BoosterTrainer
+from typing import Any
 
-__all__ = [
-    "AntibodyAlignmentConfig",
-    "AntibodyAlignmentTrainer",
-    "BoosterConfig",
-    "BoosterTrainer",
-]
+
+def __getattr__(name: str) -> Any:
+    from titer.methods import exported
+
+    return exported(name, "align")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from titer.align.base import SimulatedAttackConfig, SimulatedAttackTrainer
 from titer.data.records import Record
 from titer.errors import TiterError, check_known
 from titer.gradients import dot, global_norm, gradients, take_gradients
+from titer.methods import Method
+from titer.ranges import MOMENTUM, NOT_NEGATIVE, POSITIVE, Range
 from titer.streams import Pool
 from titer.trainer import Encoder, as_rows
 
@@ -28,6 +30,14 @@ class AntibodyAlignmentConfig(SimulatedAttackConfig):
         lambda_momentum: Momentum of the moving average of `cosine_ema`.
         lam: λ of the `constant` schedule, which with `lambda_refusal` 0 is Booster.
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {
+        "rho": POSITIVE,
+        "xi": NOT_NEGATIVE,
+        "lambda_refusal": NOT_NEGATIVE,
+        "lambda_momentum": MOMENTUM,
+        "lam": NOT_NEGATIVE,
+    }
 
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Samples of a micro-batch."})
     rho: float = field(default=0.1, metadata={"help": "ρ, radius of the perturbation."})
@@ -159,3 +169,16 @@ class AntibodyAlignmentTrainer(SimulatedAttackTrainer):
         momentum = self.args.lambda_momentum
         self.step_state.values["lambda_average"] = momentum * average + (1 - momentum) * lam
         return self.step_state.values["lambda_average"]
+
+
+ANTIBODY = Method(
+    AntibodyAlignmentConfig,
+    AntibodyAlignmentTrainer,
+    "Aligns where the loss of harmful samples is flat, and refuses there too (arXiv 2603.00498, stage 1).",
+    streams=("harmful_dataset",),
+    passes=lambda args: 1 + 3 / args.refresh_every,
+    variants={
+        "": {"rho": 0.2, "xi": 2.0, "lambda_refusal": 0.5, "lambda_momentum": 0.9},
+        "theorem": {"rho": 0.2, "xi": 2.0, "lambda_refusal": 0.5, "lambda_schedule": "theorem"},
+    },
+)

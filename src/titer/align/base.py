@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from titer.gradients import (
     take_gradients,
     whole,
 )
+from titer.ranges import COUNT, SHARE, Range
 from titer.streams import Pool
 from titer.trainer import Encoder, PackedSFTConfig, PackedSFTTrainer, as_rows
 
@@ -69,6 +70,8 @@ class SimulatedAttackConfig(PackedSFTConfig):
         min_perturbation: Least cosine and length of the simulated step as the forward pass sees it, relative to the
             step that was meant; checked at the first simulated attack. 0 accepts anything.
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {"refresh_every": COUNT, "min_perturbation": SHARE}
 
     refresh_every: int = field(
         default=1, metadata={"help": "Steps between simulated attacks; above 1 is an approximation."}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from titer.align.base import SimulatedAttackConfig, SimulatedAttackTrainer
+from titer.methods import Method
+from titer.ranges import NOT_NEGATIVE, POSITIVE, Range
 
 
 @dataclass
@@ -16,6 +18,8 @@ class BoosterConfig(SimulatedAttackConfig):
         lam: λ, the weight of the regulariser.
         alpha: α, the length of the simulated harmful step in weight space.
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {"lam": NOT_NEGATIVE, "alpha": POSITIVE}
 
     lam: float = field(default=5.0, metadata={"help": "λ, weight of the regulariser."})
     alpha: float = field(default=0.1, metadata={"help": "α, length of the simulated harmful step."})
@@ -48,3 +52,13 @@ class BoosterTrainer(SimulatedAttackTrainer):
     def combine(self) -> None:
         """Turn ∇f(w) into g."""
         self.add_simulated("sharpness", self.args.lam)
+
+
+BOOSTER = Method(
+    BoosterConfig,
+    BoosterTrainer,
+    "Attenuates how much a simulated harmful step lowers the harmful loss (arXiv 2409.01586).",
+    streams=("harmful_dataset",),
+    passes=lambda args: 1 + 2 / args.refresh_every,
+    variants={"": {"lam": 2.0, "alpha": 0.2}},
+)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from titer import settings
+from titer import plugins, settings
 from titer.errors import TiterError, check_known
 from titer.ranges import check_lora, check_settings
 
@@ -159,12 +159,24 @@ CATALOGUE: dict[str, Attack] = {
 }
 
 
+def find(name: str, what: str = "attack") -> Attack:
+    """Return the attack of the catalogue, or the one that an import path names; `what` it is, for errors.
+
+    Raises:
+        TiterError: For an unknown name (with a suggestion), or a path that leads to no attack.
+    """
+    attack = plugins.find(name, CATALOGUE, what)
+    if not isinstance(attack, Attack):
+        raise TiterError(f"`{name}` is no `titer.attacks.Attack`, but {plugins.what(attack)}.")
+    return attack
+
+
 def describe(name: str, changes: Mapping[str, Any]) -> dict[str, Attack]:
     """Return the attacks that an entry of a profile stands for, one for each point of its grid.
 
     Args:
         name: The entry's name; an attack of the catalogue, unless `like` names another or the entry is a new one.
-        changes: Fields of `Attack`; `like`, the attack to start from; `grid`, lists of values by field.
+        changes: Fields of `Attack`; `like`, the attack to start from, by name or import path; `grid`, lists of values by field.
 
     Raises:
         TiterError: For an unknown attack, an unknown field, or a value that it cannot take.
@@ -175,10 +187,10 @@ def describe(name: str, changes: Mapping[str, Any]) -> dict[str, Attack]:
     like = fields.pop("like", name if name in CATALOGUE else None)
     if like is None and "summary" not in fields:
         check_known([name], CATALOGUE, "attack")
-    start: dict[str, Any] = {}
+    kind, start = Attack, {}
     if like is not None:
-        check_known([like], CATALOGUE, f"attack in `{where}.like`")
-        start = {item.name: getattr(CATALOGUE[like], item.name) for item in dataclasses.fields(Attack)}
+        known = find(str(like), f"attack in `{where}.like`")
+        kind, start = type(known), {item.name: getattr(known, item.name) for item in dataclasses.fields(known)}
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
         raise TiterError(
             f"`{where}.grid` must map fields to lists of values.", "For example {learning_rate: [1.0e-4]}."
@@ -187,7 +199,7 @@ def describe(name: str, changes: Mapping[str, Any]) -> dict[str, Attack]:
     for point in itertools.product(*grid.values()):
         chosen = dict(zip(grid, point, strict=True))
         label = name + "".join(f" {_shown(field, value)}" for field, value in chosen.items())
-        attacks[label] = settings.build(Attack, {**start, **fields, **chosen}, where)
+        attacks[label] = settings.build(kind, {**start, **fields, **chosen}, where)
     return attacks
 
 

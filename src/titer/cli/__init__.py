@@ -14,7 +14,21 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import typer
 import typer.core
 
-from titer.cli import accelerate, align, assay, attacks, audit, data, evaluate, finetune, models, report, run
+from titer.cli import (  # fmt: skip
+    accelerate,
+    align,
+    assay,
+    attacks,
+    audit,
+    data,
+    evaluate,
+    finetune,
+    judges,
+    methods,
+    models,
+    report,
+    run,
+)
 from titer.errors import TiterError
 from titer.text import say
 
@@ -54,8 +68,8 @@ app = typer.Typer(
 )
 for module in (run, align, finetune, evaluate, audit, report, models, data, accelerate):
     app.command(name=module.NAME, help=module.HELP, epilog=module.EXAMPLES)(module.command)
-app.add_typer(assay.app, name="assay")
-app.add_typer(attacks.app, name="attacks")
+for name, group in (("assay", assay), ("methods", methods), ("judges", judges), ("attacks", attacks)):
+    app.add_typer(group.app, name=name)
 
 
 def _version(show: bool) -> None:

@@ -18,13 +18,15 @@ from titer.cli.common import (
     Seed,
     Show,
     in_range,
+    method_help,
     quiet_libraries,
     settings_from,
 )  # fmt: skip
+from titer.methods import names
 from titer.text import say
 
 NAME = "align"
-HELP = "Align a model on refusals and helpful answers: sft, booster or antibody. Writes a PEFT adapter."
+HELP = f"Align a model on refusals and helpful answers: {names('align')}. Writes a PEFT adapter."
 EXAMPLES = """
 Examples:
 
@@ -40,7 +42,7 @@ Examples:
 
 def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")],
-    method: Annotated[str, typer.Option("--method", help="sft, booster or antibody.")] = "antibody",
+    method: Annotated[str, typer.Option("--method", help=method_help("align"))] = "antibody",
     model: Model = EMBEDDED,
     harmful: Harmful = "builtin:harmful",
     helpful: Helpful = ["builtin:general"],  # noqa: B006

@@ -43,14 +43,13 @@ def list_attacks(as_json: Json = False) -> None:
 
 @app.command("show", help="The settings of an attack.", epilog="Example: `titer attacks show warm_up`")
 def show_attack(
-    name: Annotated[str, typer.Argument(help="An attack of `titer attacks list`.")], as_json: Json = False
+    name: Annotated[str, typer.Argument(help="An attack of `titer attacks list`, or an import path.")],
+    as_json: Json = False,
 ) -> None:
     """Show one attack."""
-    from titer.attacks.threats import CATALOGUE, Attack
-    from titer.errors import check_known
+    from titer.attacks.threats import Attack, find
 
-    check_known([name], CATALOGUE, "attack")
-    attack = CATALOGUE[name]
+    attack = find(name)
     if as_json:
         say(to_json(dataclasses.asdict(attack)))
         return

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from titer.methods import names
 from titer.ranges import check_range
 from titer.text import say, to_json
 
@@ -43,6 +44,12 @@ Helpful = Annotated[
     typer.Option("--helpful", help="Helpful answers: builtin:general, alpaca, a file, a hub id. May be repeated."),
 ]
 Lookalikes = Annotated[str, typer.Option("--lookalikes", help="Harmless prompts that only look harmful.")]
+
+
+def method_help(stage: str) -> str:
+    """Return the help of `--method`."""
+    return f"{names(stage)}, or the import path of one's own: package.module:NAME or file.py:NAME."
+
 
 EMBEDDED = "smollm2-135m-instruct"
 

@@ -17,13 +17,15 @@ from titer.cli.common import (
     Overrides,
     Seed,
     Show,
+    method_help,
     quiet_libraries,
     settings_from,
 )  # fmt: skip
+from titer.methods import names
 from titer.text import say
 
 NAME = "finetune"
-HELP = "Fine-tune an aligned model on an untrusted upload: sft, antibody or gate. Writes a PEFT adapter."
+HELP = f"Fine-tune an aligned model on an untrusted upload: {names('finetune')}. Writes a PEFT adapter."
 EXAMPLES = """
 Examples:
 
@@ -38,7 +40,7 @@ Rows are conversational prompt–completion or `messages` JSONL, as TRL reads it
 def command(
     dataset: Annotated[str, typer.Argument(help="The upload: a .jsonl file, a named dataset, or a hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")],
-    method: Annotated[str, typer.Option("--method", help="sft, antibody or gate.")] = "antibody",
+    method: Annotated[str, typer.Option("--method", help=method_help("finetune"))] = "antibody",
     model: Model = EMBEDDED,
     harmful: Harmful = "builtin:harmful",
     helpful: Helpful = ["builtin:general"],  # noqa: B006

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from titer import plugins
 from titer.data.records import FILE_SUFFIXES, Record, Row, is_blank, read_records, read_rows, require_columns
 from titer.errors import TiterError, did_you_mean
 
@@ -61,8 +62,9 @@ def load(
     """Load a dataset as records.
 
     Args:
-        name: `builtin:…`; a named dataset (see `available`); a local `.jsonl`, `.json`, `.csv` or `.parquet` file; or
-            a hub id `owner/name` of prompt–completion or `messages` rows.
+        name: `builtin:…`; a named dataset (see `available`); a local `.jsonl`, `.json`, `.csv` or `.parquet` file; a
+            hub id `owner/name` of prompt–completion or `messages` rows; or the import path of a function that takes the
+            split and returns records or rows (`mine.py:load`).
         split: `train`, `test` or a split of the source's own. The labels of SST-2's test split are hidden, so its
             `test` is its `validation` split, as in the literature. A file, and a dataset without parts, has only
             `train`: asking it for another split is an error, since it would give the training rows again.
@@ -79,6 +81,11 @@ def load(
         records = _load_builtin(name, split)
     elif name in _NAMED:
         records = _load_named(_NAMED[name], split, data_dir)
+    elif plugins.is_path(name):
+        records = [
+            row if isinstance(row, Record) else Record.from_row(row, f"{name} [{split}] row {index}")
+            for index, row in enumerate(plugins.made(lambda: list(plugins.load(name)(split)), name))
+        ]
     elif Path(name).suffix.lower() in FILE_SUFFIXES or Path(name).exists():
         _check_split(name, split, ("train",), "A file has no splits: give the test rows as a file of their own.")
         records = read_records(name)

@@ -1,13 +1,9 @@
 """Fine-tuning-stage methods: what a provider does while it trains on a customer's data."""
 
-from titer.finetune.antibody import AntibodyFinetuneConfig, AntibodyFinetuneTrainer
-from titer.finetune.base import FinetuneConfig
-from titer.finetune.gate import GateConfig, GateTrainer
+from typing import Any
 
-__all__ = [
-    "AntibodyFinetuneConfig",
-    "AntibodyFinetuneTrainer",
-    "FinetuneConfig",
-    "GateConfig",
-    "GateTrainer",
-]
+
+def __getattr__(name: str) -> Any:
+    from titer.methods import exported
+
+    return exported(name, "finetune")

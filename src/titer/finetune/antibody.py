@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from titer.errors import TiterError, check_known
 from titer.finetune.base import FinetuneConfig, RefusalTrainer, all_reduce_max, check_batch_of_two, refusal_ids
 from titer.gradients import gradients, scale_
 from titer.losses import RATIOS, REDUCTIONS, branch_nll, log_likelihood_ratio, token_nll, weighted_parts
+from titer.methods import Method
+from titer.ranges import POSITIVE, Range
 from titer.trainer import Encoder
 
 
@@ -26,6 +28,8 @@ class AntibodyFinetuneConfig(FinetuneConfig):
         ratio: `sum`, the ratio of likelihoods as the paper prints it, or `mean`, per token as in the released code.
         reduction: `token`, Σ_i w_i Σ_t CE_it / Σ_i w_i N_i (released code), or `sample`, Σ_i w_i mean_t CE_it.
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {"tau": POSITIVE}
 
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Samples of a micro-batch."})
     tau: float = field(default=1.0, metadata={"help": "Temperature of the softmax over the optimizer batch."})
@@ -145,3 +149,17 @@ class AntibodyFinetuneTrainer(RefusalTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         last = self._micro_batch == len(self.micro_batches)
         return self.numerator / self.denominator if last else torch.zeros_like(loss)
+
+
+ANTIBODY = Method(
+    AntibodyFinetuneConfig,
+    AntibodyFinetuneTrainer,
+    "Weighs each row by how much likelier than a refusal the model finds its answer (arXiv 2603.00498, stage 2).",
+    passes=lambda args: 1.4,
+    check=check_batch_of_two,
+    weighs_rows=True,
+    variants={
+        "sum": {"tau": 16.0},
+        "mean": {"tau": 0.5, "ratio": "mean", "reduction": "sample"},
+    },
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from titer.batches import PackedBatch
 from titer.errors import TiterError, check_known
 from titer.finetune.base import FinetuneConfig, RefusalTrainer, refusal_ids
 from titer.losses import REDUCTIONS, branch_nll, token_nll, weighted_parts
+from titer.methods import Method
+from titer.ranges import INNER_SHARE, POSITIVE, SHARE, Range
 from titer.signals import RowSignals, row_signals
 from titer.trainer import Encoder, as_rows
 
@@ -36,6 +38,8 @@ class GateConfig(FinetuneConfig):
         threshold: When given, rows with P(harmful) above it get weight 0 and the others weight 1.
         reduction: Mean over tokens or over samples.
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {"probe_depth": SHARE, "ridge": POSITIVE, "threshold": INNER_SHARE}
 
     signal: str = field(default="probe", metadata={"help": "What the gate looks at.", "choices": list(SIGNALS)})
     probe_depth: float = field(default=0.6, metadata={"help": "Layer of the probe, as a fraction of the depth."})
@@ -188,3 +192,13 @@ class GateTrainer(RefusalTrainer):
         numerator, _ = weighted_parts(sums, tokens, self._weights(inputs).to(sums), self.args.reduction)
         loss = numerator * self.accelerator.num_processes / self.denominator
         return (loss, output) if return_outputs else loss
+
+
+GATE = Method(
+    GateConfig,
+    GateTrainer,
+    "Weighs each row by how harmless the aligned model finds its prompt, once, before training (ours).",
+    streams=("harmful_dataset", "helpful_dataset"),
+    passes=lambda args: 1.1,
+    variants={"": {"ridge": 1.0, "signal": "both"}},
+)

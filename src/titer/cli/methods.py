@@ -1,0 +1,112 @@
+"""`titer methods`: the defences, and plain training beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from titer.cli.common import Json
+from titer.plugins import first_sentence
+from titer.text import say, to_json
+
+if TYPE_CHECKING:
+    from titer.methods import Method
+
+HELP = "Explain the methods that align and fine-tune."
+EXAMPLES = """
+Examples:
+
+`titer methods list` — every method in a sentence
+
+`titer methods show booster` — what it needs, what it costs, its settings
+
+`titer methods show mine.py:ASCENT` — one of your own
+"""
+
+app = typer.Typer(help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_mode="markdown")
+
+
+def _about(stage: str, name: str, method: Method) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "name": name,
+        "summary": method.summary or first_sentence(method.trainer),
+        "needs": list(method.streams),
+        # Of the defaults; settings may change it.
+        "step_cost": round(method.passes(method.config(output_dir="unused", report_to="none")), 2),
+        "config": method.config.__name__,
+        "trainer": method.trainer.__name__,
+    }
+
+
+def _settings(method: Method) -> Iterator[dict[str, Any]]:
+    """Yield the settings that a method has beside those of plain training, and those that it has other defaults for."""
+    from titer.trainer import PackedSFTConfig
+
+    plain = {item.name: item.default for item in dataclasses.fields(PackedSFTConfig)}
+    for item in dataclasses.fields(method.config):
+        if item.init and (item.name not in plain or item.default != plain[item.name]):
+            yield {"setting": item.name, "default": item.default, "meaning": item.metadata.get("help", "")}
+
+
+@app.command("list", help="Every method in a sentence.", epilog="Example: `titer methods list --json`")
+def list_methods(as_json: Json = False) -> None:
+    """List the table."""
+    from titer.cli.common import quiet_libraries
+    from titer.methods import every
+
+    quiet_libraries()
+    rows = [_about(*each) for each in every()]
+    if as_json:
+        say(to_json(rows))
+        return
+    from rich.table import Table
+
+    from titer.screen import Screen
+
+    table = Table("stage", "method", "what it does", "a step costs")
+    for row in rows:
+        table.add_row(row["stage"], row["name"], row["summary"], f"{row['step_cost']:g} x")
+    Screen().print(table)
+    say("Your own: --method mine.py:NAME, or in an experiment `align: mine.py:NAME`. See docs/writing_a_method.md.")
+
+
+@app.command(
+    "show", help="What a method needs and costs, and its settings.", epilog="Example: `titer methods show gate`"
+)
+def show_method(
+    name: Annotated[str, typer.Argument(help="A method of `titer methods list`, or an import path.")],
+    as_json: Json = False,
+) -> None:
+    """Show one method, of every stage that has one of this name."""
+    from titer import plugins
+    from titer.cli.common import quiet_libraries
+    from titer.errors import check_known
+    from titer.methods import STAGES, find
+
+    quiet_libraries()
+    known = [stage for stage, table in STAGES.items() if name in table]
+    if not known and plugins.is_path(name):
+        # Which stage it is for is its own affair.
+        known = ["align"]
+    check_known([name] if not known else [], {each for table in STAGES.values() for each in table}, "method")
+    found = [find(stage, name) for stage in known]
+    shown = [
+        {**_about(stage, name, each), "settings": list(_settings(each))}
+        for stage, each in zip(known, found, strict=True)
+    ]
+    if as_json:
+        say(to_json(shown))
+        return
+    for about in shown:
+        say(f"{about['stage']} {name}: {about['summary']}\n")
+        say(f"  classes    {about['config']}, {about['trainer']}")
+        say(f"  needs      {', '.join(about['needs']) or 'nothing beside the training data'}")
+        say(f"  step cost  {about['step_cost']:g} x plain fine-tuning\n")
+        for row in about["settings"]:
+            say(f"  {row['setting']:28} {row['default']!s:12} {row['meaning']}")
+        say("")
+    say("Set any of them, or of transformers' TrainingArguments, with --set, or in an experiment.")
