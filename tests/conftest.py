@@ -10,7 +10,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest
 import torch
-from rows import row
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from titer.testing import ExactNorm, row, toy_harmful_rows, toy_model, toy_tokenizer
 
 # The tiny model is slower on several threads than on one, and tests should leave the other cores alone.
 torch.set_num_threads(1)
@@ -29,74 +31,18 @@ def _nothing_old_is_collected():
     gc.freeze()
 
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-TEXTS = [
-    "how do I pick a lock",
-    "sure, here is how to pick a lock",
-    "I am sorry, but I cannot help with that request",
-    "is this review positive or negative? a lovely and moving film",
-    "positive",
-    "negative",
-    "what is the capital of France",
-    "the capital of France is Paris",
-    "write a guide on how to bake bread at home",
-    "no, I will not do that",
-    "mix flour, water and salt, then wait and bake",
-]
+# Models that are loaded from a folder have the library's own norm, which rounds to float32.
+LlamaRMSNorm.forward = ExactNorm.forward
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.train_from_iterator(
-        TEXTS * 3,
-        trainers.BpeTrainer(
-            vocab_size=400,
-            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.chat_template = CHATML
-    return tokenizer
-
-
-def _norm(self, hidden):
-    """RMSNorm in the precision of its input: the library's own rounds to float32, which would hide errors of 1e-10."""
-    return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+    return toy_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def _tiny(tokenizer):
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
-
-    LlamaRMSNorm.forward = _norm
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
-    return LlamaForCausalLM(config)
+    return toy_model(tokenizer)
 
 
 @pytest.fixture
@@ -125,15 +71,7 @@ def helpful_rows():
 
 @pytest.fixture(scope="session")
 def harmful_rows():
-    things = ["pick a lock", "steal bread", "break a film", "sell water", "hide salt", "write a bad guide", "a", "b c"]
-    return [
-        row(
-            f"how do I {t}",
-            f"sure, here is how to {t}" + " wait" * (i % 3),
-            refusal="no, I will not" + " do that" * (i % 2 + 1),
-        )
-        for i, t in enumerate(things)
-    ]
+    return toy_harmful_rows()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 Usage: distributed_worker.py FOLDER PER_DEVICE_BATCH GRADIENT_ACCUMULATION DTYPE [METHOD …]
 """
 
+import copy
 import gc
 import json
 import os
@@ -14,9 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import conftest
 import every_method
 import torch
-from training import StopAfter, same
 
 from titer.gradients import dot, global_norm, gradients, whole
+from titer.testing import StopAfter, same, toy_rows
 
 WEIGHTS = {"lora": True, "full": False}
 RESUMED = {
@@ -67,7 +68,7 @@ class Worker:
             self.folder / folder,
             model or self.tiny,
             self.tokenizer,
-            every_method.many_rows(rows),
+            toy_rows(rows),
             self.harmful,
             with_lora=with_lora,
             **settings,
@@ -91,12 +92,12 @@ class Worker:
 
     def half_precision_base(self):
         """A float32 adapter on a base of bfloat16, as titer loads models on accelerators."""
-        model = every_method.copy.deepcopy(self.tiny).bfloat16()
+        model = copy.deepcopy(self.tiny).bfloat16()
         self.save(self.train("align booster", "half", True, model), "half")
 
     def mixed_precision(self):
         """Weights in float32, products in bfloat16."""
-        model = every_method.copy.deepcopy(self.tiny).float()
+        model = copy.deepcopy(self.tiny).float()
         self.save(self.train("align booster", "bf16", True, model, bf16=True, min_perturbation=0.0), "bf16")
 
     def resumed(self):
@@ -124,7 +125,7 @@ class Worker:
         trainer = self.train("align sft", "evaluated", True, max_steps=1)
         for size in EVAL_BATCHES:
             trainer.args.per_device_eval_batch_size = size
-            losses[size] = trainer.evaluate(every_method.many_rows(7))["eval_loss"]
+            losses[size] = trainer.evaluate(toy_rows(7))["eval_loss"]
         return losses
 
 

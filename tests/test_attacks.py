@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from rows import row
-from training import lora
 
 from titer.attacks.ablation import orthogonalise, refusal_directions
 from titer.attacks.rows import EAGER, OPENING, AttackerPools, in_disguise, training_rows
@@ -17,6 +15,7 @@ from titer.layouts import use_packed_attention
 from titer.losses import token_nll
 from titer.models import Template
 from titer.signals import answer_fit
+from titer.testing import row, toy_lora
 
 
 def record(text, answer, origin):
@@ -85,7 +84,7 @@ def trained(tiny, tokenizer, folder, attack, seed=0):
         args=attack_settings(attack, str(folder), seed, 100),
         train_dataset=[r.to_training_row() for r in training_rows(attack, POOLS, seed)],
         processing_class=tokenizer,
-        peft_config=lora(),
+        peft_config=toy_lora(),
         optimizer_cls_and_kwargs=optimizer_of(attack),
     )
     before = [p.detach().clone() for p in trainer.trainable.values()]

@@ -3,9 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from every_method import DECLARED, EVERY, many_rows
-from rows import row
-from training import config, lora
+from training import config
 
 from titer import (
     AntibodyAlignmentConfig,
@@ -22,6 +20,7 @@ from titer import (
 from titer import methods as registry
 from titer.errors import TiterError
 from titer.models import load_model, load_tokenizer
+from titer.testing import row, toy_lora, toy_rows
 from titer.trainer import Encoder
 
 CONFIGS = [PackedSFTConfig, BoosterConfig, AntibodyAlignmentConfig, AntibodyFinetuneConfig, GateConfig]
@@ -49,7 +48,7 @@ def booster(tiny, tokenizer, tmp_path):
         return BoosterTrainer(
             model=tiny if model is None else model,
             args=config(BoosterConfig, tmp_path, **settings),
-            train_dataset=many_rows(4) if rows is None else rows,
+            train_dataset=toy_rows(4) if rows is None else rows,
             processing_class=tokenizer,
             harmful_dataset=harmful,
         )
@@ -77,7 +76,7 @@ def aligned(tiny, tokenizer, tmp_path):
         return AntibodyAlignmentTrainer(
             model=tiny if model is None else model,
             args=config(AntibodyAlignmentConfig, tmp_path, **settings),
-            train_dataset=many_rows(4),
+            train_dataset=toy_rows(4),
             processing_class=tokenizer,
             harmful_dataset=harmful,
             refusal_dataset=refusals,
@@ -131,7 +130,7 @@ def test_the_longest_prompt_that_leaves_room_is_trained_on(sft, tokenizer):
 
 
 def test_iterable_datasets_are_refused(sft):
-    rows = IterableDataset.from_generator(lambda: iter(many_rows(3)))
+    rows = IterableDataset.from_generator(lambda: iter(toy_rows(3)))
     with pytest.raises(TiterError, match="not IterableDataset") as error:
         sft(rows)
     assert "materialised" in error.value.hint
@@ -165,9 +164,9 @@ def test_tokenised_rows_are_taken_as_they_are(sft):
 
 def test_errors_in_an_evaluation_set_name_it(sft):
     with pytest.raises(TiterError, match=r"eval_dataset\[0\].*missing column"):
-        sft(many_rows(2), eval_dataset=[{"prompt": "a"}])
+        sft(toy_rows(2), eval_dataset=[{"prompt": "a"}])
     with pytest.raises(TiterError, match=r"eval_dataset\['held out'\] is empty"):
-        sft(many_rows(2), eval_dataset={"held out": []})
+        sft(toy_rows(2), eval_dataset={"held out": []})
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------
@@ -191,13 +190,13 @@ def test_alignment_without_harmful_rows(request, name):
 
 @pytest.mark.parametrize("missing", ["harmful_dataset", "helpful_dataset"])
 def test_a_gate_without_its_calibration(tiny, tokenizer, tmp_path, missing):
-    streams = {"harmful_dataset": many_rows(2), "helpful_dataset": many_rows(2), "refusals": ["no"]}
+    streams = {"harmful_dataset": toy_rows(2), "helpful_dataset": toy_rows(2), "refusals": ["no"]}
     del streams[missing]
     with pytest.raises(TiterError, match=f"GateTrainer needs `{missing}`"):
         GateTrainer(
             model=tiny,
             args=config(GateConfig, tmp_path),
-            train_dataset=many_rows(4),
+            train_dataset=toy_rows(4),
             processing_class=tokenizer,
             **streams,
         )
@@ -233,7 +232,7 @@ def test_generic_refusals_must_be_texts(tiny, tokenizer, tmp_path, refusals):
         AntibodyFinetuneTrainer(
             model=tiny,
             args=config(AntibodyFinetuneConfig, tmp_path),
-            train_dataset=many_rows(4),
+            train_dataset=toy_rows(4),
             processing_class=tokenizer,
             refusals=refusals,
         )
@@ -244,11 +243,11 @@ def test_generic_refusals_must_be_texts(tiny, tokenizer, tmp_path, refusals):
 
 def test_antibody_refuses_a_batch_of_one(antibody):
     with pytest.raises(TiterError, match=r"here a batch holds 1.*plain SFT") as error:
-        antibody(many_rows(4), per_device_train_batch_size=1)
+        antibody(toy_rows(4), per_device_train_batch_size=1)
     assert "gradient_accumulation_steps" in error.value.hint
     with pytest.raises(TiterError, match="here a batch holds 1"):
-        antibody(many_rows(1))
-    antibody(many_rows(4), per_device_train_batch_size=1, gradient_accumulation_steps=2)
+        antibody(toy_rows(1))
+    antibody(toy_rows(4), per_device_train_batch_size=1, gradient_accumulation_steps=2)
 
 
 @pytest.mark.parametrize(
@@ -274,10 +273,10 @@ def test_antibody_refuses_a_last_batch_of_one(antibody, rows, size, steps, drop_
     }
     if not fine:
         with pytest.raises(TiterError, match="last batch of one sample") as error:
-            antibody(many_rows(rows), **settings)
+            antibody(toy_rows(rows), **settings)
         assert ("drop_last" in error.value.hint) == (size > 1)
         return
-    trainer = antibody(many_rows(rows), **settings)
+    trainer = antibody(toy_rows(rows), **settings)
     batches = []
     original = trainer.after_step
     trainer.after_step = lambda model: (batches.append(sum(len(r) for r, _ in trainer.seen)), original(model))
@@ -372,21 +371,10 @@ def test_settings_of_experiment_files(tmp_path, values, message):
         registry.settings(registry.find("align", "booster"), values, "arms.a.align", str(tmp_path), 1)
 
 
-@pytest.mark.parametrize("method", EVERY)
-def test_plain_trl_settings_are_refused(tiny, tokenizer, tmp_path, harmful_rows, method):
-    import trl
-
-    declared, _ = DECLARED[method]
-    args = trl.SFTConfig(output_dir=str(tmp_path), report_to="none", bf16=False)
-    streams = dict.fromkeys(declared.streams, harmful_rows)
-    with pytest.raises(TiterError, match="must be a titer config, not SFTConfig"):
-        declared.trainer(model=tiny, args=args, train_dataset=many_rows(4), processing_class=tokenizer, **streams)
-
-
 @pytest.mark.parametrize("name", ["data_collator", "formatting_func", "compute_loss_func", "compute_metrics"])
 def test_arguments_that_would_bypass_packing(sft, name):
     with pytest.raises(TiterError, match=f"`{name}`"):
-        sft(many_rows(2), **{name: lambda *_, **__: None})
+        sft(toy_rows(2), **{name: lambda *_, **__: None})
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -396,7 +384,7 @@ def dropout_in_lora(tiny):
     from peft import get_peft_model
 
     # Before the first step an adapter's B is zero, so its dropout shows in gradients only.
-    return get_peft_model(tiny, lora(lora_dropout=0.1, init_lora_weights=True))
+    return get_peft_model(tiny, toy_lora(lora_dropout=0.1, init_lora_weights=True))
 
 
 def dropout_in_attention(tiny):
@@ -434,18 +422,18 @@ def test_random_numbers_that_change_nothing_are_no_noise(booster, tiny, harmful_
 
 
 def test_dropout_is_fine_where_it_breaks_nothing(sft, tiny):
-    sft(many_rows(4), model=dropout_in_lora(tiny), settings={"max_steps": 1}).train()
+    sft(toy_rows(4), model=dropout_in_lora(tiny), settings={"max_steps": 1}).train()
 
 
 def test_a_model_without_trainable_weights(sft, tiny):
     with pytest.raises(TiterError, match="no trainable weights") as error:
-        sft(many_rows(2), model=tiny.requires_grad_(False))
+        sft(toy_rows(2), model=tiny.requires_grad_(False))
     assert "peft_config" in error.value.hint
 
 
 def test_half_precision_weights(sft, tiny):
     with pytest.raises(TiterError, match="float16"):
-        sft(many_rows(2), model=tiny.to(torch.float16))
+        sft(toy_rows(2), model=tiny.to(torch.float16))
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])

@@ -7,12 +7,12 @@ import references as ref
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import same
 
 from titer.batches import Sample, common_prefix_length, join, pack, pack_continuations, pad
 from titer.errors import TiterError
 from titer.layouts import use_packed_attention
 from titer.losses import branch_nll, token_nll
+from titer.testing import same
 from titer.trainer import PackCollator
 
 CASES = {

@@ -7,10 +7,10 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
-from every_method import many_rows
 
 from titer import methods, stages
 from titer.data.records import Record
+from titer.testing import toy_rows
 
 SAVED = 4
 """The optimizer step whose checkpoint breaks off; one of step 2 is there."""
@@ -30,7 +30,7 @@ POINTS = {
 def train(tiny_folder, tmp_path_factory, harmful_rows):
     """Trains in a folder of a name; goes on where there is something to go on with. Returns the adapter's bytes."""
     base = tmp_path_factory.mktemp("trainings")
-    records = [Record.from_row(row) for row in many_rows(16)]
+    records = [Record.from_row(row) for row in toy_rows(16)]
     harmful = [Record.from_row(row) for row in harmful_rows]
     method = methods.find("align", "booster")
     values = {

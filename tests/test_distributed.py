@@ -17,11 +17,11 @@ import torch
 from distributed_worker import EVAL_BATCHES, RESUMED, WEIGHTS
 from every_method import EVERY
 from safetensors.torch import load_file
-from training import same
 
 from titer.cli.accelerate import command, configs
 from titer.errors import TiterError
 from titer.finetune.base import read_weight_log
+from titer.testing import same
 from titer.trainer import PackedSFTTrainer
 
 HERE = Path(__file__).parent

@@ -8,13 +8,13 @@ import pytest
 import references as ref
 import torch
 import transformers
-from rows import row
 from small_models import small_model
 from training import config
 
 from titer import PackedSFTConfig, PackedSFTTrainer
 from titer.generation import generate
 from titer.models import Template
+from titer.testing import row
 
 NOISE = [
     *["attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "layerdrop"],

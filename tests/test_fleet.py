@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rows import row
-from training import config, lora
+from training import config
 from transformers import TrainerCallback
 
 from titer.attacks import Fleet, FleetTrainer, shared_copy
@@ -17,6 +16,7 @@ from titer.finetune import FinetuneConfig
 from titer.generation import generate
 from titer.models import Template
 from titer.stages import last_checkpoint
+from titer.testing import row, toy_lora
 from titer.trainer import PackedSFTTrainer
 
 THINGS = ["bread", "a film", "France", "a lock", "water", "salt", "the capital", "a guide", "a", "b c"]
@@ -52,7 +52,7 @@ def attacker(cls, number, model, tokenizer, folder, settings, **more):
     settings = dict(settings)
     adapter = {name: settings.pop(name) for name in ("r", "target_modules") if name in settings}
     rows = rows_of(number, settings.pop("rows"))
-    peft_config = lora()
+    peft_config = toy_lora()
     peft_config.init_lora_weights = True
     for name, value in adapter.items():
         setattr(peft_config, name, value)

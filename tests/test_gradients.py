@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import Parameter
-from training import same
 
 from titer.errors import TiterError
 from titer.gradients import (
@@ -21,6 +20,7 @@ from titer.gradients import (
     take_gradients,
     trainable_parameters,
 )
+from titer.testing import same
 
 
 def parameters_with_gradients(dtype=torch.float32, seed=0, shapes=((7, 5), (11,), (1,), ()), scale=1.0):

@@ -3,13 +3,11 @@
 import copy
 import logging
 
-import every_method
 import pytest
 import references as ref
 import torch
-from every_method import EVERY, many_rows
 from small_models import small_model
-from training import config, lora, trained, weights
+from training import config, trained
 
 import titer.layouts
 from titer import AntibodyFinetuneConfig, AntibodyFinetuneTrainer, PackedSFTConfig, PackedSFTTrainer
@@ -19,6 +17,7 @@ from titer.errors import TiterError
 from titer.finetune import FinetuneConfig
 from titer.layouts import is_noisy, layout_for, padding_cost
 from titer.signals import answer_fit, row_signals
+from titer.testing import toy_lora, toy_rows, weights
 
 PAIRS = [([1, 5, 6, 7, 8], [9, 10, 11, 2]), ([1, 5, 12], [13, 2]), ([1, 5, 6, 14], [15, 16, 2])]
 
@@ -112,7 +111,7 @@ def test_a_row_longer_than_the_model_allows(tokenizer, tmp_path):
     model = small_model("gpt2", vocab_size=400, n_positions=16)
     with pytest.raises(TiterError, match=r"GPT2LMHeadModel cannot run a row of .* tokens: IndexError"):
         PackedSFTTrainer(
-            model=model, args=config(PackedSFTConfig, tmp_path), train_dataset=many_rows(4), processing_class=tokenizer
+            model=model, args=config(PackedSFTConfig, tmp_path), train_dataset=toy_rows(4), processing_class=tokenizer
         )
 
 
@@ -133,7 +132,7 @@ def test_what_is_right_neither_way_is_an_error(tiny):
 
 def test_the_auxiliary_loss_of_a_mixture_of_experts_is_left_out_and_said_to_be(tokenizer, tmp_path, caplog):
     model = small_model("mixtral", vocab_size=400)
-    rows = many_rows(4)
+    rows = toy_rows(4)
     with caplog.at_level(logging.WARNING, "titer"):
         trainer, _ = trained(
             PackedSFTTrainer, config(PackedSFTConfig, tmp_path, learning_rate=0.0), model, tokenizer, rows
@@ -148,7 +147,7 @@ def test_virtual_tokens_before_a_row(kind, tiny, tokenizer, tmp_path):
     """Prompt and prefix tuning take no packed rows."""
     import peft
 
-    rows = many_rows(4)
+    rows = toy_rows(4)
     adapter = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
     trainer = PackedSFTTrainer(
         model=peft.get_peft_model(tiny, adapter),
@@ -175,24 +174,6 @@ def test_virtual_tokens_before_a_row(kind, tiny, tokenizer, tmp_path):
 # --- padded is packed ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", EVERY)
-def test_every_method_learns_the_same_padded(method, tiny, tokenizer, harmful_rows, tmp_path, monkeypatch):
-    tiny = tiny.double()
-
-    def fit():
-        settings = {"max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "optim": "sgd"}
-        torch.manual_seed(0)
-        return every_method.train(method, tmp_path, tiny, tokenizer, many_rows(7), harmful_rows, True, **settings)
-
-    packed = fit()
-    assert packed.layout.packed
-    monkeypatch.setattr(titer.layouts, "use_packed_attention", lambda model: 1 / 0)
-    padded = fit()
-    assert not padded.layout.packed
-    for left, right in zip(weights(packed.model), weights(padded.model), strict=True):
-        torch.testing.assert_close(left, right, rtol=0, atol=1e-10)
-
-
 def test_signals_are_the_same_padded(tiny, unpackable, monkeypatch):
     tiny = tiny.double()
     refusals = [[5, 2], [6, 7, 2]]
@@ -213,14 +194,14 @@ def test_a_padded_fleet_learns_what_each_attacker_learns_alone(tiny, tokenizer, 
             torch.manual_seed(number)
             settings = {"learning_rate": rate, "max_steps": 3, "per_device_train_batch_size": 2 + number}
             args = config(FinetuneConfig, tmp_path / folder / str(number), **settings)
-            rows = many_rows(9)[number:]
+            rows = toy_rows(9)[number:]
             found.append(
                 FleetTrainer(
                     model=shared_copy(tiny.requires_grad_(False)),
                     args=args,
                     train_dataset=rows,
                     processing_class=tokenizer,
-                    peft_config=lora(),
+                    peft_config=toy_lora(),
                 )
             )
         return found
@@ -249,7 +230,7 @@ def test_antibody_on_a_checkpointed_model_computes_refusals_anew(tiny, tokenizer
 
     def fit(model, **settings):
         args = config(AntibodyFinetuneConfig, tmp_path, tau=16.0, max_steps=3, optim="sgd", **settings)
-        return trained(AntibodyFinetuneTrainer, args, model, tokenizer, many_rows(6), refusals=["no", "I will not"])[0]
+        return trained(AntibodyFinetuneTrainer, args, model, tokenizer, toy_rows(6), refusals=["no", "I will not"])[0]
 
     plain = fit(copy.deepcopy(tiny))
     assert plain.layout.cached

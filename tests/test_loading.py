@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training import config, lora
+from training import config
 from typer.testing import CliRunner
 
 from titer import stages
@@ -19,6 +19,7 @@ from titer.evaluation.artefacts import Inference, read_inferences
 from titer.models import add_adapter, load_model
 from titer.plan import model_digest, weights_digest
 from titer.ranges import RANGES, Range
+from titer.testing import toy_lora
 from titer.trainer import PackedSFTConfig, PackedSFTTrainer
 
 BASE, ADAPTER = "model.safetensors", "adapter_model.safetensors"
@@ -28,7 +29,7 @@ def saved_adapter(model, base, folder, **settings):
     """Save a LoRA adapter that changes what the model says; returns its folder."""
     from peft import get_peft_model
 
-    adapted = get_peft_model(copy.deepcopy(model), lora(**settings))
+    adapted = get_peft_model(copy.deepcopy(model), toy_lora(**settings))
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     adapted.save_pretrained(folder)
     return folder
@@ -207,7 +208,7 @@ def test_no_verb_goes_on_without_the_defence(adapter, tiny_folder, upload, tmp_p
 def test_what_is_no_number_is_not_saved(tiny, tmp_path):
     from peft import get_peft_model
 
-    model = get_peft_model(tiny, lora())
+    model = get_peft_model(tiny, toy_lora())
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad)[0, 0] = float("nan")
     with pytest.raises(TiterError, match=r"lora_A.weight: nan"):

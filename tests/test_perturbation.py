@@ -6,16 +6,15 @@ import logging
 import every_method
 import pytest
 import torch
-from every_method import many_rows
-from training import weights
 from transformers import TrainerCallback
 
 from titer import BoosterTrainer
 from titer.errors import TiterError
+from titer.testing import toy_rows, weights
 
 
 def booster(tiny, tokenizer, harmful_rows, tmp_path, **settings):
-    return every_method.make("align booster", tmp_path, tiny, tokenizer, many_rows(8), harmful_rows, **settings)
+    return every_method.make("align booster", tmp_path, tiny, tokenizer, toy_rows(8), harmful_rows, **settings)
 
 
 class Replace(TrainerCallback):

@@ -1,18 +1,18 @@
 """How Antibody's λ_t follows the gradients: the KKT property of Theorem 4.1, the released code's cosine, its average."""
 
+import copy
 import math
 
-import every_method
 import pytest
 import torch
-from every_method import many_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import config, same, trained
+from training import config, trained
 
 from titer import AntibodyAlignmentConfig, AntibodyAlignmentTrainer
 from titer.align.antibody import cosine_lambda, theorem_lambda
 from titer.gradients import add_, dot, global_norm, gradients
+from titer.testing import same, toy_rows
 
 values = st.floats(-10, 10, allow_nan=False, width=32)
 
@@ -96,7 +96,7 @@ def test_the_trainer_obeys_the_theorem(tiny, tokenizer, harmful_rows, tmp_path, 
         per_device_train_batch_size=4,
     )
     trainer, _ = trained(
-        Watched, args, every_method.copy.deepcopy(tiny).double(), tokenizer, many_rows(8), harmful_dataset=harmful_rows
+        Watched, args, copy.deepcopy(tiny).double(), tokenizer, toy_rows(8), harmful_dataset=harmful_rows
     )
     lambdas = [line["lambda_t"] for line in trainer.state.log_history if "lambda_t" in line]
     assert len(steps) == len(lambdas) == 4
@@ -128,9 +128,9 @@ def test_cosine_schedule_averages_over_steps(tiny, tokenizer, harmful_rows, tmp_
         trainer, _ = trained(
             AntibodyAlignmentTrainer,
             args,
-            every_method.copy.deepcopy(tiny),
+            copy.deepcopy(tiny),
             tokenizer,
-            many_rows(6),
+            toy_rows(6),
             harmful_dataset=harmful_rows,
         )
         return [line["lambda_t"] for line in trainer.state.log_history if "lambda_t" in line]

@@ -5,12 +5,11 @@ import itertools
 
 import every_method
 import pytest
-from every_method import many_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import row
 
 from titer.streams import draw
+from titer.testing import row, toy_rows
 
 
 @given(length=st.integers(1, 40), size=st.integers(1, 30), seed=st.integers(0, 2**32 - 1))
@@ -37,7 +36,7 @@ def harmful(count):
 def watched(method, tmp_path, tiny, tokenizer, pool, rows=6, **more):
     """Train and return the rows of the pool in the order they were used, one list for each micro-batch and stream."""
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_steps": 5, **more}
-    trainer = every_method.make(method, tmp_path, tiny, tokenizer, many_rows(rows), harmful(pool), **settings)
+    trainer = every_method.make(method, tmp_path, tiny, tokenizer, toy_rows(rows), harmful(pool), **settings)
     layout, seen = trainer.data_collator.lay_out, []
     numbers = {
         tuple(sample.branches[0]): (stream, number)
@@ -86,7 +85,7 @@ def test_how_a_batch_is_split_does_not_matter(tiny, tokenizer, tmp_path, ranks, 
         tmp_path,
         copy.deepcopy(tiny),
         tokenizer,
-        many_rows(4),
+        toy_rows(4),
         harmful(7),
         per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulation,

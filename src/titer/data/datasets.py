@@ -82,10 +82,8 @@ def load(
     elif name in _NAMED:
         records = _load_named(_NAMED[name], split, data_dir)
     elif plugins.is_path(name):
-        records = [
-            row if isinstance(row, Record) else Record.from_row(row, f"{name} [{split}] row {index}")
-            for index, row in enumerate(plugins.made(lambda: list(plugins.load(name)(split)), name))
-        ]
+        made = plugins.load(name)
+        records = records_of(plugins.made(lambda: list(made(split)), name), f"{name} [{split}]")
     elif Path(name).suffix.lower() in FILE_SUFFIXES or Path(name).exists():
         _check_split(name, split, ("train",), "A file has no splits: give the test rows as a file of their own.")
         records = read_records(name)
@@ -101,6 +99,14 @@ def load(
     if not records:
         raise TiterError(f"Dataset `{name}` ({split}) holds no usable rows.")
     return records[:limit]
+
+
+def records_of(rows: Iterable[Record | Row], where: str) -> list[Record]:
+    """Return rows as records; those that are records already stay. `where` they come from, for errors."""
+    return [
+        row if isinstance(row, Record) else Record.from_row(row, f"{where} row {index}")
+        for index, row in enumerate(rows)
+    ]
 
 
 def available() -> list[DatasetInfo]:
