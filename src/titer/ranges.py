@@ -171,7 +171,7 @@ def check_range(name: str, value: Any, where: str) -> None:
     for item in value if isinstance(value, list) and name in _LISTS else [value]:
         known = RANGES.get(name, _FINITE)
         if not known.holds(item):
-            hint = "In YAML, write 1.0e-4." if isinstance(item, str) else None
+            hint = "Write it without quotes: 1e-4." if isinstance(item, str) else None
             raise TiterError(f"`{where}` must be {known}, found `{item!s:.80}`.", hint)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -16,7 +17,10 @@ from titer.ranges import check_range, numbers
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML in which no key stands twice: by itself the library takes the last, and says nothing."""
+    """Reads YAML in which no key stands twice, and in which `1e-4` is a number, as it is in YAML 1.2.
+
+    By itself the library takes the last of two keys and says nothing, and reads as text what has no point or no sign.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping as plain data."""
@@ -29,6 +33,11 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.append(key.value)
         return dict(super().construct_mapping(node, deep))
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
 
 
 def build(kind: Any, values: Any, where: str) -> Any:
@@ -74,6 +83,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
         return _value(hint, value, where)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        if hint is str:
+            raise TiterError(
+                f"`{where}` must be text, found `{value}`.", "Put text that reads as something else in quotes."
+            )
         raise TiterError(f"`{where}` must be {hint.__name__}, found `{value}`.")
     return value
 
@@ -135,7 +148,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise TiterError(
-            f"`--set {text}` must look like key=value.", "For example --set learning_rate=1.0e-4 or seeds='[0, 1]'."
+            f"`--set {text}` must look like key=value.", "For example --set learning_rate=1e-4 or seeds='[0, 1]'."
         )
     try:
         return key, yaml.load(value, _Loader)
