@@ -73,10 +73,12 @@ def command(
     from titer import methods, stages
     from titer.data import alignment_mixture
     from titer.data.pools import DataSettings, defence_pools
+    from titer.rehearsal import rehearse
 
     quiet_libraries()
     chosen = methods.find("align", method)
-    args = methods.settings(chosen, settings_from(overrides), "--set", str(output / "checkpoints"), seed)
+    values, new = settings_from(overrides), settings_from(lora, "--lora")
+    args = methods.settings(chosen, values, "--set", str(output / "checkpoints"), seed)
     pools = defence_pools(
         DataSettings(harmful=harmful, helpful=helpful, lookalikes=lookalikes, held_out_categories=hold_out or []),
         seed,
@@ -84,8 +86,9 @@ def command(
         samples,
     )
     records = alignment_mixture(pools["defence"], pools["helpful"], samples, helpful_ratio, seed=seed)
+    streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
+    rehearse(chosen, values, "--set", base, new, records, streams)
     with show.task(f"align {method}") as progress:
-        streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
-        stages.train(chosen, args, base, adapter, settings_from(lora), records, streams, output, progress=progress)
+        stages.train(chosen, args, base, adapter, new, records, streams, output, progress=progress)
     say(f"Adapter: {output / 'adapter'}")
     say(f"Score it: titer evaluate {output / 'adapter'} --output {output / 'evaluation'}")

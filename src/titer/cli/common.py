@@ -58,11 +58,11 @@ def quiet_libraries() -> None:
     disable_progress_bar()
 
 
-def settings_from(overrides: Sequence[str] | None) -> dict[str, Any]:
+def settings_from(given: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:
     """Return `--set key=value` pairs as a mapping; values are YAML."""
-    from titer.settings import parse_setting
+    from titer.settings import parse_settings
 
-    return dict(parse_setting(override) for override in overrides or ())
+    return parse_settings(given or (), option)
 
 
 def duration(seconds: float) -> str:

@@ -53,16 +53,19 @@ def command(
     from titer.data import load
     from titer.data.pools import DataSettings, defence_pools
     from titer.models import split_adapter
+    from titer.rehearsal import rehearse
 
     quiet_libraries()
     chosen = methods.find("finetune", method)
-    args = methods.settings(chosen, settings_from(overrides), "--set", str(output / "checkpoints"), seed)
+    values = settings_from(overrides)
+    args = methods.settings(chosen, values, "--set", str(output / "checkpoints"), seed)
     records = load(dataset, data_dir=data_dir)
     streams = {}
     if chosen.streams:
         pools = defence_pools(DataSettings(harmful=harmful, helpful=helpful, lookalikes=lookalikes), seed, data_dir)
         streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
     base, adapter = split_adapter(model)
+    rehearse(chosen, values, "--set", base, {}, records, streams)
     with show.task(f"fine-tune {method}") as progress:
         stages.train(chosen, args, base, adapter, {}, records, streams, output, progress=progress)
     say(f"Adapter: {output / 'adapter'}")
