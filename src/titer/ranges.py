@@ -130,6 +130,7 @@ RANGES: dict[str, Range] = {
     "batch_size": _BATCH,
     "top": _count(0),
     "rows": _count(0),
+    "n": _count(also=(None,)),
     # Attacks and profiles.
     "warm_up_steps": _count(0),
     "steps": _count(),

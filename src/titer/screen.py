@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Column, Table
 
 from titer.text import visible
 
@@ -25,3 +26,15 @@ class Screen(Console):
         """Render as ever; of the texts in it, whatever is `visible` remains. Styles are not text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+def table(*headers: str, title: str | None = None, typed: int = 0) -> Table:
+    """Return an empty table of which nothing is cut: words that are too long go on in the next line.
+
+    Args:
+        headers: Of its columns.
+        title: Above it.
+        typed: How many of the first columns hold what one types, which is never broken either.
+    """
+    columns = [Column(header, overflow="fold", no_wrap=place < typed) for place, header in enumerate(headers)]
+    return Table(*columns, title=title)

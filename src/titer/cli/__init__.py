@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import typer
 
 from titer.cli import accelerate, align, assay, attacks, audit, data, evaluate, finetune, models, report, run, settings
+from titer.cli.common import Verb
 from titer.errors import TiterError
 from titer.text import say
 
@@ -26,9 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (run, align, finetune, evaluate, audit, report, settings, models, data, accelerate):
-    app.command(name=module.NAME, help=module.HELP, epilog=module.EXAMPLES)(module.command)
+for module in (run, align, finetune, evaluate, audit, report, settings, models, accelerate):
+    app.command(name=module.NAME, cls=Verb, help=module.HELP, epilog=module.EXAMPLES)(module.command)
 app.add_typer(assay.app, name="assay")
+app.add_typer(data.app, name="data")
 app.add_typer(attacks.app, name="attacks")
 
 

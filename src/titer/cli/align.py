@@ -19,6 +19,8 @@ from titer.cli.common import (
     Show,
     in_range,
     quiet_libraries,
+    refuse_unused,
+    refuse_unused_data_dir,
     settings_from,
 )  # fmt: skip
 from titer.text import say
@@ -39,6 +41,7 @@ Examples:
 
 
 def command(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")],
     method: Annotated[str, typer.Option("--method", help="sft, booster or antibody.")] = "antibody",
     model: Model = EMBEDDED,
@@ -77,6 +80,12 @@ def command(
 
     quiet_libraries()
     chosen = methods.find("align", method)
+    refuse_unused_data_dir(context, [harmful, *helpful, lookalikes])
+    n_helpful = round(samples * helpful_ratio)
+    if n_helpful == 0 and "helpful_dataset" not in chosen.streams:
+        refuse_unused(context, ["helpful", "lookalikes"], f"when none of {samples} rows are helpful")
+    if n_helpful == samples and "harmful_dataset" not in chosen.streams:
+        refuse_unused(context, ["harmful", "hold_out"], f"with `--method {method}` when all rows are helpful")
     values, new = settings_from(overrides), settings_from(lora, "--lora")
     args = methods.settings(chosen, values, "--set", str(output / "checkpoints"), seed)
     pools = defence_pools(

@@ -18,6 +18,8 @@ from titer.cli.common import (
     Seed,
     Show,
     quiet_libraries,
+    refuse_unused,
+    refuse_unused_data_dir,
     settings_from,
 )  # fmt: skip
 from titer.text import say
@@ -36,6 +38,7 @@ Rows are conversational prompt–completion or `messages` JSONL, as TRL reads it
 
 
 def command(
+    context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="The upload: a .jsonl file, a named dataset, or a hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")],
     method: Annotated[str, typer.Option("--method", help="sft, antibody or gate.")] = "antibody",
@@ -57,6 +60,11 @@ def command(
 
     quiet_libraries()
     chosen = methods.find("finetune", method)
+    if not chosen.streams:
+        refuse_unused(
+            context, ["harmful", "helpful", "lookalikes"], f"with `--method {method}`, which has no use for it"
+        )
+    refuse_unused_data_dir(context, [dataset, *([harmful, *helpful, lookalikes] if chosen.streams else [])])
     values = settings_from(overrides)
     args = methods.settings(chosen, values, "--set", str(output / "checkpoints"), seed)
     records = load(dataset, data_dir=data_dir)
