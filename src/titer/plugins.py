@@ -131,12 +131,6 @@ def what(thing: Any) -> str:
     return f"the class `{thing.__name__}`" if isinstance(thing, type) else f"a `{type(thing).__name__}`"
 
 
-def first_sentence(thing: Any) -> str:
-    """Return the first sentence of a docstring, on one line."""
-    text = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
-    return re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)[0]
-
-
 def source_digest(*things: Any) -> str:
     """Return a hash of which classes, functions or objects these are, and of the source of all that is not titer's.
 

@@ -121,6 +121,7 @@ RANGES: dict[str, Range] = {
     "batch_size": _BATCH,
     "top": _count(0),
     "rows": _count(0),
+    "n": _count(also=(None,)),
     # Attacks and profiles.
     "warm_up_steps": _count(0),
     "steps": _count(),
@@ -171,7 +172,7 @@ def check_range(name: str, value: Any, where: str, known: Range | None = None) -
     for item in value if isinstance(value, list) and name in _LISTS else [value]:
         allowed = known or RANGES.get(name, _FINITE)
         if not allowed.holds(item):
-            hint = "In YAML, write 1.0e-4." if isinstance(item, str) else None
+            hint = "Write it without quotes: 1e-4." if isinstance(item, str) else None
             raise TiterError(f"`{where}` must be {allowed}, found `{item!s:.80}`.", hint)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Column, Table
 
 from titer.text import visible
 
@@ -29,3 +30,15 @@ class Screen(Console):
     def on_broken_pipe(self) -> None:
         """Tell the caller that nobody reads any more, where Rich would end the process."""
         raise BrokenPipeError
+
+
+def table(*headers: str, title: str | None = None, typed: int = 0) -> Table:
+    """Return an empty table of which nothing is cut: words that are too long go on in the next line.
+
+    Args:
+        headers: Of its columns.
+        title: Above it.
+        typed: How many of the first columns hold what one types, which is never broken either.
+    """
+    columns = [Column(header, overflow="fold", no_wrap=place < typed) for place, header in enumerate(headers)]
+    return Table(*columns, title=title)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -11,12 +12,15 @@ from typing import Any
 
 import yaml
 
-from titer.errors import TiterError, check_known, did_you_mean
+from titer.errors import MOST, TiterError, check_known, did_you_mean
 from titer.ranges import check_range, numbers
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML in which no key stands twice: by itself the library takes the last, and says nothing."""
+    """Reads YAML in which no key stands twice, and in which `1e-4` is a number, as it is in YAML 1.2.
+
+    By itself the library takes the last of two keys and says nothing, and reads as text what has no point or no sign.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping as plain data."""
@@ -31,12 +35,18 @@ class _Loader(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep))
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
 def build(kind: Any, values: Any, where: str) -> Any:
     """Build a settings class from plain data; unknown keys and wrong types are errors that name the key."""
     if not isinstance(values, dict):
         raise TiterError(f"`{where}` must be a mapping, found {type(values).__name__}.")
     hints = typing.get_type_hints(kind)
-    check_known(values, hints, f"key in `{where}`")
+    listing = f"titer settings {kind.__name__.lower()}" if len(hints) > MOST else None
+    check_known(values, hints, f"key in `{where}`", listing)
     for item in dataclasses.fields(kind):
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and item.name not in values:
@@ -74,6 +84,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
         return _value(hint, value, where)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        if hint is str:
+            raise TiterError(
+                f"`{where}` must be text, found `{value}`.", "Put text that reads as something else in quotes."
+            )
         raise TiterError(f"`{where}` must be {hint.__name__}, found `{value}`.")
     return value
 
@@ -120,8 +134,8 @@ def read(
         raise TiterError(
             f"{path}: expected a mapping.", "Start from a bundled one: " + ", ".join(bundled(folder)) + "."
         )
-    for override in overrides:
-        _override(values, override)
+    for key, value in parse_settings(overrides).items():
+        _override(values, key, value)
     try:
         made = build(kind, values, what)
         check(made)
@@ -130,27 +144,48 @@ def read(
         raise TiterError(f"{path}: {error.message}", error.hint) from None
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
+def parse_settings(texts: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """Return settings that were given as `key=value`, by key; one that is given twice is an error.
+
+    Args:
+        texts: As `parse_setting` takes them.
+        option: What they were given with.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, value = parse_setting(text, option)
+        for other in found:
+            if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+                raise TiterError(
+                    f"`{option} {key}` is given twice."
+                    if key == other
+                    else f"`{option} {key}` and `{option} {other}` set the same.",
+                    "Give it once.",
+                )
+        found[key] = value
+    return found
+
+
+def parse_setting(text: str, option: str = "--set") -> tuple[str, Any]:
     """Return key and value of `key=value`, as `--set` takes it; the value is YAML."""
     key, equals, value = text.partition("=")
-    if not equals:
+    if not equals or not key:
         raise TiterError(
-            f"`--set {text}` must look like key=value.", "For example --set learning_rate=1.0e-4 or seeds='[0, 1]'."
+            f"`{option} {text}` must look like key=value.", "For example --set learning_rate=1e-4 or seeds='[0, 1]'."
         )
     try:
         return key, yaml.load(value, _Loader)
     except yaml.constructor.ConstructorError as error:
-        raise TiterError(f"`--set {text}`: {error.problem}.") from None
+        raise TiterError(f"`{option} {text}`: {error.problem}.") from None
     except yaml.YAMLError:
-        raise TiterError(f"`--set {text}`: `{value}` is not YAML.", "Quote a text: key='\"…\"'.") from None
+        raise TiterError(f"`{option} {text}`: `{value}` is not YAML.", "Quote a text: key='\"…\"'.") from None
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    key, value = parse_setting(override)
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
     target = values
     *parents, last = key.split(".")
     for parent in parents:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
-            raise TiterError(f"`--set {override}`: `{parent}` is not a mapping.")
+            raise TiterError(f"`--set {key}`: `{parent}` is not a mapping.")
     target[last] = value

@@ -28,7 +28,7 @@ from titer.evaluation.artefacts import TASK_PREFIX, Inference, write_atomically
 from titer.files import put_whole
 from titer.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
 from titer.generation import generate
-from titer.methods import Method
+from titer.methods import Method, blaming
 from titer.models import (
     Template,
     add_adapter,
@@ -40,7 +40,7 @@ from titer.models import (
 )
 from titer.ranges import check_lora
 from titer.signals import row_signals
-from titer.trainer import PackedSFTConfig
+from titer.trainer import PackedSFTConfig, PackedSFTTrainer
 
 LORA_DEFAULTS: dict[str, Any] = {"r": 32, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj"]}
 """LoRA of the released code of Booster and Antibody (arXiv 2409.01586, 2603.00498)."""
@@ -114,39 +114,78 @@ def fresh_model(name: str, adapter: Path | None, trainable: bool) -> Any:
     return model if adapter is None else add_adapter(model, adapter, trainable)
 
 
-def lora_config(values: dict[str, Any]) -> Any:
-    """Build a LoRA configuration from a mapping; unknown keys are errors."""
+def lora_config(values: dict[str, Any], where: str = "lora") -> Any:
+    """Build a LoRA configuration from a mapping; unknown keys, and values that it cannot take, are errors.
+
+    Args:
+        values: Its settings.
+        where: Where they stand, for errors.
+    """
     import dataclasses
 
     from peft import LoraConfig
 
-    check_known(values, [field.name for field in dataclasses.fields(LoraConfig)], "key in `lora`")
-    check_lora(values, "lora")
-    return LoraConfig(**{"task_type": "CAUSAL_LM", "lora_dropout": 0.0, **LORA_DEFAULTS, **values})
+    known = [field.name for field in dataclasses.fields(LoraConfig)]
+    check_known(values, known, f"key in `{where}`", "titer settings lora")
+    check_lora(values, where)
+
+    def make(tried: dict[str, Any]) -> Any:
+        return LoraConfig(**{"task_type": "CAUSAL_LM", "lora_dropout": 0.0, **LORA_DEFAULTS, **tried})
+
+    return blaming(make, values, {name: f"{where}.{name}" for name in values})
 
 
-def check_targets(model: Any, lora: Any) -> None:
-    """Raise, with the names that there are, when a LoRA configuration wants to adapt modules that a model does not have.
+def check_targets(model: Any, lora: Any, where: str = "lora") -> None:
+    """Raise, with the names that there are, when a LoRA configuration names modules that a model does not have.
 
     Args:
         model: The model, on any device.
         lora: The configuration.
+        where: Where its settings stand, for errors.
     """
     names = [name for name, _ in model.named_modules()]
-    targets = lora.target_modules
-    if targets == "all-linear":
-        return
-    if isinstance(targets, str):
-        missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
-    else:
-        missing = [one for one in sorted(targets) if not any(f".{name}".endswith(f".{one}") for name in names)]
-    if missing:
-        linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
-        ends = dict.fromkeys(name.rpartition(".")[2] for name in linear)
-        raise TiterError(
-            f"`lora.target_modules` names {', '.join(f'`{name}`' for name in missing)}, which the model does not have.",
-            f"Its linear layers: {', '.join(f'`{name}`' for name in ends)}.",
-        )
+    for setting in ("target_modules", "modules_to_save"):
+        wanted = getattr(lora, setting)
+        if wanted is None or wanted == "all-linear":
+            continue
+        if isinstance(wanted, str):
+            try:
+                missing = [] if any(re.fullmatch(wanted, name) for name in names) else [wanted]
+            except re.error as error:
+                raise TiterError(f"`{where}.{setting}` is no regular expression: `{wanted}`: {error}.") from error
+        else:
+            missing = [one for one in sorted(wanted) if not any(f".{name}".endswith(f".{one}") for name in names)]
+        if missing:
+            linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+            ends = dict.fromkeys(name.rpartition(".")[2] for name in linear)
+            raise TiterError(
+                f"`{where}.{setting}` names {', '.join(f'`{name}`' for name in missing)}, which the model does not have.",
+                f"Its linear layers: {', '.join(f'`{name}`' for name in ends)}.",
+            )
+
+
+def make_trainer(
+    method: Method,
+    args: PackedSFTConfig,
+    model: Any,
+    tokenizer: Any,
+    lora: dict[str, Any] | None,
+    records: Sequence[Record],
+    streams: Mapping[str, Sequence[Record]],
+    callbacks: list[TrainerCallback],
+) -> PackedSFTTrainer:
+    """Make the trainer of a method; `lora` holds the settings of a new adapter, `None` where the model has one."""
+    trainer = method.trainer(
+        model=model,
+        args=args,
+        train_dataset=[record.to_training_row() for record in records],
+        processing_class=tokenizer,
+        peft_config=None if lora is None else lora_config(lora),
+        callbacks=callbacks,
+        **{name: [_stream_row(record) for record in streams[name]] for name in method.streams},
+    )
+    trainer.remove_callback(PrinterCallback)  # the progress display says what a user wants to know
+    return trainer
 
 
 def train(
@@ -195,16 +234,16 @@ def train(
     resume = _checkpoint(
         Path(args.output_dir), method, args.to_json_string(), model_name, start, lora, records, streams
     )
-    trainer = method.trainer(
-        model=model,
-        args=args,
-        train_dataset=[record.to_training_row() for record in records],
-        processing_class=load_tokenizer(model_name),
-        peft_config=None if adapter is not None else lora_config(lora),
-        callbacks=[ReportSteps(progress), SaveAdapters(folder, checkpoints)],
-        **{name: [_stream_row(record) for record in streams[name]] for name in method.streams},
+    trainer = make_trainer(
+        method,
+        args,
+        model,
+        load_tokenizer(model_name),
+        None if adapter is not None else lora,
+        records,
+        streams,
+        [ReportSteps(progress), SaveAdapters(folder, checkpoints)],
     )
-    trainer.remove_callback(PrinterCallback)  # the progress display says what a user wants to know
     trainer.train(resume_from_checkpoint=resume)
     history: list[dict[str, Any]] = trainer.state.log_history
     (folder / "log.jsonl").write_text(

@@ -29,11 +29,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from titer import plugins
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.judges import LABELS, Judge, Verdict
 from titer.methods import STAGES, Method, find
+from titer.text import first_sentence
 
 SUBJECTS = ("bread", "a film", "France", "a lock", "water", "salt", "the capital", "a guide")
 REFUSALS = ["no, I will not do that", "I am sorry", "no"]
@@ -460,7 +460,7 @@ def settings_explain_themselves(trial: Trial) -> None:
     args = trial.method.config(output_dir=str(trial.folder), report_to="none")
     passes = trial.method.passes(args)
     assert 0.5 <= passes <= 100, f"`passes` says that a step takes {passes} times as long as a plain one"
-    summary = trial.method.summary or plugins.first_sentence(trial.method.trainer)
+    summary = trial.method.summary or first_sentence(trial.method.trainer.__doc__)
     assert summary, "it has no summary, and its trainer no docstring"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,11 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """Return what is visible of a text on one line, so that no part of it looks like a line of titer's own."""
     return " ".join(visible(text).split())
+
+
+def first_sentence(text: str | None) -> str:
+    """Return the first sentence of a text, such as a docstring, on one line."""
+    return re.split(r"(?<=[.!?]) (?=[A-Z])", one_line(text or ""))[0]
 
 
 def say(text: str = "", file: TextIO | None = None) -> None:

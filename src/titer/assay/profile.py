@@ -137,6 +137,8 @@ class Profile:
             for name, attack in describe(entry, fields).items():
                 if tuning is not None and attack.method != "finetune":
                     raise TiterError(f"`attacks.{entry}`: only attacks that train can be searched.")
+                if tuning is not None:
+                    tuning.check(attack, f"attacks.{entry}")
                 found += [PlannedAttack(name, attack, seed, tuning) for seed in seeds]
         return found
 

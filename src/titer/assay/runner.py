@@ -43,7 +43,6 @@ from titer.plan import (
     Stage,
     code_digest,
     digest,
-    empty_model,
     judge_key,
     mean_tokens,
     parameters,
@@ -157,25 +156,36 @@ def plan_assay(
         data_dir: Folder with local copies of named datasets.
         defence: Datasets that the defence was made from; see `load_assay_pools`.
     """
-    from titer.stages import check_targets, lora_config
-
     profile.check()
     if any(planned.search is not None for planned in profile.attackers()):
         require_optuna()
     pools = load_assay_pools(profile, data_dir, defence)
     plan = AssayPlan(run_folder, profile=profile, models={"defended": defended, "undefended": undefended}, pools=pools)
     for role in ROLES:
-        base = empty_model(split_adapter(plan.models[role])[0])
-        for planned in profile.attackers():
-            if planned.attack.in_fleet and planned.attack.lora is not None:
-                check_targets(base, lora_config(planned.attack.lora))
         _plan_baseline(plan, role)
         crew = [Attacker(role, *planned) for planned in profile.attackers()]
         together = [attacker for attacker in crew if attacker.attack.in_fleet and attacker.search is None]
         fleets = [together[start : start + profile.fleet] for start in range(0, len(together), profile.fleet)]
         for fleet in [*fleets, *([attacker] for attacker in crew if attacker not in together)]:
+            for attacker in fleet:
+                _rehearse(attacker, split_adapter(plan.models[role])[0], len(fleet) > 1)
             _plan_attack(plan, role, fleet)
     return plan
+
+
+def _rehearse(attacker: Attacker, base: str, in_company: bool) -> None:
+    """Raise when an attack could not begin, or one that its search may choose."""
+    from titer.rehearsal import rehearse_attack
+
+    adapters = (
+        [attacker.attack.lora]
+        if attacker.search is None
+        else attacker.search.choices.get("lora", [attacker.attack.lora])
+    )
+    for lora in adapters:
+        if attacker.attack.method == "finetune" and lora is not None:
+            where = f"attacks.{attacker.name}.lora"
+            rehearse_attack(dataclasses.replace(attacker.attack, lora=lora), where, base, in_company)
 
 
 @functools.lru_cache(maxsize=1)

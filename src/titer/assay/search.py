@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from titer import settings
 from titer.attacks.threats import Attack
 from titer.errors import AttackFailed, TiterError, check_known
 from titer.ranges import check_settings
@@ -39,6 +41,32 @@ class Search:
         for name, limits in self.ranges.items():
             if len(limits) != 2 or not 0 < limits[0] < limits[1]:
                 raise TiterError(f"`search.ranges.{name}` must be [smallest, largest], above 0, found {limits}.")
+
+    def check(self, attack: Attack, where: str) -> None:
+        """Raise for a value that the search may choose and the attack could not take.
+
+        Args:
+            attack: What stays as it is.
+            where: Where it stands, for errors.
+        """
+        fixed = {item.name: getattr(attack, item.name) for item in dataclasses.fields(Attack)}
+        for name in self.ranges:
+            if not isinstance(fixed[name], int | float):
+                raise TiterError(
+                    f"`{where}.search.ranges.{name}`: `{name}` is no number.", "Name its values in `choices`."
+                )
+        ends = {name: [self.suggested(attack, name, limit) for limit in limits] for name, limits in self.ranges.items()}
+        options = {**ends, **self.choices}
+        for name, values in options.items():
+            if not values:
+                raise TiterError(f"`{where}.search.choices.{name}` holds no value.")
+        for point in itertools.product(*options.values()):
+            settings.build(Attack, {**fixed, **dict(zip(options, point, strict=True))}, where)
+
+    @staticmethod
+    def suggested(attack: Attack, name: str, value: float) -> float:
+        """Return a value of a range as the attack takes it: a whole number where it has one."""
+        return int(value) if isinstance(getattr(attack, name), int) else value
 
 
 def require_optuna() -> None:
@@ -82,7 +110,7 @@ def tune(
         trial = study.ask()
         chosen: dict[str, Any] = {}
         for name, (low, high) in search.ranges.items():
-            if isinstance(getattr(attack, name), int):
+            if isinstance(search.suggested(attack, name, low), int):
                 chosen[name] = trial.suggest_int(name, int(low), int(high), log=True)
             else:
                 chosen[name] = trial.suggest_float(name, low, high, log=True)

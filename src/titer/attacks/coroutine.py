@@ -61,11 +61,11 @@ class Coroutine:
 
     def _switch(self, switch: Callable[[], Any]) -> None:
         outside = random_state()
-        _restore(self._randomness)
+        restore_random_state(self._randomness)
         self._greenlet.parent = greenlet.getcurrent()
         switch()
         self._randomness = random_state()
-        _restore(outside)
+        restore_random_state(outside)
 
     def ask(self, request: Any) -> Any:
         """Called from within: stop here, and return what `resume` hands over."""
@@ -84,7 +84,8 @@ def random_state() -> tuple[Any, ...]:
     return (*state, torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else state
 
 
-def _restore(state: tuple[Any, ...]) -> None:
+def restore_random_state(state: tuple[Any, ...]) -> None:
+    """Put the generators back to where they stood."""
     random.setstate(state[0])
     numpy.random.set_state(state[1])
     torch.set_rng_state(state[2])

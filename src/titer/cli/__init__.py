@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import typer
 import typer.core
 
-from titer.cli import (  # fmt: skip
+from titer.cli import (
     accelerate,
     align,
     assay,
@@ -28,24 +28,21 @@ from titer.cli import (  # fmt: skip
     models,
     report,
     run,
+    settings,
 )
+from titer.cli.common import Verb
 from titer.errors import TiterError
 from titer.text import say
 
 
 class Verbs(typer.core.TyperGroup):
-    """All verbs. What stops one is told here: Typer itself ends without a word."""
+    """All verbs, and what stops one that Typer itself would end without a word."""
 
     def invoke(self, context: Any) -> None:
-        """Run the verb; a user's mistake is a message and exit code 2, never a traceback."""
+        """Run the verb."""
         try:
             super().invoke(context)
             sys.stdout.flush()
-        except TiterError as error:
-            say(f"Error: {error.message}", sys.stderr)
-            if error.hint:
-                say(f"       {error.hint}", sys.stderr)
-            sys.exit(2)
         except KeyboardInterrupt:
             say("\nStopped. What is done is kept: the same command goes on from here.", sys.stderr)
             sys.exit(130)
@@ -66,10 +63,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (run, align, finetune, evaluate, audit, report, models, data, accelerate):
-    app.command(name=module.NAME, help=module.HELP, epilog=module.EXAMPLES)(module.command)
-for name, group in (("assay", assay), ("methods", methods), ("judges", judges), ("attacks", attacks)):
-    app.add_typer(group.app, name=name)
+for module in (run, align, finetune, evaluate, audit, report, settings, models, accelerate):
+    app.command(name=module.NAME, cls=Verb, help=module.HELP, epilog=module.EXAMPLES)(module.command)
+for group in (assay, data, methods, judges, attacks):
+    app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 
 
 def _version(show: bool) -> None:
@@ -88,5 +85,11 @@ def options(
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; a user's mistake is a message and exit code 2, never a traceback."""
+    try:
+        app()
+    except TiterError as error:
+        say(f"Error: {error.message}", sys.stderr)
+        if error.hint:
+            say(f"       {error.hint}", sys.stderr)
+        sys.exit(2)

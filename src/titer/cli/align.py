@@ -20,6 +20,8 @@ from titer.cli.common import (
     in_range,
     method_help,
     quiet_libraries,
+    refuse_unused,
+    refuse_unused_data_dir,
     settings_from,
 )  # fmt: skip
 from titer.methods import names
@@ -41,6 +43,7 @@ Examples:
 
 
 def command(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")],
     method: Annotated[str, typer.Option("--method", help=method_help("align"))] = "antibody",
     model: Model = EMBEDDED,
@@ -75,10 +78,18 @@ def command(
     from titer import methods, stages
     from titer.data import alignment_mixture
     from titer.data.pools import DataSettings, defence_pools
+    from titer.rehearsal import rehearse
 
     quiet_libraries()
     chosen = methods.find("align", method)
-    args = methods.settings(chosen, settings_from(overrides), "--set", str(output / "checkpoints"), seed)
+    refuse_unused_data_dir(context, [harmful, *helpful, lookalikes])
+    n_helpful = round(samples * helpful_ratio)
+    if n_helpful == 0 and "helpful_dataset" not in chosen.streams:
+        refuse_unused(context, ["helpful", "lookalikes"], f"when none of {samples} rows are helpful")
+    if n_helpful == samples and "harmful_dataset" not in chosen.streams:
+        refuse_unused(context, ["harmful", "hold_out"], f"with `--method {method}` when all rows are helpful")
+    values, new = settings_from(overrides), settings_from(lora, "--lora")
+    args = methods.settings(chosen, values, "--set", str(output / "checkpoints"), seed)
     pools = defence_pools(
         DataSettings(harmful=harmful, helpful=helpful, lookalikes=lookalikes, held_out_categories=hold_out or []),
         seed,
@@ -86,8 +97,9 @@ def command(
         samples,
     )
     records = alignment_mixture(pools["defence"], pools["helpful"], samples, helpful_ratio, seed=seed)
+    streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
+    rehearse(chosen, values, "--set", base, new, records, streams)
     with show.task(f"align {method}") as progress:
-        streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
-        stages.train(chosen, args, base, adapter, settings_from(lora), records, streams, output, progress=progress)
+        stages.train(chosen, args, base, adapter, new, records, streams, output, progress=progress)
     say(f"Adapter: {output / 'adapter'}")
     say(f"Score it: titer evaluate {output / 'adapter'} --output {output / 'evaluation'}")

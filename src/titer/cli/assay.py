@@ -10,9 +10,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, print_plan, quiet_libraries
+from titer.cli.common import (
+    DataDir,
+    DefaultVerb,
+    Json,
+    Overrides,
+    Show,
+    Verb,
+    duration,
+    fail,
+    print_plan,
+    quiet_libraries,
+    refuse_unused_data_dir,
+)  # fmt: skip
 from titer.text import say, to_json
 
 HELP = "Measure how immune a model is: resistance, stability, generalization and trainability, with a verdict on each."
@@ -29,22 +40,12 @@ Examples:
 """
 
 
-class DefaultVerb(TyperGroup):
-    """A group whose verb `run` may be left out: `titer assay MODEL` is `titer assay run MODEL`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put in the verb where none is named."""
-        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
-            args = ["run", *args]
-        rest: list[str] = super().parse_args(ctx, args)
-        return rest
-
-
 app = typer.Typer(cls=DefaultVerb, help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_mode="markdown")
 
 
-@app.command("run", help=HELP, epilog=EXAMPLES)
+@app.command("run", cls=Verb, help=HELP, epilog=EXAMPLES)
 def run(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="The defended model: a folder, a hub id, an adapter.")],
     against: Annotated[str, typer.Option("--against", help="The undefended model to compare it with.")],
     profile: Annotated[
@@ -75,6 +76,9 @@ def run(
     requirements = parse_requirements(require) if require is not None else []
     folder = assay_folder(output, name, model)
     chosen = read_profile(profile, overrides or ())
+    data = chosen.data
+    named = [data.harmful, *data.helpful, data.lookalikes, data.task, chosen.reference, *chosen.reference_tasks]
+    refuse_unused_data_dir(context, [*named, *(defence_data or ())])
     show = Show()
     show.remark("Loading libraries …")
     from titer.assay.run import AssayStopped, carry_out
@@ -85,7 +89,9 @@ def run(
     quiet_libraries()
     plan = plan_assay(chosen, model, against, output, data_dir, defence_data or ())
     if dry_run:
-        print_plan(f"assay of {model} against {against}, profile {chosen.name}", plan, plan.pools.overlap, as_json)
+        print_plan(
+            f"assay of {model} against {against}, profile {chosen.name}", plan, plan.pools.overlap, as_json, force
+        )
         return
     show.console.print(f"{chosen.name}: {chosen.description}")
     shared = sum(plan.pools.overlap.values())
@@ -115,6 +121,7 @@ def run(
 
 @app.command(
     "compare",
+    cls=Verb,
     help="Rank several defences by their scorecards.",
     epilog="Example: `titer assay compare runs/assay/booster runs/assay/antibody --markdown comparison.md`",
 )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import Json
+from titer.cli.common import Json, Verb
 from titer.text import say, to_json
 
 HELP = "Explain the attacks that an assay runs."
@@ -22,26 +22,24 @@ Examples:
 app = typer.Typer(help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_mode="markdown")
 
 
-@app.command("list", help="Every attack in a sentence.", epilog="Example: `titer attacks list --json`")
+@app.command("list", cls=Verb, help="Every attack in a sentence.", epilog="Example: `titer attacks list --json`")
 def list_attacks(as_json: Json = False) -> None:
     """List the catalogue."""
     from titer.attacks.threats import CATALOGUE
-    from titer.screen import Screen
+    from titer.screen import Screen, table
 
     if as_json:
         say(to_json({name: dataclasses.asdict(attack) for name, attack in CATALOGUE.items()}))
         return
-    from rich.table import Table
-
-    table = Table("attack", "what it does", "steps", "trains")
+    shown = table("attack", "what it does", "steps", "trains", typed=1)
     for name, attack in CATALOGUE.items():
         trains = "nothing" if attack.method == "ablation" else "every weight" if attack.lora is None else "LoRA"
-        table.add_row(name, attack.summary, str(attack.total_steps), trains)
-    Screen().print(table)
+        shown.add_row(name, attack.summary, str(attack.total_steps), trains)
+    Screen().print(shown)
     say("Profiles choose among them: titer assay MODEL --against OTHER --profile quick --dry-run")
 
 
-@app.command("show", help="The settings of an attack.", epilog="Example: `titer attacks show warm_up`")
+@app.command("show", cls=Verb, help="The settings of an attack.", epilog="Example: `titer attacks show warm_up`")
 def show_attack(
     name: Annotated[str, typer.Argument(help="An attack of `titer attacks list`, or an import path.")],
     as_json: Json = False,

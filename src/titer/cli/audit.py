@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import EMBEDDED, DataDir, Json, Model, Show, in_range, quiet_libraries
+from titer.cli.common import (
+    EMBEDDED,
+    DataDir,
+    Json,
+    Model,
+    Show,
+    in_range,
+    quiet_libraries,
+    refuse_unused,
+    refuse_unused_data_dir,
+)
 from titer.text import one_line, say, to_csv, to_json
 
 NAME = "audit"
@@ -24,6 +34,7 @@ Rows with a column `origin` or `is_harmful` also get an AUROC: how well the rank
 
 
 def command(
+    context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="The upload: a .jsonl file, a named dataset, or a hub id.")],
     model: Model = EMBEDDED,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for audit.csv and audit.html.")] = Path(
@@ -49,6 +60,9 @@ def command(
     from titer.report import write_audit
 
     check_known([ratio], RATIOS, "ratio")
+    refuse_unused_data_dir(context, [dataset])
+    if as_json:
+        refuse_unused(context, ["top"], "with `--json`, which prints all rows")
     records = load(dataset, data_dir=data_dir)
     show = Show()
     quiet_libraries()
@@ -94,16 +108,14 @@ def command(
 
 def _print(rows: list[dict[str, object]], meta: dict[str, object], output: Path) -> None:
     """Print the most suspicious rows."""
-    from rich.table import Table
+    from titer.screen import Screen, table
 
-    from titer.screen import Screen
-
-    table = Table("row", "log ratio", "weight", "origin", "prompt", title=f"{meta['dataset']}: {meta['n']} rows")
+    shown = table("row", "log ratio", "weight", "origin", "prompt", title=f"{meta['dataset']}: {meta['n']} rows")
     for row in rows:
         prompt = one_line(str(row["prompt"]))[:70]
         ratio, weight = f"{row['log_ratio']:.1f}", f"{row['weight']:.3f}"
-        table.add_row(str(row["index"]), ratio, weight, one_line(str(row["origin"] or "")), prompt)
-    Screen().print(table)
+        shown.add_row(str(row["index"]), ratio, weight, one_line(str(row["origin"] or "")), prompt)
+    Screen().print(shown)
     if "auroc" in meta:
         say(f"AUROC {meta['auroc']:.3f} (95 % {meta['auroc_low']:.3f} – {meta['auroc_high']:.3f}) against true origin.")
     say(f"All rows: {output / 'audit.csv'}, {output / 'audit.html'}")

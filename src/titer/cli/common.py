@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
+from titer.errors import TiterError
 from titer.methods import names
 from titer.ranges import check_range
 from titer.text import say, to_json
@@ -26,6 +28,70 @@ def in_range(option: typer.CallbackParam, value: Any) -> Any:
     return value
 
 
+class Verb(TyperCommand):
+    """A verb whose options are given once each: by itself the library takes the last, and says nothing."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse options that are given again."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for place, option in enumerate(given):
+            if option in given[:place] and not getattr(option, "multiple", True):
+                raise TiterError(f"`{option.opts[0]}` is given twice.", "Give it once.")
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+
+class DefaultVerb(TyperGroup):
+    """A group whose verb `run` or `show` may be left out: `titer assay MODEL` is `titer assay run MODEL`."""
+
+    @property
+    def default(self) -> str:
+        """The verb that may be left out, which is the first."""
+        return next(iter(self.commands))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put in the verb where none is named."""
+        named = args and (args[0] in self.commands or args[0] in ("--help", "-h"))
+        if not named and (args or not self.no_args_is_help):
+            args = [self.default, *args]
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+
+def refuse_unused(context: typer.Context, names: Sequence[str], why: str) -> None:
+    """Raise for the first of some options that was given, because it would have no effect.
+
+    Args:
+        context: Of the verb.
+        names: Names of parameters.
+        why: Continues "has no effect".
+    """
+    for option in context.command.params:
+        source = context.get_parameter_source(str(option.name))
+        if option.name in names and source is not None and source.name == "COMMANDLINE":
+            shown = option.opts[0] if option.opts[0].startswith("-") else str(option.name).upper()
+            raise TiterError(f"`{shown}` has no effect {why}.", "Leave it out.")
+
+
+def refuse_unused_data_dir(context: typer.Context, names: Sequence[str]) -> None:
+    """Raise when a folder of local copies was given, and none of the datasets is one that is looked for there."""
+    from titer.data import is_named
+
+    if not any(is_named(name) for name in names):
+        found = ", ".join(f"`{name}`" for name in dict.fromkeys(names))
+        refuse_unused(context, ["data_dir"], f"on {found}; it holds copies of named datasets (`titer data` lists them)")
+
+
+def refuse_what_is_there(paths: Sequence[Path], force: bool, option: str = "--output") -> None:
+    """Raise when a file would be replaced by another without a word; `force` is the word."""
+    for path in paths:
+        if path.exists() and not force:
+            raise TiterError(
+                f"{path} is there already.", f"Name another place with `{option}`, or replace it with `--force`."
+            )
+
+
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A local folder, a hub id, or smollm2-135m-instruct.")]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder with local copies of named datasets (sst2_train.jsonl, …).")
@@ -65,11 +131,11 @@ def quiet_libraries() -> None:
     disable_progress_bar()
 
 
-def settings_from(overrides: Sequence[str] | None) -> dict[str, Any]:
+def settings_from(given: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:
     """Return `--set key=value` pairs as a mapping; values are YAML."""
-    from titer.settings import parse_setting
+    from titer.settings import parse_settings
 
-    return dict(parse_setting(override) for override in overrides or ())
+    return parse_settings(given or (), option)
 
 
 def duration(seconds: float) -> str:
@@ -130,16 +196,14 @@ def fail(message: str, code: int) -> None:
     raise typer.Exit(code)
 
 
-def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool) -> None:
-    """Print the stages of a plan, their FLOPs and about how long they take on this machine."""
-    from rich.table import Table
-
+def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool, force: bool) -> None:
+    """Print the stages of a plan, their FLOPs and about how long they take on this machine; `force` does all again."""
     from titer.plan import machine_flops
-    from titer.screen import Screen
+    from titer.screen import Screen, table
 
     rate = machine_flops()
     rows = [
-        (stage.name, stage.key, "done" if stage.done else "to do", 0.0 if stage.done else stage.flops)
+        (stage.name, stage.key, *(("done", 0.0) if stage.done and not force else ("to do", stage.flops)))
         for stage in plan.stages.values()
     ]
     flops = sum(cost for *_, cost in rows)
@@ -150,10 +214,10 @@ def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool) -
         ]
         say(to_json({"stages": stages, "flops": flops, "seconds": flops / rate, "overlap": overlap}))
         return
-    table = Table("stage", "key", "status", "FLOPs", "estimate", title=f"{title}: {len(rows)} stages")
+    shown = table("stage", "key", "status", "FLOPs", "estimate", title=f"{title}: {len(rows)} stages")
     for name, key, status, cost in rows:
-        table.add_row(name, key[:8], status, f"{cost:.1e}" if cost else "", duration(cost / rate) if cost else "")
-    Screen().print(table)
+        shown.add_row(name, key[:8], status, f"{cost:.1e}" if cost else "", duration(cost / rate) if cost else "")
+    Screen().print(shown)
     say(
         f"{flops:.1e} FLOPs, about {duration(flops / rate)} on this machine. "
         f"Prompts shared between pools: {sum(overlap.values())}."

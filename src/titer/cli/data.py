@@ -1,20 +1,30 @@
-"""`titer data`: the datasets titer knows by name, and what is in one."""
+"""`titer data`: the datasets titer knows by name, what is in one, and one as a file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titer.cli.common import DataDir, Json, in_range
+from titer.cli.common import (
+    DataDir,
+    DefaultVerb,
+    Force,
+    Json,
+    Verb,
+    in_range,
+    refuse_unused,
+    refuse_unused_data_dir,
+    refuse_what_is_there,
+)  # fmt: skip
 from titer.text import one_line, say, to_json
 
 if TYPE_CHECKING:
     from titer.data import DatasetInfo
 
-NAME = "data"
-HELP = "List the datasets titer knows by name, or look into one: rows, origins, categories, first rows."
+HELP = "List the datasets titer knows by name, look into one (rows, origins, categories, first rows), or write one to a file."
 EXAMPLES = """
 Examples:
 
@@ -23,10 +33,18 @@ Examples:
 `titer data builtin:harmful` — what is in it
 
 `titer data upload.jsonl` — checks a file and shows what a trainer would read
+
+`titer data export builtin:upload` — writes upload.jsonl, a sample of what a customer may upload
 """
 
+app = typer.Typer(cls=DefaultVerb, help=HELP, epilog=EXAMPLES, no_args_is_help=False, rich_markup_mode="markdown")
 
-def command(
+
+@app.command(
+    "show", cls=Verb, help="List the datasets, or look into one. `titer data NAME` is short for it.", epilog=EXAMPLES
+)
+def show(
+    context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="A named dataset, a file or a hub id.")] = None,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "train",
     rows: Annotated[int, typer.Option("--rows", help="Rows to show.", callback=in_range)] = 3,
@@ -37,8 +55,10 @@ def command(
     from titer.data import available, load
 
     if name is None:
+        refuse_unused(context, ["split", "rows", "data_dir"], "without the name of a dataset")
         _list(available(), as_json)
         return
+    refuse_unused_data_dir(context, [name])
     from collections import Counter
 
     records = load(name, split=split, data_dir=data_dir)
@@ -62,6 +82,37 @@ def command(
         say(f"\n  prompt: {_indented(record.prompt_text)}\n  answer: {_indented(record.completion_text)}")
 
 
+@app.command(
+    "export",
+    cls=Verb,
+    help="Write a dataset to a file, in the form in which uploads are read.",
+    epilog="Example: `titer data export builtin:upload --n 50 --output upload.jsonl`",
+)
+def export(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A named dataset, a file or a hub id.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .jsonl file; by default named like the dataset.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Only the first so many rows.", callback=in_range)] = None,
+    split: Annotated[str, typer.Option("--split", help="train or test.")] = "train",
+    data_dir: DataDir = None,
+    force: Force = False,
+) -> None:
+    """Write a dataset to a file."""
+    from titer.data import load, write_jsonl
+    from titer.errors import TiterError
+
+    path = output or Path(f"{Path(name.removeprefix('builtin:')).stem}.jsonl")
+    if path.suffix != ".jsonl":
+        raise TiterError(f"`--output {path}`: rows are written as JSON lines.", "Name a file that ends in .jsonl.")
+    refuse_what_is_there([path], force)
+    refuse_unused_data_dir(context, [name])
+    records = load(name, split=split, data_dir=data_dir, limit=n)
+    write_jsonl(path, records)
+    say(f"{path}: {len(records)} rows")
+
+
 def _indented(text: str) -> str:
     """Set off a text of several lines, so that none of them looks like one of titer's own."""
     return text.replace("\n", "\n          ")
@@ -70,14 +121,12 @@ def _indented(text: str) -> str:
 def _list(infos: Sequence[DatasetInfo], as_json: bool) -> None:
     import dataclasses
 
-    from titer.screen import Screen
+    from titer.screen import Screen, table
 
     if as_json:
         say(to_json([dataclasses.asdict(info) for info in infos]))
         return
-    from rich.table import Table
-
-    table = Table("name", "what it holds", "source", "licence")
+    shown = table("name", "source", "what it holds, and its licence", typed=2)
     for info in infos:
-        table.add_row(info.name, info.description, info.source, info.licence)
-    Screen().print(table)
+        shown.add_row(info.name, info.source, f"{info.description} ({info.licence})")
+    Screen().print(shown)

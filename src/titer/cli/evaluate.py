@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titer.cli.common import DataDir, Harmful, Json, Lookalikes, Seed, Show, in_range, quiet_libraries
+from titer.cli.common import (
+    DataDir,
+    Force,
+    Harmful,
+    Json,
+    Lookalikes,
+    Seed,
+    Show,
+    in_range,
+    quiet_libraries,
+    refuse_unused,
+    refuse_unused_data_dir,
+    refuse_what_is_there,
+)  # fmt: skip
 from titer.text import say, to_json
 
 if TYPE_CHECKING:
@@ -25,11 +38,14 @@ Examples:
 
 `titer evaluate tuned/adapter --phase finetuned --step 60 --poison-ratio 0.2 --output after` — label what was scored
 
+`titer evaluate tuned/adapter --output scores --force` — replaces what is in the folder
+
 `titer evaluate --rejudge scores --judge offline` — judge the same answers again, generating nothing
 """
 
 
 def command(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help="A model or adapter folder, a hub id, the embedded model.")
     ] = None,
@@ -50,6 +66,7 @@ def command(
     rejudge: Annotated[Path | None, typer.Option("--rejudge", help="Judge this folder's answers again.")] = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Score a model."""
@@ -58,16 +75,21 @@ def command(
     from titer.evaluation import artefacts
     from titer.evaluation.scoring import check_verdicts, judge_into, summarise
     from titer.plan import environment
-    from titer.screen import Screen
+    from titer.screen import Screen, table
 
     chosen = judges.get(judge)
     if rejudge is not None:
+        used = ("context", "rejudge", "judge", "as_json")
+        unused = [str(option.name) for option in context.command.params if option.name not in used]
+        refuse_unused(context, unused, "with `--rejudge`, which judges the answers that are there")
         output = rejudge
         inferences = artefacts.read_inferences(output / "inferences.jsonl")
     elif model is None:
         raise TiterError("Name a model to score, or a folder with `--rejudge`.")
     else:
         check_known([phase], artefacts.PHASES, "phase")
+        refuse_unused_data_dir(context, [harmful, lookalikes, task])
+        refuse_what_is_there([output / file for file in ("inferences.jsonl", "scores.jsonl", "results.json")], force)
         group = {"arm": Path(model).name, "phase": phase, "step": step, "poison_ratio": poison_ratio, "seed": seed}
         inferences = _answers(model, harmful, lookalikes, task, samples, max_new_tokens, data_dir, group)
         artefacts.write_inferences(output / "inferences.jsonl", inferences)
@@ -85,12 +107,10 @@ def command(
     if as_json:
         say(to_json(json.loads((output / "results.json").read_text(encoding="utf-8"))))
     else:
-        from rich.table import Table
-
-        table = Table("metric", "value", "95 % interval", "n", "judge", title=str(inferences[0].model))
+        shown = table("metric", "value", "95 % interval", "n", "judge", title=str(inferences[0].model))
         for row in results:
-            table.add_row(row.metric, f"{row.value:.1f} %", f"{row.low:.1f} – {row.high:.1f}", str(row.n), row.judge)
-        Screen().print(table)
+            shown.add_row(row.metric, f"{row.value:.1f} %", f"{row.low:.1f} – {row.high:.1f}", str(row.n), row.judge)
+        Screen().print(shown)
         say(f"Artefacts: {output}")
     check_verdicts(scores)
 

@@ -19,6 +19,8 @@ from titer.cli.common import (
     Show,
     method_help,
     quiet_libraries,
+    refuse_unused,
+    refuse_unused_data_dir,
     settings_from,
 )  # fmt: skip
 from titer.methods import names
@@ -38,6 +40,7 @@ Rows are conversational prompt–completion or `messages` JSONL, as TRL reads it
 
 
 def command(
+    context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="The upload: a .jsonl file, a named dataset, or a hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")],
     method: Annotated[str, typer.Option("--method", help=method_help("finetune"))] = "antibody",
@@ -55,16 +58,24 @@ def command(
     from titer.data import load
     from titer.data.pools import DataSettings, defence_pools
     from titer.models import split_adapter
+    from titer.rehearsal import rehearse
 
     quiet_libraries()
     chosen = methods.find("finetune", method)
-    args = methods.settings(chosen, settings_from(overrides), "--set", str(output / "checkpoints"), seed)
+    if not chosen.streams:
+        refuse_unused(
+            context, ["harmful", "helpful", "lookalikes"], f"with `--method {method}`, which has no use for it"
+        )
+    refuse_unused_data_dir(context, [dataset, *([harmful, *helpful, lookalikes] if chosen.streams else [])])
+    values = settings_from(overrides)
+    args = methods.settings(chosen, values, "--set", str(output / "checkpoints"), seed)
     records = load(dataset, data_dir=data_dir)
     streams = {}
     if chosen.streams:
         pools = defence_pools(DataSettings(harmful=harmful, helpful=helpful, lookalikes=lookalikes), seed, data_dir)
         streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
     base, adapter = split_adapter(model)
+    rehearse(chosen, values, "--set", base, {}, records, streams)
     with show.task(f"fine-tune {method}") as progress:
         stages.train(chosen, args, base, adapter, {}, records, streams, output, progress=progress)
     say(f"Adapter: {output / 'adapter'}")

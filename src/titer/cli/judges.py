@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from titer.cli.common import Json
-from titer.text import say, to_json
+from titer.text import first_sentence, say, to_json
 
 HELP = "Explain the judges of answers."
 EXAMPLES = """
@@ -26,14 +26,14 @@ app = typer.Typer(help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_
 def _about(name: str) -> dict[str, Any]:
     import inspect
 
-    from titer import judges, plugins
+    from titer import judges
 
     judge = judges.get(name)
     kind = type(judge)
     return {
         "judge": name,
         "name": judge.name,
-        "summary": plugins.first_sentence(kind),
+        "summary": first_sentence(kind.__doc__),
         "description": inspect.getdoc(kind) or "",
     }
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from titer.cli.common import Json
-from titer.plugins import first_sentence
-from titer.text import say, to_json
+from titer.text import first_sentence, say, to_json
 
 if TYPE_CHECKING:
     from titer.methods import Method
@@ -33,7 +32,7 @@ def _about(stage: str, name: str, method: Method) -> dict[str, Any]:
     return {
         "stage": stage,
         "name": name,
-        "summary": method.summary or first_sentence(method.trainer),
+        "summary": method.summary or first_sentence(method.trainer.__doc__),
         "needs": list(method.streams),
         # Of the defaults; settings may change it.
         "step_cost": round(method.passes(method.config(output_dir="unused", report_to="none")), 2),
@@ -109,4 +108,4 @@ def show_method(
         for row in about["settings"]:
             say(f"  {row['setting']:28} {row['default']!s:12} {row['meaning']}")
         say("")
-    say("Set any of them, or of transformers' TrainingArguments, with --set, or in an experiment.")
+    say(f"All that --set takes: titer settings {known[0]}.{name}")

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, print_plan, quiet_libraries
+from titer.cli.common import (
+    DataDir,
+    Json,
+    Overrides,
+    Show,
+    duration,
+    fail,
+    print_plan,
+    quiet_libraries,
+    refuse_unused_data_dir,
+)
 from titer.text import say, to_json
 
 NAME = "run"
@@ -30,6 +40,7 @@ Examples:
 
 
 def command(
+    context: typer.Context,
     experiment: Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled experiment.")] = "quickstart",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; runs/NAME by default.")] = None,
     data_dir: DataDir = None,
@@ -48,10 +59,12 @@ def command(
 
     quiet_libraries()
     settings = experiments.read_experiment(experiment, overrides or ())
+    data = settings.data
+    refuse_unused_data_dir(context, [data.harmful, *data.helpful, data.lookalikes, data.task])
     folder = output or Path("runs") / settings.name
     plan = experiments.make_plan(settings, folder, data_dir)
     if dry_run:
-        print_plan(settings.name, plan, plan.overlap, as_json)
+        print_plan(settings.name, plan, plan.overlap, as_json, force)
         return
     shared = sum(plan.overlap.values())
     show.console.print(f"{settings.name}: {settings.description}")

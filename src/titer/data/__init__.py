@@ -1,6 +1,6 @@
 """Records, named datasets, disjoint splits, poisoned mixtures, and the built-in corpora."""
 
-from titer.data.datasets import DatasetInfo, available, load, with_refusals
+from titer.data.datasets import DatasetInfo, available, is_named, load, with_refusals
 from titer.data.mixtures import alignment_mixture, poison
 from titer.data.records import Message, Record, normalise_prompt, read_jsonl, read_records, write_jsonl
 from titer.data.splits import Overlap, check_disjoint, overlap, split_pools
@@ -13,6 +13,7 @@ __all__ = [
     "alignment_mixture",
     "available",
     "check_disjoint",
+    "is_named",
     "load",
     "normalise_prompt",
     "overlap",

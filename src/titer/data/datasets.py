@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from titer import plugins
+from titer import hub, plugins
 from titer.data.records import FILE_SUFFIXES, Record, Row, is_blank, read_records, read_rows, require_columns
 from titer.errors import TiterError, did_you_mean
 
@@ -94,7 +94,7 @@ def load(
         known = [*_BUILTIN, *_NAMED]
         raise TiterError(
             f"Unknown dataset `{name}`.",
-            f"{did_you_mean(name, known)} A local file ends in {', '.join(FILE_SUFFIXES)}; a hub id is `owner/name`.",
+            f"{did_you_mean(name, known, 'titer data')} A local file ends in {', '.join(FILE_SUFFIXES)}; a hub id is `owner/name`.",
         )
     if not records:
         raise TiterError(f"Dataset `{name}` ({split}) holds no usable rows.")
@@ -112,6 +112,11 @@ def records_of(rows: Iterable[Record | Row], where: str) -> list[Record]:
 def available() -> list[DatasetInfo]:
     """Return all datasets that have a name: the built-in ones, then the named public ones."""
     return [info for info, _ in _BUILTIN.values()] + [named.info for named in _NAMED.values()]
+
+
+def is_named(name: str) -> bool:
+    """Whether a dataset is one of the public ones, of which `data_dir` may hold copies."""
+    return name in _NAMED
 
 
 def with_refusals(records: Iterable[Record], seed: int) -> list[Record]:
@@ -183,6 +188,15 @@ def _builtin_task(name: str) -> Callable[[str], list[Record]]:
     return rows_of
 
 
+def _builtin_upload(split: str) -> list[Record]:
+    from titer.data.mixtures import poison
+    from titer.data.pools import DataSettings, harmful_pools
+
+    # Of the harmful rows those that an attacker holds by default, so that no defence was aligned on them.
+    attack = harmful_pools(DataSettings(), 0, None)["attack"]
+    return poison(load("builtin:sentiment"), attack, 100, 0.1, seed=0)
+
+
 def _builtin_info(name: str, description: str, fields: str, splits: str = "train") -> DatasetInfo:
     return DatasetInfo(
         name=f"builtin:{name}",
@@ -228,6 +242,14 @@ _BUILTIN: dict[str, tuple[DatasetInfo, Callable[[str], list[Record]]]] = {
             _builtin_info("arithmetic", "Task: short word problems", "prompt answer label", "train test"),
             _builtin_task("arithmetic"),
         ),
+        (
+            _builtin_info(
+                "upload",
+                "A customer's upload: rows of `builtin:sentiment`, one in ten from `builtin:harmful`",
+                "prompt answer label category",
+            ),
+            _builtin_upload,
+        ),
     )
 }
 
@@ -239,7 +261,7 @@ def _load_builtin(name: str, split: str) -> list[Record]:
             "`builtin:harmful` holds prompts with their refusals; `with_refusals` gives refusals to other prompts.",
         )
     if name not in _BUILTIN:
-        raise TiterError(f"Unknown built-in dataset `{name}`.", did_you_mean(name, _BUILTIN))
+        raise TiterError(f"Unknown built-in dataset `{name}`.", did_you_mean(name, _BUILTIN, "titer data"))
     info, rows_of = _BUILTIN[name]
     hint = None if len(info.splits) > 1 else "It is one pool of rows: `split_pools` makes disjoint parts of it."
     _check_split(name, split, info.splits, hint)
@@ -451,12 +473,15 @@ def _hub_rows(
     import datasets
 
     what = f"Dataset `{dataset}` (`{hub_id}` on the Hugging Face hub)" if dataset else f"Hub dataset `{hub_id}`"
-    way = "Check the network, and the access rights if the dataset asks for consent (`hf auth login`)."
+    way = f"Check the network, and the access rights if the dataset asks for consent (`hf auth login`). {hub.WAYS}"
+    hub.unreachable()  # so that nobody waits for it
     try:
         rows = datasets.load_dataset(hub_id, config, split=split)
     # No network and a missing or gated dataset are OSErrors; a split or config that does not exist is a ValueError;
     # a dataset that is a script is a RuntimeError.
     except (OSError, datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
-        raise TiterError(f"{what}, split `{split}`, could not be loaded: {error}", f"{way} {otherwise}") from error
+        raise TiterError(
+            f"{what}, split `{split}`, could not be loaded: {error}{hub.excuse()}", f"{way} {otherwise}"
+        ) from error
     for index, row in enumerate(rows):
         yield f"{hub_id} [{split}] row {index}", row
