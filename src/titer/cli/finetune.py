@@ -17,7 +17,6 @@ from titer.cli.common import (
     Overrides,
     Seed,
     Show,
-    quiet_libraries,
     refuse_unused,
     refuse_unused_data_dir,
     settings_from,
@@ -58,7 +57,6 @@ def command(
     from titer.models import split_adapter
     from titer.rehearsal import rehearse
 
-    quiet_libraries()
     chosen = methods.find("finetune", method)
     if not chosen.streams:
         refuse_unused(
