@@ -371,3 +371,14 @@ def test_no_verb_shows_what_libraries_say(tiny_folder, tmp_path, upload):
     assert len(rest) == 2, rest
     assert "titer says so" in rest[0]
     assert "so does a logger" in rest[1]
+
+
+def test_where_models_are_kept_is_told(titer):
+    from pathlib import Path
+
+    code, told, _ = titer("models", "--help")
+    assert code == 0
+    root = Path(__file__).parents[1]
+    for page in (told, (root / "README.md").read_text(), (root / "docs" / "concepts.md").read_text()):
+        for name in ("TITER_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+            assert name in page
