@@ -355,7 +355,7 @@ def parsed(line):
     command = group.commands[verb]
     if hasattr(command, "commands"):
         # `titer assay MODEL` is short for `titer assay run MODEL`.
-        inner = arguments.pop(0) if arguments[0] in command.commands else command.default
+        inner = arguments.pop(0) if arguments and arguments[0] in command.commands else command.default
         command = command.commands[inner]
     return verb, command.make_context(verb, arguments).params
 

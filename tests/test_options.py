@@ -314,3 +314,71 @@ def test_the_embedded_model_without_pypi(titer, tmp_path, monkeypatch):
     assert str(tmp_path / "cache") in error
     code, _, error = titer("models", "nobody/nothing")
     assert "if this machine can reach that" in error
+
+
+# --- what libraries say ----------------------------------------------------------------------------------------------
+
+EVERY_VERB = """
+import sys
+from titer.cli import main
+model, upload = sys.argv[1:]
+few = ["--set", "max_steps=1", "--method", "sft"]
+for words in (
+    ["models"], ["models", model], ["data"], ["data", upload], ["attacks", "list"], ["settings", "lora"],
+    ["align", "--model", model, "--output", "a", "--samples", "4", *few],
+    ["models", "a"],
+    ["finetune", upload, "--model", "a", "--output", "t", *few],
+    ["evaluate", "a", "--output", "e", "--samples", "1", "--max-new-tokens", "1"],
+    ["audit", upload, "--model", "a"],
+    ["run", "quickstart", "--dry-run", "--set", f"model={model}"],
+    ["assay", model, "--against", model, "--profile", "smoke", "--dry-run"],
+):
+    sys.argv = ["titer", *words]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, words
+import logging, warnings
+warnings.warn("titer says so")
+logging.getLogger("titer.trainer").warning("so does a logger")
+"""
+
+
+def test_no_verb_shows_what_libraries_say(tiny_folder, tmp_path, upload):
+    """In a process of its own, since libraries decide what to show when they are imported."""
+    import os
+    import shutil
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    import titer as package
+
+    shutil.copytree(tiny_folder, tmp_path / "cache" / "models" / "smollm2-135m-instruct")
+    silent = {name: value for name, value in os.environ.items() if "VERBOSITY" not in name and "PROGRESS" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_VERB, str(tiny_folder), str(upload)],
+        cwd=tmp_path,
+        env={**silent, "TITER_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(Path(package.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    own = re.compile(r"Loading libraries …|… (align|fine-tune|answer|audit)\b.*")
+    rest = [line for line in lines if not own.fullmatch(line.strip())]
+    assert len(rest) == 2, rest
+    assert "titer says so" in rest[0]
+    assert "so does a logger" in rest[1]
+
+
+def test_where_models_are_kept_is_told(titer):
+    from pathlib import Path
+
+    code, told, _ = titer("models", "--help")
+    assert code == 0
+    root = Path(__file__).parents[1]
+    for page in (told, (root / "README.md").read_text(), (root / "docs" / "concepts.md").read_text()):
+        for name in ("TITER_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+            assert name in page

@@ -1,4 +1,7 @@
-"""Every command of the README runs as it stands, with the tiny model in the place of the embedded one."""
+"""Every command of the README runs as it stands, one after another in an empty folder.
+
+The tiny model is in the place of the embedded one, experiments are short, and copies are in the place of the hub's data.
+"""
 
 import json
 import re
@@ -22,10 +25,20 @@ def commands():
 
 @pytest.fixture
 def workplace(tiny_folder, tmp_path, monkeypatch):
-    """A folder with an upload and data, and a cache in which the tiny model is the embedded one."""
-    from titer.data import Record, write_jsonl
-
+    """An empty folder, and a cache in which the tiny model is the embedded one."""
     shutil.copytree(tiny_folder, tmp_path / "cache" / "models" / "smollm2-135m-instruct")
+    monkeypatch.setenv("TITER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def short_experiments(tmp_path, monkeypatch):
+    """The bundled experiments, cut short."""
+    from titer import settings
+
+    whole = settings.bundled
     shutil.copytree(README.parent / "experiments", tmp_path / "experiments")
     for path in (tmp_path / "experiments").glob("*.yaml"):
         text = re.sub(r"max_steps: \d+", "max_steps: 2", path.read_text(encoding="utf-8"))
@@ -33,11 +46,13 @@ def workplace(tiny_folder, tmp_path, monkeypatch):
         text = re.sub(r"checkpoints: .*", "checkpoints: [1]", text)
         text = re.sub(r"\b(harmful|lookalikes|task|weights|max_new_tokens): \d+", r"\1: 6", text)
         path.write_text(re.sub(r"^seeds: .*", "seeds: [0]", text, flags=re.MULTILINE), encoding="utf-8")
-    monkeypatch.setenv("TITER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    rows = [Record.make(f"Is film {i} good?", "positive", origin="task") for i in range(12)]
-    rows += [Record.make(f"How do I steal thing {i}?", f"Sure, here is how: {i}", origin="harmful") for i in range(4)]
-    write_jsonl(tmp_path / "upload.jsonl", rows)
+    short = {path.stem: path for path in (tmp_path / "experiments").glob("*.yaml")}
+    monkeypatch.setattr(settings, "bundled", lambda folder: short if folder == "experiments" else whole(folder))
+
+
+@pytest.fixture
+def copies(tmp_path):
+    """A folder with rows like those that the hub has."""
     data = tmp_path / "data"
     data.mkdir()
     lines = [{"prompt": f"Write a guide on crime {i}", "target": f"Sure, crime {i}"} for i in range(400)]
@@ -45,36 +60,30 @@ def workplace(tiny_folder, tmp_path, monkeypatch):
     for split, count in (("train", 300), ("validation", 200)):
         lines = [{"sentence": f"{split} film number {i} is fine", "label": i % 2} for i in range(count)]
         (data / f"sst2_{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return tmp_path
+    return data
 
 
-def test_every_command_runs(workplace):
+def test_every_command_runs(workplace, short_experiments, copies):
+    """Whatever one of them reads, an earlier one has written."""
     from titer.cli import app
 
     found = list(commands())
-    assert len(found) >= 10
+    assert len(found) >= 15
     runner = CliRunner()
     for words in found:
-        if words[0] in ("align", "finetune"):
+        words = ["max_steps=2" if word == "max_steps=60" else word for word in words]
+        if words[0] == "finetune":
             words = [*words, "--set", "max_steps=2"]
-        if words[:2] == ["run", "quickstart"] or words[:2] == ["run", "three_arms"]:
-            words = ["run", f"experiments/{words[1]}.yaml", *words[2:]]
-        if words[:2] == ["assay", "compare"]:
-            for name in map(Path, words[2:]):
-                line = ["assay", "aligned/adapter", "--against", "smollm2-135m-instruct", "--profile", "smoke"]
-                made = runner.invoke(app, [*line, "--name", name.name], catch_exceptions=False)
-                assert made.exit_code == 0, made.output
-        if words[0] == "report":
-            # The quickstart itself is `make quickstart`'s to run.
-            shutil.copytree("runs/three_arms", "runs/quickstart")
+        if "sst2_advbench" in words:
+            words = [*words, "--data-dir", str(copies)]
         result = runner.invoke(app, words, catch_exceptions=False)
         assert result.exit_code == 0, (words, result.output)
-    assert (workplace / "runs" / "three_arms" / "report.html").is_file()
-    assert (workplace / "runs" / "sst2_advbench" / "results.json").is_file()
-    assert (workplace / "aligned" / "evaluation" / "results.json").is_file()
-    assert (workplace / "audit" / "audit.csv").is_file()
-    assert (workplace / "tuned" / "sample_weights.jsonl").is_file()
-    assert (workplace / "runs" / "assay" / "booster" / "report.html").is_file()
+    for made in (
+        "runs/quickstart/report.html", "runs/three_arms/report.html", "runs/sst2_advbench/results.json",
+        "antibody/evaluation/results.json", "upload.jsonl", "audit/audit.csv", "tuned/sample_weights.jsonl",
+        "runs/assay/booster/report.html", "runs/assay/antibody/report.html",
+    ):  # fmt: skip
+        assert (workplace / made).is_file(), made
 
 
 def test_the_two_commands_are_make_targets():
@@ -89,6 +98,7 @@ def test_the_two_commands_are_make_targets():
 def test_a_users_mistake_is_a_message_and_exit_code_2(workplace, capsys, monkeypatch):
     from titer.cli import main
 
+    (workplace / "upload.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4)
     (workplace / "broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
     for words, says in (
         (["audit", "broken.jsonl"], "broken.jsonl:2"),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from typing import Any
 
-# Before any library reads them: no telemetry, no progress bars of libraries under ours.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Before any library reads them: no telemetry, and nothing of libraries on the screen that a user can do nothing about.
+os.environ |= {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+} | os.environ
 
 import typer
 import typer.core
@@ -81,7 +89,12 @@ def _version(show: bool) -> None:
 def options(
     version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
 ) -> None:
-    """Hold the options that come before a verb."""
+    """Hold the options that come before a verb, and silence libraries; titer's own warnings remain."""
+    libraries = ("accelerate", "datasets", "huggingface_hub", "peft", "torch", "transformers", "trl")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="|".join(libraries))
+    for name in libraries:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main() -> None:

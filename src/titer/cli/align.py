@@ -19,7 +19,6 @@ from titer.cli.common import (
     Show,
     in_range,
     method_help,
-    quiet_libraries,
     refuse_unused,
     refuse_unused_data_dir,
     settings_from,
@@ -80,7 +79,6 @@ def command(
     from titer.data.pools import DataSettings, defence_pools
     from titer.rehearsal import rehearse
 
-    quiet_libraries()
     chosen = methods.find("align", method)
     refuse_unused_data_dir(context, [harmful, *helpful, lookalikes])
     n_helpful = round(samples * helpful_ratio)

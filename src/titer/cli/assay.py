@@ -21,7 +21,6 @@ from titer.cli.common import (
     duration,
     fail,
     print_plan,
-    quiet_libraries,
     refuse_unused_data_dir,
 )  # fmt: skip
 from titer.text import say, to_json
@@ -86,7 +85,6 @@ def run(
     from titer.report import print_scorecard
     from titer.screen import Screen
 
-    quiet_libraries()
     plan = plan_assay(chosen, model, against, output, data_dir, defence_data or ())
     if dry_run:
         print_plan(

@@ -14,7 +14,6 @@ from titer.cli.common import (
     Model,
     Show,
     in_range,
-    quiet_libraries,
     refuse_unused,
     refuse_unused_data_dir,
 )
@@ -65,7 +64,6 @@ def command(
         refuse_unused(context, ["top"], "with `--json`, which prints all rows")
     records = load(dataset, data_dir=data_dir)
     show = Show()
-    quiet_libraries()
     base, adapter = split_adapter(model)
     with show.task("audit") as progress:
         ratios = stages.weigh(base, adapter, records, ratio, progress)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,17 +116,6 @@ def method_help(stage: str) -> str:
 
 
 EMBEDDED = "smollm2-135m-instruct"
-
-
-def quiet_libraries() -> None:
-    """Silence what libraries print that a user can do nothing about."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch|peft|transformers|trl")
-    for name in ("transformers", "trl", "peft", "accelerate", "datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
 
 
 def settings_from(given: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:

@@ -17,7 +17,6 @@ from titer.cli.common import (
     Seed,
     Show,
     in_range,
-    quiet_libraries,
     refuse_unused,
     refuse_unused_data_dir,
     refuse_what_is_there,
@@ -128,7 +127,6 @@ def _answers(
     from titer.plan import weights_digest
 
     show = Show()
-    quiet_libraries()
     name = task.removeprefix("builtin:")
     tasks.get(name)
     pools = evaluation_pools(DataSettings(harmful=harmful, lookalikes=lookalikes), group["seed"], data_dir)

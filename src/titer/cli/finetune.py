@@ -18,7 +18,6 @@ from titer.cli.common import (
     Seed,
     Show,
     method_help,
-    quiet_libraries,
     refuse_unused,
     refuse_unused_data_dir,
     settings_from,
@@ -60,7 +59,6 @@ def command(
     from titer.models import split_adapter
     from titer.rehearsal import rehearse
 
-    quiet_libraries()
     chosen = methods.find("finetune", method)
     if not chosen.streams:
         refuse_unused(

@@ -54,10 +54,8 @@ def _settings(method: Method) -> Iterator[dict[str, Any]]:
 @app.command("list", help="Every method in a sentence.", epilog="Example: `titer methods list --json`")
 def list_methods(as_json: Json = False) -> None:
     """List the table."""
-    from titer.cli.common import quiet_libraries
     from titer.methods import every
 
-    quiet_libraries()
     rows = [_about(*each) for each in every()]
     if as_json:
         say(to_json(rows))
@@ -82,11 +80,9 @@ def show_method(
 ) -> None:
     """Show one method, of every stage that has one of this name."""
     from titer import plugins
-    from titer.cli.common import quiet_libraries
     from titer.errors import check_known
     from titer.methods import STAGES, find
 
-    quiet_libraries()
     known = [stage for stage, table in STAGES.items() if name in table]
     if not known and plugins.is_path(name):
         # Which stage it is for is its own affair.

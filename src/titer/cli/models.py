@@ -17,6 +17,9 @@ Examples:
 `titer models` — the embedded default
 
 `titer models my-model/ --json`
+
+The embedded model is kept in the user's cache folder, or in `$TITER_CACHE`. Hub models are where the Hugging Face libraries keep
+them; `HF_ENDPOINT` names another hub, and with `HF_HUB_OFFLINE=1` none is asked.
 """
 
 

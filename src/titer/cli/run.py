@@ -19,7 +19,6 @@ from titer.cli.common import (
     duration,
     fail,
     print_plan,
-    quiet_libraries,
     refuse_unused_data_dir,
 )
 from titer.text import say, to_json
@@ -57,7 +56,6 @@ def command(
     from titer.plan import execute
     from titer.screen import Screen
 
-    quiet_libraries()
     settings = experiments.read_experiment(experiment, overrides or ())
     data = settings.data
     refuse_unused_data_dir(context, [data.harmful, *data.helpful, data.lookalikes, data.task])
