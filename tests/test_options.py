@@ -331,7 +331,7 @@ for words in (
     ["evaluate", "a", "--output", "e", "--samples", "1", "--max-new-tokens", "1"],
     ["audit", upload, "--model", "a"],
     ["run", "quickstart", "--dry-run", "--set", f"model={model}"],
-    ["assay", model, "--against", model, "--profile", "smoke", "--dry-run"],
+    ["assay", model, "--against", model, "--profile", "smoke", "--dry-run", "--json"],
 ):
     sys.argv = ["titer", *words]
     try:
@@ -371,6 +371,8 @@ def test_no_verb_shows_what_libraries_say(tiny_folder, tmp_path, upload):
     assert len(rest) == 2, rest
     assert "titer says so" in rest[0]
     assert "so does a logger" in rest[1]
+    assert "train_runtime" not in done.stdout
+    json.loads(done.stdout[done.stdout.rindex("\n{\n") :])  # of the last verb
 
 
 def test_where_models_are_kept_is_told(titer):

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 
 from titer import methods, stages
 from titer.attacks.coroutine import random_state, restore_random_state
@@ -86,27 +87,22 @@ def rehearse(
     called = {name: methods.place(where, name) for name in values} | {f"{LORA}{name}": f"{LORA}{name}" for name in lora}
     limit = methods.settings(method, values, where, "unused", 0).max_length
     adapted(model_name, lora, "lora")
-    given = {"train_dataset": records, **{name: streams[name] for name in method.streams}}
-    read = ("rows", model_name, limit, digest([digest(list(rows)) for rows in given.values()]))
-    # Of the toy's rows nothing but their kind counts, so seeds and arms with the same settings need one step.
-    step = (method, digest([values, lora]), model_name)
-    if read in _done and step in _done:
-        return
-    tokenizer = load_tokenizer(model_name)
-    if read not in _done:
+    for name, rows in {"train_dataset": records, **{name: streams[name] for name in method.streams}}.items():
+        read = (model_name, limit, digest(list(rows)))
+        if read not in _done:
 
-        def lay_out(tried: dict[str, Any]) -> None:
-            encoder = Encoder(
-                Template(tokenizer), limit if "max_length" in tried or "max_length" not in values else None
-            )
-            for name, rows in given.items():
+            def lay_out(tried: dict[str, Any], name: str = name, rows: Sequence[Record] = rows) -> None:
+                longest = limit if "max_length" in tried or "max_length" not in values else None
+                encoder = Encoder(Template(_tokenizer(model_name)), longest)
                 encoder.samples([record.to_training_row() for record in rows], name)
 
-        methods.blaming(lay_out, {name: value for name, value in values.items() if name == "max_length"}, called)
-        _done.add(read)
+            methods.blaming(lay_out, {name: value for name, value in values.items() if name == "max_length"}, called)
+            _done.add(read)
+    # Of the toy's rows nothing but their kind counts, so seeds and arms with the same settings need one step.
+    step = (method, digest([values, lora]), model_name)
     if step not in _done:
         own = {name: list(streams[name])[:ROWS] for name in method.streams}
-        begin = functools.partial(_begin, method, tokenizer, list(records)[:ROWS], own)
+        begin = functools.partial(_begin, method, model_name, list(records)[:ROWS], own)
         try:
             methods.blaming(begin, values | {f"{LORA}{name}": value for name, value in lora.items()}, called)
         except TiterError:
@@ -116,13 +112,18 @@ def rehearse(
         _done.add(step)
 
 
+@functools.lru_cache(maxsize=1)
+def _tokenizer(model_name: str) -> Any:
+    return load_tokenizer(model_name)
+
+
 _done: set[tuple[Any, ...]] = set()
 _adapted: dict[tuple[str, str], Any] = {}
 
 
 def _begin(
     method: Method,
-    tokenizer: Any,
+    model_name: str,
     records: Sequence[Record],
     streams: Mapping[str, Sequence[Record]],
     given: dict[str, Any],
@@ -130,7 +131,7 @@ def _begin(
     """Begin a training with settings, those of the adapter among them as `lora.r`."""
     values = {name: value for name, value in given.items() if not name.startswith(LORA)}
     lora = {name.removeprefix(LORA): value for name, value in given.items() if name.startswith(LORA)}
-    with _aside() as folder:
+    with _aside(model_name) as (folder, tokenizer):
         quiet = {"report_to": "none", "disable_tqdm": True}
         args = method.config(output_dir=folder, **{**methods.defaults(), **values, **quiet})
         # Few rows, so that a step of a large batch takes no longer.
@@ -163,11 +164,10 @@ def rehearse_attack(attack: Attack, where: str, model_name: str, in_company: boo
     if key in _done:
         return
     model = adapted(model_name, lora, where)
-    tokenizer = load_tokenizer(model_name)
     rows = [{"prompt": "?", "completion": "OK"}] * ROWS
 
     def begin(tried: dict[str, Any]) -> None:
-        with _aside() as folder:
+        with _aside(model_name) as (folder, tokenizer):
             model = toy(tokenizer).requires_grad_(False)
             trainers = [
                 AttackTrainer(
@@ -181,6 +181,8 @@ def rehearse_attack(attack: Attack, where: str, model_name: str, in_company: boo
                 )
                 for _ in range(2 if in_company else 1)
             ]
+            for trainer in trainers:
+                trainer.remove_callback(PrinterCallback)
             Fleet.run(trainers, [None for _ in trainers])
 
     methods.blaming(begin, lora, {name: f"{where}.{name}" for name in lora})
@@ -229,13 +231,20 @@ def _for_a_toy(lora: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _aside() -> Iterator[str]:
-    """Yield a folder that goes again, and put the generators of random numbers back to where they stood."""
+def _aside(model_name: str) -> Iterator[tuple[str, Any]]:
+    """Yield a folder that goes again and a model's tokenizer; leave the generators of random numbers where they stood."""
     if not gc.get_freeze_count():
         gc.freeze()  # the library collects garbage after each training, and would look at a million objects of its own
-    before = random_state()
+    tokenizer, before = _tokenizer(model_name), random_state()
+    looks = _looks(tokenizer)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            yield folder
+            yield folder, tokenizer
     finally:
         restore_random_state(before)
+        if _looks(tokenizer) != looks:
+            _tokenizer.cache_clear()  # there are settings that change it
+
+
+def _looks(tokenizer: Any) -> Any:
+    return dict(tokenizer.special_tokens_map), tokenizer.chat_template, len(tokenizer)
