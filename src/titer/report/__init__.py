@@ -10,12 +10,14 @@ from titer.report.assay_tables import (
     print_comparison,
     print_scorecard,
 )
+from titer.report.comparison import Comparison
 from titer.report.html import write_audit, write_report
 from titer.report.tables import Estimate, SummaryRow, print_summary, read_results, summary_rows
-from titer.report.verdict import ArmVerdict, Verdict, verdict
+from titer.report.verdict import ArmVerdict, Verdict, print_verdict, summary, verdict
 
 __all__ = [
     "ArmVerdict",
+    "Comparison",
     "Estimate",
     "SummaryRow",
     "Verdict",
@@ -25,7 +27,9 @@ __all__ = [
     "print_comparison",
     "print_scorecard",
     "print_summary",
+    "print_verdict",
     "read_results",
+    "summary",
     "summary_rows",
     "verdict",
     "write_assay_report",

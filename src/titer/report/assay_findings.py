@@ -17,7 +17,7 @@ from titer.assay.survival import CostRatio, Passage, cheapest, cost_ratio
 from titer.assay.trajectories import Checkpoint, Trajectory
 from titer.evaluation.statistics import Difference, share_interval, wilson
 from titer.report.assay_figures import UNIT_NAMES, HarmPoint, compact
-from titer.report.tables import Estimate
+from titer.report.tables import Estimate, signed_text
 
 ROLES = ("undefended", "defended")
 NBSP = "\u00a0"
@@ -50,13 +50,6 @@ def interval_text(found: Mapping[str, Any], scale: float = 100, digits: int = 1)
         for end, mark in (("low", "0"), ("high", "∞"))
     )
     return f"{low}–{high}"
-
-
-def signed_text(value: float, digits: int = 1) -> str:
-    """A difference with its sign, `−1.2`."""
-    text = f"{value:+.{digits}f}"
-    # −0.04 is rounded to nothing, and nothing has no sign.
-    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def spent_text(value: float, unit: str) -> str:
