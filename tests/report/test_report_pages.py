@@ -137,3 +137,22 @@ def test_wide_tables_stand_in_a_box_that_scrolls(pages, name):
         inside = before[opened:]
         assert opened >= 0
         assert inside.count("<div") > inside.count("</div>")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of `#rrggbb` (WCAG 2.2)."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_texts_and_lines_stand_out_from_what_is_behind_them(pages, theme):
+    schemes = re.findall(r":root \{(.*?)\}", pages["run"], flags=re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", schemes[theme == "dark"]))
+    pairs = [(text, back, 4.5) for text in ("ink", "soft") for back in ("page", "card")]
+    pairs += [(kind, f"{kind}-wash", 4.5) for kind in ("bad", "good", "warn", "plain")]
+    pairs += [(line, "card", 3.0) for line in colours if line.startswith("arm-") or line in ("benign", "harmful")]
+    for front, back, least in pairs:
+        light, dark = sorted((luminance(colours[front]), luminance(colours[back])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= least, (front, back)

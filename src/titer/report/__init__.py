@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from titer.report.assay import write_assay_report
+from titer.report.assay_findings import lead
 from titer.report.assay_tables import (
     comparison_markdown,
     comparison_rows,
@@ -23,6 +24,7 @@ __all__ = [
     "Verdict",
     "comparison_markdown",
     "comparison_rows",
+    "lead",
     "model_card",
     "print_comparison",
     "print_scorecard",
