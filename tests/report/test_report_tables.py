@@ -6,14 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
-from scipy.special import stdtrit
+from scipy.special import expit, stdtrit
 
 from titer.errors import TiterError
 from titer.evaluation.statistics import wilson
 from titer.report import print_summary, print_verdict, read_results, summary, summary_rows, verdict
-from titer.report.comparison import compare
+from titer.report.comparison import compare, difference_between
 from titer.report.tables import Estimate, estimate, trajectory
 from titer.text import to_json
 
@@ -366,3 +367,18 @@ def test_importing_the_room_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_interval_of_a_difference_covers_where_seeds_differ():
+    draw = np.random.default_rng(0)
+    hard = draw.normal(0, 1.5, (200_000, 1))
+    share = expit(draw.normal(0, 0.7, (200_000, 1)) + hard + np.array([-2.5, 0.0])).mean(0)
+    covered = 0
+    for _ in range(400):
+        prompts = draw.normal(0, 1.5, (1, 40))  # the same for both arms and all three seeds
+        luck = draw.normal(0, 0.7, (2, 3, 1))
+        sides = (draw.random((2, 3, 40)) < expit(prompts + luck + np.array([-2.5, 0.0]).reshape(2, 1, 1))).mean(2)
+        ours, theirs = (at_rate(100 * side.mean(), 40, tuple(100 * side)) for side in sides)
+        difference = difference_between(ours, theirs)
+        covered += difference.low <= 100 * (share[0] - share[1]) <= difference.high
+    assert covered / 400 > 0.95

@@ -159,7 +159,7 @@ def difference_between(ours: Estimate, theirs: Estimate) -> statistics.Estimate:
     return statistics.Estimate(value, low, high)
 
 
-def names(found: Iterable[Comparison]) -> str:
+def listed(found: Iterable[Comparison]) -> str:
     """The measures with when they were taken, `over-refusal (before, after), task accuracy (before)`."""
     when: dict[str, list[str]] = {}
     for one in found:

@@ -46,14 +46,6 @@ class Estimate:
     per_seed: tuple[float, ...]
     judge: str
 
-    def overlaps(self, other: Estimate) -> bool:
-        """Whether the two intervals share a point."""
-        return self.low <= other.high and other.low <= self.high
-
-    def below(self, other: Estimate) -> bool:
-        """Whether this whole interval lies below the other one."""
-        return self.high < other.low
-
     @property
     def interval(self) -> str:
         """The interval as text, `1.1–13.5`."""

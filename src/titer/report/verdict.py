@@ -7,11 +7,11 @@ terminal show what this module found and find nothing themselves.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from titer.report.comparison import Comparison, comparisons, difference_between, names
+from titer.report.comparison import Comparison, comparisons, difference_between, listed
 from titer.report.tables import Estimate, SummaryRow, planned_arms, ratio_text, summary_rows
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ class ArmVerdict:
     def price(self) -> str:
         """What follows the status wherever it is quoted: names of what it cost or, failing that, of what cannot be told."""
         if self.prices:
-            return f", at the price of {names(self.prices)}"
+            return f", at the price of {listed(self.prices)}"
         if self._praised and self.untold:
-            return f", at a price that this run cannot tell in {names(self.untold)}"
+            return f", at a price that this run cannot tell in {listed(self.untold)}"
         return ""
 
     @property
@@ -159,7 +159,7 @@ def _judge(results: dict[str, Any], rows: list[SummaryRow]) -> tuple[SummaryRow 
         found = comparisons(row, None if row is undefended else undefended)
         status, text = _baseline(row) if row is base else _compare(row, base, found)
         arm = ArmVerdict(row.arm, status, text, row, found)
-        judged.append(ArmVerdict(row.arm, status, " ".join([text, *_costs(arm)]), row, found))
+        judged.append(replace(arm, text=" ".join([text, *_costs(arm)])))
     return base, judged
 
 
@@ -212,7 +212,7 @@ def _costs(arm: ArmVerdict) -> list[str]:
         if any(one.metric == "broken_rate" for one in arm.prices):
             said.append("Broken answers are no protection.")
     if arm.untold:
-        said.append(f"This run cannot tell: {names(arm.untold)}.")
+        said.append(f"This run cannot tell: {listed(arm.untold)}.")
     start = row.harmful_score_aligned
     if start is not None and start.value > 5:
         said.append(f"It was not safe to begin with: {start} before fine-tuning.")
