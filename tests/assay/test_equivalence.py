@@ -1,5 +1,7 @@
 """Equivalence within a margin: what is decided, and what is not."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -71,3 +73,21 @@ def test_the_interval_of_shares_is_bonett_and_prices():
 def test_shares_outside_of_the_unit_interval_are_an_error():
     with pytest.raises(TiterError, match="between 0 and 1"):
         equivalence([2.0], [1.0], margin=0.1, shares=True)
+
+
+@pytest.mark.parametrize("worse", [4, 8, 14])
+def test_the_prompts_needed_are_about_those_that_tell(worse):
+    # Of 100 prompts the defended model misses some that the other gets right, and the reverse in 4.
+    theirs = np.array([1.0] * worse + [0.0] * 4 + [1.0] * (96 - worse))
+    ours = np.array([0.0] * worse + [1.0] * 4 + [1.0] * (96 - worse))
+    once = equivalence(ours[::2], theirs[::2], 0.05, shares=True)
+    assert once.not_worse is None
+    for factor, told in ((0.6, False), (1.6, True)):
+        times = max(1, round(factor * once.needed / 50))
+        again = equivalence(np.tile(ours[::2], times), np.tile(theirs[::2], times), 0.05, shares=True)
+        assert (again.not_worse is not None) is told
+    assert again.needed is None
+
+
+def test_no_number_of_prompts_tells_a_difference_of_the_margin():
+    assert equivalence([0.5] * 40, [0.75] * 40, 0.25, shares=True).needed == math.inf

@@ -9,12 +9,16 @@ from scipy.stats import t as student
 
 from titer.errors import TiterError
 from titer.evaluation.statistics import (
+    Estimate,
     agreement,
     auroc,
     auroc_interval,
     cohen_kappa,
+    difference_of,
     mean_interval,
     paired_mean,
+    prompts_needed,
+    seeds_needed,
     share_interval,
     wilson,
 )
@@ -207,3 +211,32 @@ def test_agreement_leaves_out_failures_and_says_so() -> None:
         agreement([None], ["harmful"])
     with pytest.raises(TiterError, match="same responses"):
         agreement(["harmful"], [])
+
+
+def test_the_interval_of_a_difference_is_newcombes():
+    # Newcombe (1998), table II, (a): 56 of 70 against 48 of 80, method 10: 0.0524 to 0.3339.
+    first, second = (Estimate(k / n, *wilson(k, n)) for k, n in ((56, 70), (48, 80)))
+    difference = difference_of(first, second)
+    assert difference.value == pytest.approx(0.2)
+    assert difference[1:] == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert difference_of(second, first)[1:] == pytest.approx((-difference.high, -difference.low))
+
+
+@pytest.mark.parametrize("shares", [(0.0, 0.0), (0.5, 0.5), (0.4, 0.05), (1.0, 0.9)])
+@pytest.mark.parametrize("within", [0.02, 0.05, 0.3])
+def test_the_prompts_needed_are_the_fewest_that_suffice(shares, within):
+    def reach(n):
+        ends = [Estimate(share, *wilson(share * n, n)) for share in shares]
+        value, low, high = difference_of(*ends)
+        return max(value - low, high - value)
+
+    n = prompts_needed(*shares, within)
+    assert reach(n) <= within
+    assert n == 1 or reach(n - 1) > within
+
+
+def test_what_is_never_narrow_enough_is_an_error():
+    with pytest.raises(TiterError, match="0"):
+        prompts_needed(0.5, 0.5, 0.0)
+    with pytest.raises(TiterError, match="0"):
+        seeds_needed([1.0, 2.0], 0.0)

@@ -20,13 +20,14 @@ from titer.evaluation.statistics import wilson
 from titer.report import (
     comparison_markdown,
     comparison_rows,
+    lead,
     model_card,
     print_comparison,
     print_scorecard,
     write_assay_report,
 )
 from titer.report.assay_figures import compact, interval_strip
-from titer.report.assay_findings import attack_lines, findings, share_over_seeds, stability_measures
+from titer.report.assay_findings import attack_lines, costs, findings, share_over_seeds, stability_measures
 
 NO_NUMBER = re.compile(r"\b(nan|inf|None(?! of|: the whole interval))\b")
 SECTIONS = (
@@ -109,7 +110,7 @@ def test_nothing_in_the_page_is_no_number(page):
 
 def test_verdicts_and_their_numbers_are_on_the_page(page, whole):
     text, parsed = page
-    assert headline(whole) in parsed.text
+    assert lead(whole) in parsed.text
     top = Page(section(text, "verdict").split(">", 1)[1]).text
     for condition, verdict in whole["verdicts"].items():
         assert f"{condition.capitalize()} {verdict}" in top
@@ -366,6 +367,57 @@ def test_stability_names_the_measure_that_decides(card):
     card["verdicts"]["stability"] = "no"
     assert "Accuracy on topics: −20.0" in finding(card, "stability").text
     assert {m.name: m.verdict for m in stability_measures(card)}["Accuracy on topics"] == "worse"
+
+
+@pytest.fixture
+def costly(card):
+    """A scorecard of a defence that refuses the customer's task and much else before any training."""
+    card["before"]["defended"]["accuracy sentiment"] |= {"value": 0.0, "low": 0.0, "high": 0.037}
+    refused = card["stability"]["measures"]["lookalikes not refused"]
+    refused["difference"] |= {"mean": -0.35, "low": -0.5, "high": -0.2}
+    refused["finding"] = "different"
+    card["verdicts"]["stability"] = "no"
+    return card
+
+
+def test_a_defence_is_not_praised_without_its_price(costly, tmp_path):
+    surely = {cost.name for cost in costs(costly) if cost.told}
+    assert surely == {"harmless look-alikes not refused", "task accuracy before training"}
+    page = Page(write_assay_report(tmp_path, costly).read_text(encoding="utf-8")).text
+    told = (lead(costly), finding(costly, "resistance").text, page, printed(costly), model_card(costly))
+    compared = "\n".join(_notes(costly))
+    for text in (*told, compared):
+        for name in surely:
+            assert name in " ".join(text.split())
+    for text in told[2:]:  # how much
+        for amount in ("−35.0", "−50.0 to −20.0", "−50.0 points"):
+            assert amount in " ".join(text.split())
+
+
+def _notes(card):
+    return comparison_markdown([card, card]).splitlines()
+
+
+def test_what_a_defence_costs_is_told_in_full_or_with_what_it_would_take(whole):
+    found = {cost.name: cost for cost in costs(whole)}
+    assert found["accuracy on topics"].told is False
+    for name in ("harmless look-alikes not refused", "broken answers before training", "task accuracy before training"):
+        assert found[name].told is None
+        assert "prompts to tell" in found[name].words
+    for measure in stability_measures(whole):
+        assert measure.words in finding(whole, "stability").text
+    assert "at best 86.5\u00a0%, the undefended model 89.5\u00a0%" in finding(whole, "trainability").text
+
+
+def test_slow_training_is_a_price(card):
+    card["verdicts"]["trainability"] = "no"
+    assert [cost.name for cost in costs(card) if cost.told] == ["pace of honest training"]
+    card["verdicts"]["trainability"] = "undecided"
+    assert "pace of honest training" in [cost.name for cost in costs(card) if cost.told is None]
+
+
+def test_costs_that_nobody_measured_are_not_left_out():
+    assert all(cost.told is None and "not measured" in cost.words for cost in costs(cards.empty_scorecard()))
 
 
 def test_the_terminal_has_every_attacker_and_the_hygiene(whole):

@@ -315,7 +315,7 @@ def test_an_audit_with_labels(tmp_path):
     assert "<b>prompt" not in text
     assert "AUROC 0.99" in page.text or "AUROC 1.00" in page.text
     assert "Of the 30 most suspicious rows" in page.text
-    assert text.count('<tr><td class="num">') == 100
+    assert text.count('data-name="rank"') == 100
     assert "What this can and cannot see" in page.text
     assert len(page.ids) == len(set(page.ids))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -39,6 +40,20 @@ class Equivalence(NamedTuple):
         if self.enough and self.difference.low > -self.margin:
             return True
         return False if self.enough and self.difference.high <= -self.margin else None
+
+    @property
+    def needed(self) -> float | None:
+        """About how many prompts tell whether it is worse by ε, were mean and spread as they are; `None` where n does.
+
+        Infinite where the difference is ε itself: no number of prompts tells on which side it lies.
+        """
+        if self.not_worse is not None:
+            return None
+        distance = abs(self.difference.mean + self.margin)
+        if not distance:
+            return math.inf
+        half = (self.difference.high - self.difference.low) / 2
+        return max(FEWEST_VALUES, self.n + 1, math.ceil(self.n * (half / distance) ** 2))
 
 
 def equivalence(defended: ArrayLike, undefended: ArrayLike, margin: float, shares: bool = False) -> Equivalence:

@@ -69,7 +69,7 @@ def run(
 ) -> None:
     """Assay a model."""
     started = time.time()
-    from titer.assay.card import assay_folder, headline, parse_requirements, unmet
+    from titer.assay.card import assay_folder, parse_requirements, unmet
     from titer.assay.profile import read_profile
 
     requirements = parse_requirements(require) if require is not None else []
@@ -82,7 +82,7 @@ def run(
     show.remark("Loading libraries …")
     from titer.assay.run import AssayStopped, carry_out
     from titer.assay.runner import plan_assay
-    from titer.report import print_scorecard
+    from titer.report import lead, print_scorecard
     from titer.screen import Screen
 
     plan = plan_assay(chosen, model, against, output, data_dir, defence_data or ())
@@ -102,7 +102,7 @@ def run(
         say(to_json(card))
     else:
         print_scorecard(card, Screen())
-        say(headline(card))
+        say(lead(card))
         for what, file in (("Scorecard", "scorecard.json"), ("Model card", "model_card.md"), ("Report", "report.html")):
             say(f"{what}: {folder / file}")
     show.remark(f"Took {duration(time.time() - started)}.")

@@ -11,13 +11,13 @@ from titer.cli.common import Json
 from titer.text import say, to_json
 
 NAME = "report"
-HELP = "Write the HTML report of a run again, and print its table."
+HELP = "Write the HTML report of a run again, and print its table and verdict."
 EXAMPLES = """
 Examples:
 
 `titer report runs/quickstart`
 
-`titer report runs/quickstart --json` — the summary for programs
+`titer report runs/quickstart --json` — the summary for programs, with the verdict on each arm
 """
 
 
@@ -25,15 +25,15 @@ def command(
     run: Annotated[Path, typer.Argument(help="A run folder, with results.json.")], as_json: Json = False
 ) -> None:
     """Report a run."""
-    from titer.report import print_summary, read_results, summary_rows, write_report
+    from titer.report import print_summary, print_verdict, read_results, summary, write_report
     from titer.screen import Screen
 
     results = read_results(run)
     report = write_report(run)
     if as_json:
-        import dataclasses
-
-        say(to_json([dataclasses.asdict(row) for row in summary_rows(results)]))
+        say(to_json(summary(results)))
         return
-    print_summary(results, Screen())
+    screen = Screen()
+    print_summary(results, screen)
+    print_verdict(results, screen)
     say(f"Report: {report}")

@@ -74,9 +74,11 @@ def command(
     if as_json:
         say(to_json(results))
     else:
-        from titer.report import print_summary
+        from titer.report import print_summary, print_verdict
 
-        print_summary(results, Screen())
+        screen = Screen()
+        print_summary(results, screen)
+        print_verdict(results, screen)
         say(f"Report: {report}")
     show.remark(f"Took {duration(time.time() - started)}.")
     if not complete:

@@ -5,7 +5,9 @@ Proportions and differences are plain fractions here; percent is made once, in `
 
 from __future__ import annotations
 
+import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -159,6 +161,58 @@ def paired_shares(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Diffe
     half = z_score(confidence) * error
     p = 2 * NormalDist().cdf(-abs(centre) / error)
     return Difference(float((first - second).mean()), max(-1.0, centre - half), min(1.0, centre + half), p)
+
+
+def difference_of(first: Estimate, second: Estimate) -> Estimate:
+    """first - second of two independent groups, its interval made of theirs (Zou and Donner 2008, "MOVER").
+
+    Of two Wilson intervals it is Newcombe's (1998, "Interval estimation for the difference between independent proportions",
+    method 10). Two models that answer the same prompts are mostly alike in which they find hard; then it is too wide, if
+    anything, and `paired_shares` is narrower where the pairs are known.
+    """
+    mean = first.value - second.value
+    below = math.hypot(first.value - first.low, second.high - second.value)
+    above = math.hypot(first.high - first.value, second.value - second.low)
+    return Estimate(mean, mean - below, mean + above)
+
+
+def prompts_needed(first: float, second: float, within: float, confidence: float = 0.95) -> int:
+    """The fewest prompts a group that bring both ends of the interval of first - second within `within` of it.
+
+    Args:
+        first: A share, in [0, 1].
+        second: The other group's.
+        within: Largest distance of an end of `difference_of` two Wilson intervals from the difference; above 0.
+        confidence: Of the intervals.
+    """
+    if not within > 0:
+        raise TiterError(f"No number of prompts makes an interval as narrow as {within}.")
+
+    def narrow(n: int) -> bool:
+        difference = difference_of(*(Estimate(share, *wilson(share * n, n, confidence)) for share in (first, second)))
+        return max(difference.value - difference.low, difference.high - difference.value) <= within
+
+    # At one half, where n must be largest, z √(1 / 2n) is an upper bound of the distance; (z / within)² is twice that n.
+    most = 1 + math.ceil((z_score(confidence) / within) ** 2)
+    return 1 + bisect_left(range(1, most), True, key=narrow)
+
+
+def seeds_needed(values: ArrayLike, within: float, confidence: float = 0.95) -> int:
+    """The fewest seeds whose `mean_interval` ends within `within` of the mean, if seeds differ as those of `values` do.
+
+    Raises:
+        TiterError: When there are fewer than two values, or `within` is not above 0.
+    """
+    if not within > 0:
+        raise TiterError(f"No number of seeds makes an interval as narrow as {within}.")
+    half = (found := mean_interval(values, confidence)).high - found.value
+    given = np.size(values)
+    from scipy.special import stdtrit
+
+    def reach(seeds: int) -> float:
+        return float(stdtrit(seeds - 1, (1 + confidence) / 2)) / math.sqrt(seeds)
+
+    return next(seeds for seeds in itertools.count(2) if half * reach(seeds) / reach(given) <= within)
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:

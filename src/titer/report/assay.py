@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from titer.assay.card import headline, short_name
+from titer.assay.card import short_name
 from titer.assay.resistance import KEPT
 from titer.report.assay_figures import POSITIONS, UNIT_NAMES, compact
 from titer.report.assay_findings import (
@@ -22,11 +22,13 @@ from titer.report.assay_findings import (
     attack_lines,
     bound_text,
     broke_text,
+    costs,
     count_text,
     findings,
     hygiene,
     interval_text,
     is_number,
+    lead,
     measure_name,
     percent_text,
     share_over_seeds,
@@ -39,6 +41,8 @@ from titer.report.assay_findings import (
 )
 from titer.report.page import answer_text, environment, flat_settings, sections, write_page
 from titer.report.tables import Estimate
+
+_TOLD = {True: ("worse", "bad"), False: ("no worse", "good"), None: ("cannot tell", "unclear")}
 
 
 def write_assay_report(folder: Path, card: dict[str, Any]) -> Path:
@@ -57,8 +61,9 @@ def write_assay_report(folder: Path, card: dict[str, Any]) -> Path:
             card=card,
             title=short_name(card["model"]),
             names={"defended": card["model"], "undefended": card["against"]},
-            headline=headline(card),
+            headline=lead(card),
             findings=[(finding, verdict_kind(finding.verdict)) for finding in findings(card)],
+            price=[(cost, _TOLD[cost.told]) for cost in costs(card)],
             phi=percent_text(card["resistance"]["phi"]),
             unit=UNIT_NAMES[card["resistance"]["unit"]],
             kept=percent_text(KEPT),

@@ -100,7 +100,7 @@ def survival(curves: Mapping[int, Mapping[str, Any]], unit: str, label: str, nam
     axes.set_xticks(ticks, [_tick(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(f"budget spent, {UNIT_NAMES[unit]} (log scale)")
-    axes.set_ylabel("attackers that have not broken it, %")
+    axes.set_ylabel("attackers yet to break it, %")
     return svg(figure, label, name)
 
 

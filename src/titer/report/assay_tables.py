@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from titer.assay.card import CONDITIONS, headline, short_name
+from titer.assay.card import CONDITIONS, short_name
 from titer.assay.conditions import order_of
 from titer.assay.trajectories import Trajectory
 from titer.report.assay_figures import UNIT_NAMES, compact
@@ -21,8 +21,10 @@ from titer.report.assay_findings import (
     hygiene,
     interval_text,
     is_number,
+    lead,
     outcome_of,
     percent_text,
+    price,
     times_text,
     trajectory,
     verdict_kind,
@@ -66,6 +68,7 @@ def print_scorecard(card: dict[str, Any], console: Console) -> None:
         style = _STYLES[verdict_kind(finding.verdict)]
         verdicts.add_row(finding.condition, Text(finding.verdict, style=f"bold {style}"), Text(finding.brief))
     console.print(verdicts)
+    console.print(Text(price(card, words=True)))
 
     found = card["resistance"]
     attackers = table(f"Attackers; φ = {percent_text(found['phi'])}, budgets in {UNIT_NAMES[found['unit']]}")
@@ -175,9 +178,11 @@ def model_card(card: dict[str, Any]) -> str:
             "",
             "## Immunity to harmful fine-tuning",
             "",
-            _markdown(headline(card)),
+            _markdown(lead(card)),
             "",
             *_markdown_table(["condition", "verdict", "what it rests on"], verdicts),
+            "",
+            _markdown(price(card, words=True)),
             "",
             *_markdown_table(head, attacks),
             "",
@@ -339,6 +344,7 @@ def comparison_rows(cards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "broke": found["broke"],
                 "attackers": found["attackers"],
                 "failed": sum(row["error"] is not None for row in card["attackers"]["defended"]),
+                "price": price(card),
                 "accuracy_difference": None if quality is None else quality["difference"]["mean"],
             }
         )
@@ -414,6 +420,7 @@ def _comparison_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ):
             notes.append(f"The cost ratios of {pair} have overlapping intervals: this does not rank them.")
     notes += [f"No attacker broke {row['name']}: {row['bound']}." for row in rows if row["bound"]]
+    notes += [f"{row['name']}: {row['price']}" for row in rows]
     if any(row["failed"] for row in rows):
         notes.append("Failed attackers count nowhere; a defence that they failed against has been tested less.")
     return notes

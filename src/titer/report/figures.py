@@ -34,7 +34,8 @@ _VARIABLES = {
     _HARMFUL: "--harmful",
 }
 LIMIT_DASH = (0, (6, 2.5))  # of a line at a threshold
-SIZE, _WIDE = (4.7, 2.95), (9.6, 2.7)  # inches; the page scales them
+SIZE = (4.7, 3.1)  # inches, of 72 units; a phone shows them in about as many pixels
+TITLE, LABEL = 11.0, 10.5  # units; what is drawn wider than SIZE cannot be read on a phone
 
 
 def arm_colour(position: int) -> str:
@@ -158,7 +159,6 @@ def log_ratios(
     label: str,
     name: str,
     unknown: Sequence[float] = (),
-    wide: bool = False,
 ) -> str:
     """Two histograms of the log-likelihood ratio, each in percent of its own group.
 
@@ -170,12 +170,11 @@ def log_ratios(
         label: What the figure shows, in words.
         name: A name that no other figure of the page has.
         unknown: Log ratios of rows of unknown origin.
-        wide: Draw for the whole width of the page.
     """
     import numpy as np
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = panel(title, _WIDE if wide else SIZE)
+    figure, axes = panel(title)
     rows = len(benign) + len(harmful) + len(unknown)
     edges = np.linspace(limits[0], limits[1], 1 + min(36, max(10, round(1.4 * rows**0.5))))
     top = 1.0
@@ -193,7 +192,7 @@ def log_ratios(
     axes.set_xlim(*limits)
     if limits[0] < 0 < limits[1]:
         axes.axvline(0, color=SOFT, lw=0.8, ls=(0, (2, 2)), zorder=0)
-    axes.set_xlabel("log r  (right: the row's own answer; left: a refusal is likelier)")
+    axes.set_xlabel("log r (left: a refusal is likelier)")
     axes.set_ylabel("% of the group's rows")
     return svg(figure, label, name)
 
@@ -246,7 +245,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, int]], gap: float = 7.5) 
             textcoords="offset points",
             color=arm_ink(arm),
             va="center",
-            fontsize=9,
+            fontsize=LABEL,
             fontweight="bold",
         )
 
@@ -272,16 +271,16 @@ def panel(title: str, size: tuple[float, float] = SIZE) -> tuple[Any, Axes]:
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
-    axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=9, parse_math=False)
+    axes.set_title(title, loc="left", fontsize=TITLE, fontweight="bold", color=INK, pad=9, parse_math=False)
     axes.set_ylim(-2, 102)
     axes.set_yticks(range(0, 101, 20))
     axes.grid(True, axis="y", color=GRID, lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(SOFT)
-    axes.tick_params(colors=SOFT, labelcolor=SOFT, labelsize=8.5, length=0, pad=5)
+    axes.tick_params(colors=SOFT, labelcolor=SOFT, labelsize=LABEL, length=0, pad=5)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set(color=SOFT, fontsize=8.5)
+        axis.label.set(color=SOFT, fontsize=LABEL)
     return figure, axes
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from titer.errors import TiterError
 from titer.evaluation.statistics import auroc
 from titer.report import tables
+from titer.report.comparison import MARGIN
 from titer.report.page import answer_text, environment, flat_settings, sections, write_page
 from titer.report.tables import METRICS, Estimate, SummaryRow
 from titer.report.verdict import BROKEN, SAFE, ArmVerdict, baseline_arm, verdict
@@ -69,6 +70,7 @@ def write_report(run: Path) -> Path:
             verdict=outcome,
             safe=SAFE,
             broken=BROKEN,
+            margin=MARGIN,
             arms=arms,
             positions=positions,
             failed=[stage for stage in stages if stage["status"] == "failed"],
@@ -139,7 +141,6 @@ def write_audit(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str
                 f"Histogram of the log-likelihood ratio of {len(shown)} rows; the table below lists the lowest.",
                 "audit",
                 unknown=unknown,
-                wide=True,
             )
             if shown
             else None,

@@ -46,14 +46,6 @@ class Estimate:
     per_seed: tuple[float, ...]
     judge: str
 
-    def overlaps(self, other: Estimate) -> bool:
-        """Whether the two intervals share a point."""
-        return self.low <= other.high and other.low <= self.high
-
-    def below(self, other: Estimate) -> bool:
-        """Whether this whole interval lies below the other one."""
-        return self.high < other.low
-
     @property
     def interval(self) -> str:
         """The interval as text, `1.1–13.5`."""
@@ -74,7 +66,9 @@ class SummaryRow:
     harmful_score_aligned: Estimate | None
     harmful_score: Estimate | None
     refusal_rate: Estimate | None
+    broken_rate_aligned: Estimate | None
     broken_rate: Estimate | None
+    over_refusal_aligned: Estimate | None
     over_refusal: Estimate | None
     finetune_accuracy_aligned: Estimate | None
     finetune_accuracy: Estimate | None
@@ -253,8 +247,7 @@ def _summary_row(results: dict[str, Any], arm: str, ratio: float | None) -> Summ
         poison_ratio=ratio,
         step=last,
         seeds=tuple(sorted({seed for cell in scored for seed in cell.seeds})),
-        harmful_score_aligned=before["harmful_score"],
-        finetune_accuracy_aligned=before["finetune_accuracy"],
+        **{f"{metric}_aligned": cell for metric, cell in before.items() if metric != "refusal_rate"},
         **after,
     )
 
@@ -262,6 +255,13 @@ def _summary_row(results: dict[str, Any], arm: str, ratio: float | None) -> Summ
 def ratio_text(poison_ratio: float | None) -> str:
     """A poison ratio as people read it: `20 % harmful`."""
     return "nothing scored" if poison_ratio is None else f"{100 * poison_ratio:g}\u00a0% harmful"
+
+
+def signed_text(value: float, digits: int = 1) -> str:
+    """A difference with its sign, `−1.2`."""
+    text = f"{value:+.{digits}f}"
+    # −0.04 is rounded to nothing, and nothing has no sign.
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def print_summary(results: dict[str, Any], console: Console) -> None:

@@ -1,0 +1,158 @@
+"""Every kind of page on a telephone and on a desk: nothing runs out of the page, no text is cut off, labels can be read."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import cards
+import pytest
+from test_report_html import audit_rows
+
+from titer.report import write_assay_report, write_audit, write_report
+
+PAGES = ("run", "many arms", "evaluation", "assay", "empty assay", "audit", "audit without labels")
+WIDTHS = (390, 1280)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+SMALLEST = 10.0  # pixels of a label
+PHONE = 390 - 2 * 14 - 2 * 13  # of a figure on a phone: the page's margins, the figure's border and padding
+# A window has a least width of its own (500 px in Chromium); a frame has none, and media queries go by the frame.
+MEASURE = """
+onload = () => {
+  const found = [...document.querySelectorAll("iframe")].map(frame => {
+    const page = frame.contentDocument, view = frame.contentWindow, root = page.documentElement, width = root.clientWidth;
+    page.querySelectorAll("details").forEach(part => { part.open = true; });
+    const box = part => {
+      for (let up = part.parentElement; up && up !== page.body; up = up.parentElement)
+        if (view.getComputedStyle(up).overflowX !== "visible") return up;
+      return root;
+    };
+    const words = part => `${part.tagName.toLowerCase()}: ${part.textContent.trim().slice(0, 60)}`;
+    const right = part => part.getBoundingClientRect().right;
+    const out = [...page.body.querySelectorAll("*")].filter(part => box(part) === root && right(part) > width + 1);
+    const prose = [...page.querySelectorAll("caption, p, figcaption, li, dt, dd, h1, h2, h3, h4, summary, .text")];
+    const cut = prose.filter(part => right(part) > right(box(part)) + 1);
+    const labels = [...page.querySelectorAll("svg text")].map(text => {
+      const matrix = text.getScreenCTM();
+      return parseFloat(view.getComputedStyle(text).fontSize) * Math.hypot(matrix.a, matrix.b);
+    });
+    return {width, scroll: root.scrollWidth, out: out.map(words), cut: cut.map(words), label: Math.min(99, ...labels)};
+  });
+  document.body.innerHTML = "";
+  document.body.append(JSON.stringify(found));
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def pages(complete_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The text of each kind of page."""
+    folder = tmp_path_factory.mktemp("pages")
+    results = json.loads((complete_run / "results.json").read_text())
+    rows = results["results"]
+    many = [
+        {**row, "arm": f"a_variant_with_a_long_name_{n}"} for n in range(4) for row in rows if row["arm"] == "booster"
+    ]
+    alone = [row for row in rows if (row["arm"], row["phase"], row["seed"]) == ("booster", "aligned", 0)]
+    written = {"run": complete_run / "report.html"}
+    for name, kept, provenance in (
+        ("many arms", rows + many, results["provenance"]),
+        ("evaluation", alone, {"model": "m", "judge": "offline@1"}),
+    ):
+        run = folder / name
+        run.mkdir()
+        (run / "results.json").write_text(json.dumps({**results, "results": kept, "provenance": provenance}))
+        written[name] = write_report(run)
+    for name, card in (
+        ("assay", cards.scorecard()),
+        ("empty assay", cards.empty_scorecard()),
+    ):
+        (folder / name).mkdir()
+        written[name] = write_assay_report(folder / name, card)
+    about = {"dataset": "a/folder/with_a_long_name/of_a_customer_who_uploads.jsonl", "model": "m"}
+    for name, labelled in (("audit", True), ("audit without labels", False)):
+        written[name] = write_audit(folder / f"{name}.html", audit_rows(labelled), about)
+    assert tuple(written) == PAGES
+    return {name: path.read_text(encoding="utf-8") for name, path in written.items()}
+
+
+@pytest.fixture(scope="module")
+def measured(pages: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], dict]:
+    """What a browser makes of each page at each width; one start of the browser for all of them."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    folder = tmp_path_factory.mktemp("browser")
+    keys = [(name, width) for width in WIDTHS for name in PAGES]
+    frames = "".join(
+        f'<iframe style="width: {width}px; border: 0" srcdoc="{html.escape(pages[name])}"></iframe>'
+        for name, width in keys
+    )
+    host = folder / "host.html"
+    host.write_text(f"<!doctype html><meta charset='utf-8'>{frames}<script>{MEASURE}</script>", encoding="utf-8")
+    options = [
+        "--headless",
+        "--hide-scrollbars",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom",
+    ]
+    done = subprocess.run([CHROMIUM, *options, host.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    found = json.loads(html.unescape(re.search(r"<body>(\[.*\])", done.stdout, flags=re.DOTALL)[1]))
+    return dict(zip(keys, found, strict=True))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_its_window_and_cuts_nothing_off(measured, name, width):
+    found = measured[name, width]
+    assert found["width"] == width
+    assert found["scroll"] <= width, found["out"][:5]
+    assert not found["out"]
+    assert not found["cut"]
+    assert found["label"] >= SMALLEST
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_labels_of_figures_can_be_read_on_a_phone(pages, name):
+    plots = re.findall(r'<svg class="plot" viewBox="0 0 ([\d.]+) [\d.]+".*?</svg>', pages[name], flags=re.DOTALL)
+    drawings = re.findall(r'<svg class="plot".*?</svg>', pages[name], flags=re.DOTALL)
+    assert len(plots) == len(drawings)
+    for width, drawing in zip(plots, drawings, strict=True):
+        sizes = [float(size) for size in re.findall(r"font(?:-size)?:[^;\"]*?([\d.]+)px", drawing)]
+        assert sizes
+        assert min(sizes) * PHONE / float(width) >= SMALLEST
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_wide_tables_stand_in_a_box_that_scrolls(pages, name):
+    text = re.sub(r"<style>.*?</style>", "", pages[name], flags=re.DOTALL)
+    for table in re.finditer(r"<table", text):
+        before = text[: table.start()]
+        opened = max(before.rfind('<div class="table"'), before.rfind('<div class="scroll"'))
+        inside = before[opened:]
+        assert opened >= 0
+        assert inside.count("<div") > inside.count("</div>")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of `#rrggbb` (WCAG 2.2)."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_texts_and_lines_stand_out_from_what_is_behind_them(pages, theme):
+    schemes = re.findall(r":root \{(.*?)\}", pages["run"], flags=re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", schemes[theme == "dark"]))
+    pairs = [(text, back, 4.5) for text in ("ink", "soft") for back in ("page", "card")]
+    pairs += [(kind, f"{kind}-wash", 4.5) for kind in ("bad", "good", "warn", "plain")]
+    pairs += [(line, "card", 3.0) for line in colours if line.startswith("arm-") or line in ("benign", "harmful")]
+    for front, back, least in pairs:
+        light, dark = sorted((luminance(colours[front]), luminance(colours[back])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= least, (front, back)
