@@ -14,6 +14,7 @@ import typer
 
 from titer.cli import accelerate, align, assay, attacks, audit, data, evaluate, finetune, models, report, run
 from titer.errors import TiterError
+from titer.files import disk_advice, disk_error_number
 from titer.text import say
 
 app = typer.Typer(
@@ -48,7 +49,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is a message and exit code 2, never a traceback."""
+    """Run the command line; a user's mistake, or a full disk, is a message and exit code 2, never a traceback."""
 
     try:
         app()
@@ -64,3 +65,10 @@ def main() -> None:
         # The reader of our output went away (`titer … | head`).
         sys.stderr.close()
         sys.exit(141)
+    except Exception as error:
+        number = disk_error_number(error)
+        if number is None:
+            raise
+        what, advice = disk_advice(error, number)
+        say(f"Error: {what}\n       {advice}", sys.stderr)
+        sys.exit(2)
