@@ -58,6 +58,18 @@ def test_a_folder_that_is_gone_is_the_disks_and_a_file_that_was_never_there_is_n
     assert disk_error_number(raised.value) is None
 
 
+def test_a_time_out_is_the_disks_where_a_file_is_written_and_else_the_machines(tmp_path):
+    late = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+    assert blame(late) == "machine"
+    with pytest.raises(DiskError) as raised, writing(tmp_path / "file"):
+        raise late
+    assert blame(raised.value) is None
+
+
+def test_what_an_error_quotes_is_not_the_disks():
+    assert disk_error_number(TiterError("The judge says: No space left on device (os error 28)")) is None
+
+
 def test_memory_is_the_machine():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 55)

@@ -36,8 +36,7 @@ def folder_name(name: str, where: str) -> str:
 
 
 _DISK = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENODEV,
-    errno.ESTALE, errno.ETIMEDOUT,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENODEV, errno.ESTALE,
 )  # fmt: skip
 # safetensors and tokenizers tell an error's number in words alone; torch, while it saves, not even that.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -55,6 +54,8 @@ def disk_error_number(error: BaseException) -> int | None:
     """
     if isinstance(error, OSError):
         return error.errno if isinstance(error, DiskError) or error.errno in _DISK else None
+    if isinstance(error, TiterError):
+        return None  # it may quote anything
     if isinstance(error, RuntimeError) and _TORCH.search(str(error)):
         return errno.EIO
     told = _OS_ERROR.search(str(error))
@@ -70,17 +71,20 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
+    except DiskError:
+        raise  # of a file within
     except Exception as error:
         number = disk_error_number(error)
         folder = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
-        gone = isinstance(error, FileNotFoundError) and (
-            str(error.filename) == str(path) or folder != Path(path).absolute().parent
-        )
-        number = errno.ENOENT if gone else number
+        if isinstance(error, TimeoutError):  # elsewhere it would be a network's
+            number = errno.ETIMEDOUT
+        elif isinstance(error, FileNotFoundError):
+            gone = str(error.filename) == str(path) or folder != Path(path).absolute().parent
+            number = errno.ENOENT if gone else None
+        elif isinstance(error, RuntimeError) and _TORCH.search(str(error)):
+            number = _why(folder)
         if number is None:
             raise
-        if _TORCH.search(str(error)):
-            number = _why(folder)
         raise DiskError(number, os.strerror(number), str(path)) from error
 
 

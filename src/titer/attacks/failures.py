@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from titer.errors import AttackFailed
-from titer.files import disk_error_number
+from titer.files import DiskError, disk_error_number
 
 # Memory on the CPU and cuBLAS's workspace have no class.
 _WORDS = re.compile(r"can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory")
@@ -34,7 +34,8 @@ def blame(error: BaseException) -> Literal["machine", "attack"] | None:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "machine"
     if isinstance(error, OSError):
-        return "machine" if error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE) else None
+        of_machine = error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
+        return "machine" if of_machine and not isinstance(error, DiskError) else None
     return "machine" if isinstance(error, RuntimeError) and _WORDS.search(str(error)) else None
 
 
