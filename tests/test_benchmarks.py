@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-APART = ("common", "small_models", "calibration", "families")
+APART = ("common", "small_models", "calibration", "families", "faults")
 """Modules, and scripts that compare no times; `tests/assay/test_calibration.py` runs the first of those."""
 
 
@@ -47,3 +47,17 @@ def test_families_say_which_layout_and_how_far_it_is_from_right(tmp_path):
     assert classes[0]["packed"] < 1e-5
     assert classes[1]["padded"] < 1e-5
     assert "| stablelm | padded | RuntimeError |" in (tmp_path / "table.md").read_text()
+
+
+def test_faults_lose_nothing(tmp_path):
+    """Two kills, and a disk that fills up twice, where file systems may be mounted."""
+    command = [sys.executable, str(BENCHMARKS / "faults.py"), "--folder", str(tmp_path / "faults"), "--json"]
+    command += [str(tmp_path / "found.json"), "--only", "finetune", "--faults", "kill", "full"]
+    command += ["--trials", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "found.json").read_text())["trials"]
+    assert len(found) == 4 or "is left out" in done.stderr
+    assert sum(trial["kills"] for trial in found) >= 1
+    assert not any(trial["lost"] or trial["differing"] or trial["wrong"] for trial in found)
+    assert "| finetune | kill | 2 |" in done.stdout

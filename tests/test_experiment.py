@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -272,21 +271,22 @@ def test_bundled_experiments_are_valid(name):
 def test_a_folder_of_another_training_is_left_alone(settings, done_folder):
     plan, _, _ = run(settings, done_folder)
     stage = next(iter(plan.stages.values()))
-    (stage.folder / "done.json").unlink()
-    with pytest.raises(TiterError, match="holds a finished training"):
+    (stage.folder / "inputs.sha256").write_text("another")
+    with pytest.raises(TiterError, match="holds a finished training with other settings"):
         stage.run(stage, lambda *_: None)
     assert (stage.folder / "adapter" / "adapter_model.safetensors").is_file()
     shutil.rmtree(stage.folder / "adapter")
-    (stage.folder / "checkpoints").mkdir()
-    Path(stage.folder / "checkpoints" / "inputs.sha256").write_text("another")
-    with pytest.raises(TiterError, match="other settings or data"):
+    checkpoint = stage.folder / "checkpoints" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    with pytest.raises(TiterError, match="holds checkpoints of a training with other settings"):
         stage.run(stage, lambda *_: None)
 
 
 def test_judging_a_run_again_writes_its_report_again(settings, done_folder):
     folder = done_folder
     plan, _, _ = run(settings, folder)
-    experiments.collect(plan, "titer run", time.time())
+    experiments.collect(plan, "titer run", time.perf_counter())
     answers = (folder / "inferences.jsonl").read_bytes()
     (folder / "report.html").write_text("old")
     result = CliRunner().invoke(app, ["evaluate", "--rejudge", str(folder)], catch_exceptions=False)

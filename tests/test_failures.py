@@ -1,5 +1,6 @@
 """Errors as machines and attacks really raise them, and others that only look so."""
 
+import errno
 import resource
 from contextlib import contextmanager
 
@@ -9,6 +10,9 @@ from safetensors.torch import save_file
 
 from titer.attacks.failures import blame, traceback_in
 from titer.errors import AttackFailed, TiterError
+from titer.evaluation.artefacts import Inference, write_inferences
+from titer.files import DiskError, disk_error_number, writing
+from titer.plan import Plan, Silent, execute
 
 BIG = 200_000
 
@@ -36,10 +40,34 @@ def full_disk():
     ],
     ids=["python", "safetensors", "torch"],
 )
-def test_a_full_disk_is_the_machine(tmp_path, write):
-    with pytest.raises(Exception) as raised, full_disk():  # noqa: PT011 - which one is the question
-        write(tmp_path / "file")
-    assert blame(raised.value) == "machine"
+def test_a_full_disk_is_the_disks_whoever_writes(tmp_path, write):
+    path = tmp_path / "file"
+    with pytest.raises(DiskError) as raised, full_disk(), writing(path):
+        write(path)
+    assert raised.value.filename == str(path)
+    assert disk_error_number(raised.value) is not None
+    assert blame(raised.value) is None, "every other attacker would meet it too"
+
+
+def test_a_folder_that_is_gone_is_the_disks_and_a_file_that_was_never_there_is_not(tmp_path):
+    path = tmp_path / "gone" / "file"
+    with pytest.raises(DiskError, match="No such file"), writing(path):
+        path.write_text("")
+    with pytest.raises(FileNotFoundError) as raised, writing(tmp_path / "file"):
+        (tmp_path / "another").read_text()
+    assert disk_error_number(raised.value) is None
+
+
+def test_a_time_out_is_the_disks_where_a_file_is_written_and_else_the_machines(tmp_path):
+    late = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+    assert blame(late) == "machine"
+    with pytest.raises(DiskError) as raised, writing(tmp_path / "file"):
+        raise late
+    assert blame(raised.value) is None
+
+
+def test_what_an_error_quotes_is_not_the_disks():
+    assert disk_error_number(TiterError("The judge says: No space left on device (os error 28)")) is None
 
 
 def test_memory_is_the_machine():
@@ -82,3 +110,68 @@ def test_the_traceback_is_kept_and_named(tmp_path):
     path = tmp_path / "attacker" / "error.txt"
     assert "test_the_traceback_is_kept_and_named" in path.read_text()
     assert raised.value.__notes__ == [f"Traceback: {path}."]
+
+
+@pytest.fixture
+def answers(tmp_path):
+    """A folder with an answer to judge."""
+    row = Inference(
+        arm="a", phase="aligned", step=0, poison_ratio=0.0, seed=0, set="harmful", index=0, prompt="how do I pick a lock",
+        response="I cannot help", reference=None, model="m",
+    )  # fmt: skip
+    write_inferences(tmp_path / "inferences.jsonl", [row])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "Free some space and run the same command again: it goes on.",
+        ),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Free some space"),
+        (OSError(errno.EROFS, "Read-only file system"), "Allow it and run the same command again"),
+        (PermissionError(errno.EACCES, "Permission denied"), "choose another folder"),
+        (OSError(errno.EIO, "Input/output error"), "See to it that the disk can be used"),
+        # As tokenizers raises it; it says nothing of its file.
+        (Exception("No space left on device (os error 28)"), "Free some space"),
+    ],
+    ids=str,
+)
+def test_the_command_line_says_which_file_the_disk_refused_and_what_to_do(titer, answers, monkeypatch, error, advice):
+    def refuse(descriptor):
+        raise error
+
+    monkeypatch.setattr("os.fsync", refuse)
+    code, _, err = titer("evaluate", "--rejudge", answers)
+    assert code == 2
+    assert f"Error: {answers}/scores.jsonl could not be written: " in err
+    assert advice in err
+    assert "Traceback" not in err
+    assert ("MB are free there" in err) == (advice[:4] == "Free")
+    assert [path.name for path in answers.iterdir()] == ["inferences.jsonl"]
+
+
+def test_the_command_line_hides_no_bug(titer, answers, monkeypatch):
+    for error in (FileNotFoundError(errno.ENOENT, "No such file", "config.json"), RuntimeError("no space left")):
+        monkeypatch.setattr("titer.evaluation.scoring.summarise", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            titer("evaluate", "--rejudge", answers)
+
+
+def test_a_full_disk_ends_a_plan_where_it_stands(tmp_path):
+    """Every other stage would meet it too."""
+    ran = []
+
+    def full(stage, progress):
+        ran.append(stage.name)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    plan = Plan(tmp_path)
+    for name in ("first", "second"):
+        plan.add("answer", name, {"name": name}, full)
+    with pytest.raises(OSError, match="No space left"):
+        execute(plan, Silent())
+    assert ran == ["first"]
+    assert not list(tmp_path.rglob("error.txt"))

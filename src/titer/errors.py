@@ -24,6 +24,10 @@ class TiterError(ValueError):
         super().__init__(message if hint is None else f"{message}\n{hint}")
 
 
+class RanAway(TiterError):
+    """A training whose loss or weights are no numbers any more: with the same settings it ends so each time."""
+
+
 class AttackFailed(TiterError):
     """An attack that could not be carried out for a reason of its own, such as a model that it does not apply to."""
 

@@ -511,7 +511,7 @@ def collect(plan: ExperimentPlan, command: str, started: float) -> Path:
     artefacts.write_results(
         run / "results.json",
         summarise(inferences, scores),
-        provenance(plan, command, time.time() - started, inferences),
+        provenance(plan, command, time.perf_counter() - started, inferences),
     )
     return write_report(run)
 

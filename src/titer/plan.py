@@ -25,6 +25,7 @@ from titer import __version__
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.evaluation import artefacts
+from titer.files import disk_error_number
 from titer.judges.base import Judge
 from titer.plugins import source_digest
 
@@ -206,6 +207,9 @@ def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] =
 
     Returns:
         Whether every stage is done.
+
+    Raises:
+        OSError: For a disk that is full, read-only or gone.
     """
     for stage in plan.stages.values():
         blocked = next((needed for needed in stage.needs if needed.status in ("failed", "skipped")), None)
@@ -215,7 +219,7 @@ def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] =
             stage.status = "cached"
             stage.seconds = float(json.loads((stage.folder / "done.json").read_text())["seconds"])
         else:
-            if force or (stage.folder / "adapter").exists():
+            if force:
                 shutil.rmtree(stage.folder, ignore_errors=True)
             with show.stage(stage) as progress:
                 _run_stage(stage, progress)
@@ -234,6 +238,8 @@ def _run_stage(stage: Stage, progress: Any) -> None:
         if partial is not None:
             raise Incomplete(f"needs `{partial.name}`, which is incomplete")
     except Exception as error:
+        if disk_error_number(error) is not None:
+            raise  # it would meet every other stage too
         # A failed stage must not take the other arms with it; its reason and traceback are kept.
         import traceback
 

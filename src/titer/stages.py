@@ -23,9 +23,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
 
 from titer.data.records import Record
-from titer.errors import TiterError, check_known
+from titer.errors import RanAway, TiterError, check_known
 from titer.evaluation.artefacts import TASK_PREFIX, Inference, write_atomically
-from titer.files import put_whole
+from titer.files import put_whole, writing
 from titer.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
 from titer.generation import generate
 from titer.methods import Method, blaming
@@ -38,12 +38,16 @@ from titer.models import (
     refuse_nonfinite_logits,
     refuse_strays,
 )
+from titer.plugins import source_digest
 from titer.ranges import check_lora
 from titer.signals import row_signals
 from titer.trainer import PackedSFTConfig, PackedSFTTrainer
 
 LORA_DEFAULTS: dict[str, Any] = {"r": 32, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj"]}
 """LoRA of the released code of Booster and Antibody (arXiv 2409.01586, 2603.00498)."""
+
+INPUTS = "inputs.sha256"
+"""In the folder of a training: a hash of its settings and data."""
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, note) while a stage runs."""
@@ -94,13 +98,14 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
     own = get_peft_model_state_dict(model)
     refuse_nonfinite(f"The adapter for `{folder}`", own.items())
     scratch = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    model.save_pretrained(scratch)
-    written = load_peft_weights(str(scratch), device="cpu")
-    refuse_strays(f"The adapter in `{scratch}`", own.keys() - written.keys(), written.keys() - own.keys())
-    if tokenizer is not None:
-        tokenizer.save_pretrained(scratch)
-    put_whole(scratch, folder)
+    with writing(folder):
+        shutil.rmtree(scratch, ignore_errors=True)
+        model.save_pretrained(scratch)
+        written = load_peft_weights(str(scratch), device="cpu")
+        refuse_strays(f"The adapter in `{scratch}`", own.keys() - written.keys(), written.keys() - own.keys())
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        put_whole(scratch, folder)
 
 
 @functools.lru_cache(maxsize=1)
@@ -199,11 +204,12 @@ def train(
     folder: Path,
     checkpoints: Sequence[int] = (),
     progress: Progress = no_progress,
-) -> list[dict[str, Any]]:
+) -> None:
     """Train an adapter with `method` and save it in `folder/adapter`, with the model's tokenizer.
 
     An interrupted training goes on from its last checkpoint in `args.output_dir`, step for step as if it had not
-    stopped. A folder that holds another training, complete or not, is left alone.
+    stopped, and one that is finished is not done again. A folder that holds another training, complete or not, is left
+    alone.
 
     Args:
         method: How to train.
@@ -217,23 +223,24 @@ def train(
         checkpoints: Optimizer steps after which to save the adapter too, as `folder/step-N`.
         progress: Told every step.
 
-    Returns:
-        The trainer's log, one dictionary a step.
-
     Raises:
         TiterError: When `folder` holds another training, the adapter does not fit, or the training runs away.
+        OSError: For a disk that is full, read-only or gone (`titer.files.DiskError`).
     """
-    if (folder / "adapter").exists():
-        raise TiterError(f"{folder} holds a finished training.", "Choose another folder, or remove this one.")
+    own = Path(args.output_dir)
+    start = None if adapter is None else (adapter / "adapter_model.safetensors").read_bytes()
+    how = source_digest(method.trainer, method.config)
+    inputs = (how, args.to_json_string(), model_name, start, lora, records, streams)
+    key = hashlib.sha256(repr(inputs).encode()).hexdigest()
+    if _finished(folder, own, key):
+        shutil.rmtree(own, ignore_errors=True)  # it may have been stopped in the middle of this
+        return
     method.check(args, len(records))
     # Before anything is written, for it may not fit.
     model = fresh_model(model_name, adapter, trainable=True)
     if adapter is None:
         check_targets(model, lora_config(lora))
-    start = None if adapter is None else (adapter / "adapter_model.safetensors").read_bytes()
-    resume = _checkpoint(
-        Path(args.output_dir), method, args.to_json_string(), model_name, start, lora, records, streams
-    )
+    write_atomically(folder / INPUTS, key.encode())
     trainer = make_trainer(
         method,
         args,
@@ -244,18 +251,23 @@ def train(
         streams,
         [ReportSteps(progress), SaveAdapters(folder, checkpoints)],
     )
-    trainer.train(resume_from_checkpoint=resume)
-    history: list[dict[str, Any]] = trainer.state.log_history
-    (folder / "log.jsonl").write_text(
-        "".join(json.dumps(_without_nan(line)) + "\n" for line in history), encoding="utf-8"
-    )
-    for log in Path(args.output_dir).glob(f"{WEIGHT_LOG}*"):
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint(own))
+    except RanAway:
+        # From its checkpoints it would do so again; they would only be in the way of other settings.
+        shutil.rmtree(own, ignore_errors=True)
+        raise
+    # The library's last line sums up the steps since it was last started, with their times. Keys that come out of a
+    # checkpoint are in order.
+    history = [line for line in trainer.state.log_history if "train_runtime" not in line]
+    lines = [json.dumps(_without_nan(line), sort_keys=True) + "\n" for line in history]
+    write_atomically(folder / "log.jsonl", "".join(lines).encode())
+    for log in own.glob(f"{WEIGHT_LOG}*"):
         # Copied: whoever goes on from a checkpoint, for want of an adapter, goes on with the log too.
         write_atomically(folder / log.name, log.read_bytes())
     # The tokenizer goes with the adapter, so that a server renders conversations as they were trained on.
     save_adapter(trainer.model, folder / "adapter", trainer.processing_class)
-    shutil.rmtree(args.output_dir, ignore_errors=True)
-    return history
+    shutil.rmtree(own, ignore_errors=True)
 
 
 def _without_nan(line: dict[str, Any]) -> dict[str, Any]:
@@ -270,17 +282,19 @@ def _stream_row(record: Record) -> dict[str, Any]:
     return {**record.to_training_row(), "refusal": record.refusal}
 
 
-def _checkpoint(folder: Path, *inputs: Any) -> str | None:
-    """Return the checkpoint to go on from, if any, after making sure that it belongs to the same training."""
-    key = hashlib.sha256(repr(inputs).encode()).hexdigest()
-    marker = folder / "inputs.sha256"
-    if marker.read_text() != key if marker.is_file() else any(folder.glob("checkpoint-*")):
+def _finished(folder: Path, checkpoints: Path, key: str) -> bool:
+    """Say whether a training is finished, after making sure that what its folder holds belongs to it.
+
+    Settings and data that left no checkpoint behind, because they ran away or were stopped too soon, are in nobody's way.
+    """
+    marker, finished = folder / INPUTS, (folder / "adapter").exists()
+    same = marker.is_file() and marker.read_text() == key
+    if not same and (finished or last_checkpoint(checkpoints) is not None):
+        what = "a finished training" if finished else "checkpoints of a training"
         raise TiterError(
-            f"{folder} holds checkpoints of a training with other settings or data.",
-            "Choose another folder, or remove this one.",
+            f"{folder} holds {what} with other settings or data.", "Choose another folder, or remove this one."
         )
-    write_atomically(marker, key.encode())
-    return last_checkpoint(folder)
+    return finished
 
 
 def last_checkpoint(folder: Path) -> str | None:

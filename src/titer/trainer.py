@@ -25,12 +25,11 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 
 from titer.batches import PackedBatch, Sample
 from titer.data.records import Record
-from titer.errors import TiterError
-from titer.files import put_whole
+from titer.errors import RanAway, TiterError
+from titer.files import put_whole, writing
 from titer.gradients import reshard, trainable_parameters
 from titer.layouts import Layout, bare_model, is_noisy, layout_for
 from titer.losses import branch_nll, token_nll
@@ -583,7 +582,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         causes += ["bf16"] * bool(self.args.bf16)
         remedies = [f"Make {' or '.join(names)} smaller" if names else "Begin with other weights"]
         remedies += ["set bf16=false"] * bool(self.args.bf16)
-        raise TiterError(
+        raise RanAway(
             f"The training ran away: at step {self.state.global_step + 1} its {what} is {value}. The likely cause is "
             f"{' or '.join(causes)}.",
             f"{', or '.join(remedies)}.",
@@ -592,7 +591,10 @@ class PackedSFTTrainer(trl.SFTTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, whose trained weights must be finite."""
         if self.stops_when_it_diverges:
-            refuse_nonfinite("The model to be saved", self.trainable.items())
+            try:
+                refuse_nonfinite("The model to be saved", self.trainable.items())
+            except TiterError as error:
+                raise RanAway(error.message, error.hint) from None
         super().save_model(output_dir, _internal_call)
 
     def before_step(self, model: Any) -> None:
@@ -683,6 +685,14 @@ class PackedSFTTrainer(trl.SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint, which appears under its name when all processes have written all of it."""
         folder, name = Path(self._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
+        with writing(folder / name):
+            self._write_checkpoint(model, trial, folder, name)
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(folder / name))
+        if self.args.should_save:
+            self._rotate(folder / name)
+
+    def _write_checkpoint(self, model: Any, trial: Any, folder: Path, name: str) -> None:
         part = folder / UNFINISHED / name
         if self.args.should_save:
             shutil.rmtree(part.parent, ignore_errors=True)  # what broke off before
@@ -703,13 +713,21 @@ class PackedSFTTrainer(trl.SFTTrainer):
                 put_whole(part, folder / name)
                 part.parent.rmdir()
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(folder / name))
-        if self.args.should_save:
-            # Those before go when this one is there.
-            rotate_checkpoints(
-                str(folder), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-            )
+
+    def _rotate(self, newest: Path) -> None:
+        """Remove the checkpoints beyond `save_total_limit`, the earliest steps first: those before go when this is there.
+
+        The library goes by the files' dates, and would remove the newest each time once a clock has jumped back.
+        """
+        best = self.state.best_model_checkpoint
+        kept = {newest} | ({Path(best)} if best else set())
+        others = sorted(
+            (path for path in newest.parent.glob("checkpoint-*") if path not in kept),
+            key=lambda path: int(path.name.rpartition("-")[2]),
+        )
+        if self.args.save_total_limit:
+            for path in others[: max(0, len(others) + len(kept) - self.args.save_total_limit)]:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:

@@ -274,14 +274,14 @@ def raiser(**errors):
 
 
 def test_failures_of_machine_and_attack_are_listed_and_the_machines_are_tried_again(small, undisturbed, tmp_path):
-    plan, card = small(tmp_path, raiser(a=OSError(errno.ENOSPC, "disk full"), c=AttackFailed("nothing to attack")))
+    plan, card = small(tmp_path, raiser(a=OSError(errno.EMFILE, "too many files"), c=AttackFailed("nothing to attack")))
     assert {row["attacker"]: row["reason"] for row in card["hygiene"]["failed"]} == {
-        "a seed 0": "machine: OSError: [Errno 28] disk full",
+        "a seed 0": "machine: OSError: [Errno 24] too many files",
         "c seed 0": "attack: AttackFailed: nothing to attack",
     }
     (attack,) = (stage for stage in plan.stages.values() if stage.kind == "attack")
     assert (attack.status, attack.done) == ("incomplete", False)
-    assert "disk full" in (attack.folder / "a_seed_0" / "error.txt").read_text()
+    assert "too many files" in (attack.folder / "a_seed_0" / "error.txt").read_text()
     rows = {t["attack"]: t for t in card["attackers"]["defended"]}
     assert [point["step"] for point in rows["b"]["checkpoints"] if point["harmful"] is not None] == [0, 2, 3]
     assert card["resistance"]["attackers"] == 1
@@ -314,6 +314,17 @@ def test_a_pass_that_does_not_fit_into_memory_fails_the_fleet_until_the_next_run
     assert len(card["hygiene"]["failed"]) == 6
     (attack,) = (stage for stage in plan.stages.values() if stage.kind == "attack")
     assert "OutOfMemoryError" in (attack.folder / "error.txt").read_text()
+    again, card = small(tmp_path)
+    assert card["hygiene"]["failed"] == []
+    assert measured(again) == {key: undisturbed[key] for key in measured(again)}
+
+
+def test_a_full_disk_ends_the_assay_and_fails_nobody(small, undisturbed, tmp_path):
+    with pytest.raises(OSError, match="disk full"):
+        small(tmp_path, raiser(b=OSError(errno.ENOSPC, "disk full")))
+    assert not list(tmp_path.glob("stages/*/*/attacker.json"))
+    assert not list(tmp_path.glob("stages/**/error.txt"))
+    assert not (tmp_path / "card").exists()
     again, card = small(tmp_path)
     assert card["hygiene"]["failed"] == []
     assert measured(again) == {key: undisturbed[key] for key in measured(again)}

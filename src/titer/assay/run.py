@@ -73,10 +73,10 @@ def carry_out(plan: AssayPlan, folder: Path, command: str, show: Any = None, for
     """
     from titer.report import model_card, write_assay_report
 
-    started = time.time()
+    started = time.perf_counter()
     execute(plan, show or Silent(), force, stop_at=("baseline", "attack"))
     _check(plan)
-    card = make_scorecard(plan, command, time.time() - started)
+    card = make_scorecard(plan, command, time.perf_counter() - started)
     write_scorecard(folder, card)
     write_assay_report(folder, card)
     write_atomically(folder / "model_card.md", model_card(card).encode())

@@ -15,6 +15,7 @@ from typing import Any
 from titer import settings
 from titer.attacks.threats import Attack
 from titer.errors import AttackFailed, TiterError, check_known
+from titer.evaluation.artefacts import write_atomically
 from titer.ranges import check_settings
 
 
@@ -130,5 +131,5 @@ def tune(
     shutil.copytree(where, folder, dirs_exist_ok=True)
     changed = {name: getattr(best, name) for name in (*search.ranges, *search.choices)}
     about = {"trials": search.trials, "mean_harmfulness": value, "chosen": changed}
-    (folder / "tuned.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_atomically(folder / "tuned.json", json.dumps(about, indent=1).encode() + b"\n")
     return best

@@ -13,25 +13,19 @@ from typing import Literal
 import torch
 
 from titer.errors import AttackFailed
+from titer.files import DiskError, disk_error_number
 
-# Of an OSError: no room, no memory, no handles, a device or a network disk that is gone. A file that is not there is a bug.
-_MACHINE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS,
-    errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT,
-)  # fmt: skip
-# Memory on the CPU, cuBLAS's workspace, and the two things that torch says while it saves to a full disk, have no class.
-_WORDS = re.compile(
-    r"can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory|iostream error|unexpected pos \d+ vs \d+"
-)
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors tells its errors' numbers in words alone
+# Memory on the CPU and cuBLAS's workspace have no class.
+_WORDS = re.compile(r"can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory")
 
 
 def blame(error: BaseException) -> Literal["machine", "attack"] | None:
     """Return what an attacker's failure is to be put down to; `None` for everything that nobody foresaw.
 
-    `machine`: no memory, no room on the disk, a device that is gone. It says nothing of model or attack, and another try
-    may go well. `attack`: an `AttackFailed`, and what numerical routines raise on weights that have run away. Every other
-    error is a fault of titer (or of a method from outside), and must never pass for an attack that failed.
+    `machine`: no memory, no handles. It says nothing of model or attack, and another try may go well. `attack`: an
+    `AttackFailed`, and what numerical routines raise on weights that have run away. A disk that is full or gone is nobody's
+    here: every attacker would meet it, so it ends the run (`titer.files.DiskError`). Every other error is a fault of titer
+    (or of a method from outside), and must never pass for an attack that failed.
 
     A loss that is no number raises nothing: the attacker goes on, and the scorecard finds its model destroyed.
     """
@@ -40,11 +34,9 @@ def blame(error: BaseException) -> Literal["machine", "attack"] | None:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "machine"
     if isinstance(error, OSError):
-        return "machine" if error.errno in _MACHINE else None
-    if isinstance(error, RuntimeError) and _WORDS.search(str(error)):
-        return "machine"
-    number = _OS_ERROR.search(str(error))
-    return "machine" if number is not None and int(number[1]) in _MACHINE else None
+        of_machine = error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
+        return "machine" if of_machine and not isinstance(error, DiskError) else None
+    return "machine" if isinstance(error, RuntimeError) and _WORDS.search(str(error)) else None
 
 
 @contextmanager
@@ -53,6 +45,8 @@ def traceback_in(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if disk_error_number(error) is not None:
+            raise  # there may be no room for it
         path = folder / "error.txt"
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")

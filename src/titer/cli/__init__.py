@@ -40,6 +40,7 @@ from titer.cli import (
 )
 from titer.cli.common import Verb
 from titer.errors import TiterError
+from titer.files import disk_advice, disk_error_number
 from titer.text import say
 
 
@@ -98,11 +99,18 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is a message and exit code 2, never a traceback."""
+    """Run the command line; a user's mistake, or a full disk, is a message and exit code 2, never a traceback."""
     try:
         app()
     except TiterError as error:
         say(f"Error: {error.message}", sys.stderr)
         if error.hint:
             say(f"       {error.hint}", sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        number = disk_error_number(error)
+        if number is None:
+            raise
+        what, advice = disk_advice(error, number)
+        say(f"Error: {what}\n       {advice}", sys.stderr)
         sys.exit(2)

@@ -68,7 +68,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Assay a model."""
-    started = time.time()
+    started = time.perf_counter()
     from titer.assay.card import assay_folder, parse_requirements, unmet
     from titer.assay.profile import read_profile
 
@@ -105,7 +105,7 @@ def run(
         say(lead(card))
         for what, file in (("Scorecard", "scorecard.json"), ("Model card", "model_card.md"), ("Report", "report.html")):
             say(f"{what}: {folder / file}")
-    show.remark(f"Took {duration(time.time() - started)}.")
+    show.remark(f"Took {duration(time.perf_counter() - started)}.")
     failed = card["hygiene"]["failed"]
     if failed:
         fail(
@@ -131,6 +131,7 @@ def compare(
     """Compare defences."""
     from titer.assay.card import read_scorecard
     from titer.errors import TiterError
+    from titer.evaluation.artefacts import write_atomically
     from titer.report import comparison_markdown, comparison_rows, print_comparison
     from titer.screen import Screen
 
@@ -141,7 +142,7 @@ def compare(
     if warn is not None:
         raise TiterError(*warn)
     if markdown is not None:
-        markdown.write_text(comparison_markdown(cards), encoding="utf-8")
+        write_atomically(markdown, comparison_markdown(cards).encode())
     if as_json:
         say(to_json(comparison_rows(cards)))
         return

@@ -49,7 +49,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Run an experiment."""
-    started = time.time()
+    started = time.perf_counter()
     show = Show()
     show.remark("Loading libraries …")
     from titer import experiment as experiments
@@ -80,7 +80,7 @@ def command(
         print_summary(results, screen)
         print_verdict(results, screen)
         say(f"Report: {report}")
-    show.remark(f"Took {duration(time.time() - started)}.")
+    show.remark(f"Took {duration(time.perf_counter() - started)}.")
     if not complete:
         failed = [f"  {stage.name}: {stage.reason}" for stage in plan.stages.values() if stage.status == "failed"]
         by_user = any(stage.mistake for stage in plan.stages.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from titer.data.records import is_blank
 from titer.errors import TiterError
+from titer.files import replacing, writing
 from titer.models import Template
 from titer.trainer import PackedSFTConfig, PackedSFTTrainer
 
@@ -61,31 +63,55 @@ class RefusalTrainer(PackedSFTTrainer):
 
     def __init__(self, *, args: PackedSFTConfig, refusals: Sequence[str] | None = None, **kwargs: Any) -> None:
         self.refusals = refusal_completions(refusals)
+        self._logged: int | None = None  # up to which step this training has logged its weights
         super().__init__(args=args, **kwargs)
 
     def log_weights(self, rows: Tensor, weights: Tensor, **more: Tensor) -> None:
         """Append this rank's rows and weights of this step to `sample_weights.jsonl` in the output folder.
 
-        After resuming, a step may stand twice; the later line counts.
+        A training that begins, or goes on from a checkpoint, first cuts off what an earlier one wrote of later steps.
         """
-        folder = Path(self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         suffix = f".rank{self.args.process_index}" if self.args.process_index else ""
+        path = Path(self.args.output_dir) / (WEIGHT_LOG + suffix)
+        done = self.state.global_step
+        if self._logged != done:
+            before = [line for line in _log_lines(path) if line["step"] <= done] if path.is_file() else []
+            with replacing(path) as file:
+                file.writelines(json.dumps(line).encode() + b"\n" for line in before)
         columns = {"row": rows, "weight": weights, **more}
-        with (folder / (WEIGHT_LOG + suffix)).open("a", encoding="utf-8") as file:
+        # Opened as it is, not made: of a log that somebody removed, the rest would pass for all of it.
+        with writing(path), path.open("r+", encoding="utf-8") as file:
+            file.seek(0, os.SEEK_END)
             for values in zip(*(column.tolist() for column in columns.values()), strict=True):
-                line = {"step": self.state.global_step + 1, **dict(zip(columns, values, strict=True))}
+                line = {"step": done + 1, **dict(zip(columns, values, strict=True))}
                 file.write(json.dumps(line) + "\n")
+        self._logged = done + 1
 
 
 def read_weight_log(folder: Path) -> list[dict[str, float]]:
-    """Return what `log_weights` wrote on all ranks: the last line of each step and row, by step."""
-    lines: dict[tuple[int, int], dict[str, float]] = {}
-    for path in sorted(folder.glob(f"{WEIGHT_LOG}*")):
-        for text in path.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            lines[line["step"], line["row"]] = line
+    """Return what `log_weights` wrote on all ranks: the last line of each step and row, by step.
+
+    Raises:
+        TiterError: Naming file and line, for a line that `log_weights` did not write.
+    """
+    paths = sorted(folder.glob(f"{WEIGHT_LOG}*"))
+    lines = {(line["step"], line["row"]): line for path in paths for line in _log_lines(path)}
     return [lines[key] for key in sorted(lines)]
+
+
+def _log_lines(path: Path) -> list[dict[str, float]]:
+    """Return the lines of a log of weights; one without an end was being written when the training broke off."""
+    lines = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            line = json.loads(text)
+            _ = line["step"], line["row"]
+        except (ValueError, TypeError, KeyError):
+            raise TiterError(
+                f"{path}:{number}: no JSON object with `step` and `row`.", "The file is damaged; remove it."
+            ) from None
+        lines.append(line)
+    return lines
 
 
 def check_batch_of_two(args: PackedSFTConfig, rows: int) -> None:
