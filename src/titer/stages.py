@@ -234,7 +234,7 @@ def _checkpoint(folder: Path, *inputs: Any) -> str | None:
     """Return the checkpoint to go on from, if any, after making sure that it belongs to the same training."""
     key = hashlib.sha256(repr(inputs).encode()).hexdigest()
     marker = folder / "inputs.sha256"
-    if marker.read_text() != key if marker.is_file() else any(folder.glob("checkpoint-*")):
+    if marker.read_bytes() != key.encode() if marker.is_file() else any(folder.glob("checkpoint-*")):
         raise TiterError(
             f"{folder} holds checkpoints of a training with other settings or data.",
             "Choose another folder, or remove this one.",

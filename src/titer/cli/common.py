@@ -132,8 +132,9 @@ def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool) -
 
     rate = machine_flops()
     rows = [
-        (stage.name, stage.key, "done" if stage.done else "to do", 0.0 if stage.done else stage.flops)
+        (stage.name, stage.key, "done" if done else "to do", 0.0 if done else stage.flops)
         for stage in plan.stages.values()
+        for done in [stage.done]
     ]
     flops = sum(cost for *_, cost in rows)
     if as_json:

@@ -64,6 +64,8 @@ def command(
     if rejudge is not None:
         output = rejudge
         inferences = artefacts.read_inferences(output / "inferences.jsonl")
+        if not inferences:
+            raise TiterError(f"{output / 'inferences.jsonl'} holds no answers.", "Score the model again.")
     elif model is None:
         raise TiterError("Name a model to score, or a folder with `--rejudge`.")
     else:
