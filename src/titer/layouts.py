@@ -230,7 +230,7 @@ def _probe(model: Any, bare: Any, samples: list[Sample], tokens: int) -> Layout:
     own_attention = _attention_of(bare)
     with eager_attention(bare), coarsest_precision() as precision:
         expected = _losses_alone(model, bare, samples)
-        _check_causal(model, bare, [*samples[0].prompt, *samples[0].branches[0]][:CAUSAL], precision())
+        check_causal(model, [*samples[0].prompt, *samples[0].branches[0]][:CAUSAL], precision)
     _leave_out_routers(bare)
     padding = getattr(bare.config.get_text_config(), "pad_token_id", None)
     layout = Layout(padding=padding if isinstance(padding, int) and padding >= 0 else 0, fused=fuse_head(bare))
@@ -309,13 +309,23 @@ def _losses_alone(model: Any, bare: Any, samples: list[Sample]) -> list[Tensor]:
     return losses
 
 
-def _check_causal(model: Any, bare: Any, ids: Sequence[int], precision: torch.dtype) -> None:
-    """Raise for a model that says something else of the first tokens of a row when others follow."""
+def check_causal(
+    model: Any, ids: Sequence[int], precision: Callable[[], torch.dtype], where: str | None = None
+) -> None:
+    """Raise for a model that says something else of the first tokens of a row when others follow.
+
+    Args:
+        model: The model, in evaluation mode.
+        ids: The row.
+        precision: As `coarsest_precision` yields it.
+        where: What to call the model in the error; its class by default.
+    """
+    bare = bare_model(model)
     first = len(ids) // 2
     alone, followed = _logits_alone(model, bare, ids[:first], first), _logits_alone(model, bare, ids, len(ids))[:first]
-    if not same_to_rounding(alone, followed, precision):
+    if not same_to_rounding(alone, followed, precision()):
         raise TiterError(
-            f"{type(bare).__name__} is no causal language model: what it says of a token depends on later ones.",
+            f"{where or type(bare).__name__} is no causal language model: what it says of a token depends on later ones.",
             "Use a model that predicts from left to right; some classes do with `is_decoder=True` in their config.",
         )
 

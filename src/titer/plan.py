@@ -314,12 +314,12 @@ def _run_stage(stage: Stage, progress: Any) -> None:
 def empty_model(model: str) -> Any:
     """Return a model without weights, from its config alone."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from titer.models import locate
+    from titer.models import load_config, loading
 
-    config = AutoConfig.from_pretrained(locate(model))
-    with torch.device("meta"):
+    config = load_config(model)
+    with loading(model), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 

@@ -31,6 +31,7 @@ from titer.generation import generate
 from titer.methods import Method
 from titer.models import (
     Template,
+    adapter_weights,
     add_adapter,
     load_model,
     load_tokenizer,
@@ -190,7 +191,7 @@ def train(
     model = fresh_model(model_name, adapter, trainable=True)
     if adapter is None:
         check_targets(model, lora_config(lora))
-    start = None if adapter is None else (adapter / "adapter_model.safetensors").read_bytes()
+    start = None if adapter is None else adapter_weights(adapter).read_bytes()
     resume = _checkpoint(
         Path(args.output_dir), method, args.to_json_string(), model_name, start, lora, records, streams
     )
