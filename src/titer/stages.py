@@ -28,16 +28,19 @@ from titer.evaluation.artefacts import TASK_PREFIX, Inference, write_atomically
 from titer.files import put_whole
 from titer.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
 from titer.generation import generate
+from titer.layouts import check_length
 from titer.methods import Method
 from titer.models import (
     Template,
     adapter_weights,
     add_adapter,
+    load_config,
     load_model,
     load_tokenizer,
     refuse_nonfinite,
     refuse_nonfinite_logits,
     refuse_strays,
+    split_adapter,
 )
 from titer.ranges import check_lora
 from titer.signals import row_signals
@@ -198,7 +201,7 @@ def train(
     trainer = method.trainer(
         model=model,
         args=args,
-        train_dataset=[record.to_training_row() for record in records],
+        train_dataset=[{**record.to_training_row(), "where": record.where} for record in records],
         processing_class=load_tokenizer(model_name),
         peft_config=None if adapter is not None else lora_config(lora),
         callbacks=[ReportSteps(progress), SaveAdapters(folder, checkpoints)],
@@ -227,8 +230,8 @@ def _without_nan(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stream_row(record: Record) -> dict[str, Any]:
-    """Return what a defence may see of a record that the defender holds: prompt, completion and refusal."""
-    return {**record.to_training_row(), "refusal": record.refusal}
+    """Return what a defence may see of a record that the defender holds, and where it was read, for errors."""
+    return {**record.to_training_row(), "refusal": record.refusal, "where": record.where}
 
 
 def _checkpoint(folder: Path, *inputs: Any) -> str | None:
@@ -265,14 +268,15 @@ def answer(
         prompts: Records whose prompts to answer, each with the most tokens to generate.
         progress: Told how many prompts are answered.
     """
+    template = Template(load_tokenizer(model_name))
+    rendered = [template.prompt_ids(record.to_training_row()["prompt"]) for record, _ in prompts]
+    _check_lengths(model_name, [record for record, _ in prompts], list(map(len, rendered)))
     model = fresh_model(model_name, adapter, trainable=False)
     if adapter is not None:
         # Merged, the adapter costs nothing per token.
         model = model.merge_and_unload()
-    template = Template(load_tokenizer(model_name))
     if prompts:
-        first = template.prompt_ids(prompts[0][0].to_training_row()["prompt"])
-        refuse_nonfinite_logits(f"`{adapter or model_name}`", model, first)
+        refuse_nonfinite_logits(f"`{adapter or model_name}`", model, rendered[0])
     answers = [""] * len(prompts)
     done = 0
 
@@ -283,7 +287,7 @@ def answer(
 
     for limit in sorted({limit for _, limit in prompts}):
         places = [place for place, (_, own) in enumerate(prompts) if own == limit]
-        ids = [template.prompt_ids(prompts[place][0].to_training_row()["prompt"]) for place in places]
+        ids = [rendered[place] for place in places]
         for place, text in zip(places, generate(model, template, ids, limit, progress=advance), strict=True):
             answers[place] = text
     return answers
@@ -325,10 +329,14 @@ def as_inferences(
 
 def token_pairs(template: Template, records: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
     """Return the token ids of each record's prompt and completion."""
-    rows = [record.to_training_row() for record in records]
-    return [
-        (template.prompt_ids(row["prompt"]), template.completion_ids(row["prompt"], row["completion"])) for row in rows
-    ]
+    return [template.pair_ids(record) for record in records]
+
+
+def _check_lengths(model_name: str, records: Sequence[Record], lengths: Sequence[int]) -> None:
+    """Raise for rows that a model cannot run, before its weights are loaded."""
+    config = load_config(split_adapter(model_name)[0])
+    for number, (record, tokens) in enumerate(zip(records, lengths, strict=True)):
+        check_length(config, tokens, record.where or f"Row {number}")
 
 
 def weigh(
@@ -339,12 +347,14 @@ def weigh(
     progress: Progress = no_progress,
 ) -> list[float]:
     """Return each row's log π(answer) − log π(refusal) under a frozen model (arXiv 2603.00498), in nats."""
-    model = fresh_model(model_name, adapter, trainable=False)
-    if adapter is not None:
-        model = model.merge_and_unload()
     template = Template(load_tokenizer(model_name))
     pairs = token_pairs(template, records)
     refusals = refusal_ids(template, refusal_completions(None))
+    longest = max(map(len, refusals))
+    _check_lengths(model_name, records, [len(prompt) + max(len(completion), longest) for prompt, completion in pairs])
+    model = fresh_model(model_name, adapter, trainable=False)
+    if adapter is not None:
+        model = model.merge_and_unload()
     done = 0
 
     def advance(count: int) -> None:

@@ -426,7 +426,7 @@ def _load_named(named: _Named, split: str, data_dir: str | os.PathLike[str] | No
         require_columns(row, info.fields, where)
         record = named.read(row, where)
         if record is not None:
-            records.append(record)
+            records.append(replace(record, where=where))
     return records
 
 

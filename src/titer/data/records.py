@@ -15,7 +15,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -63,6 +63,7 @@ class Record:
         group: Rows of one group are variants of one another (the phrasings of one harmful activity), so pools
             never share a group.
         refusal: How an aligned model should answer instead.
+        where: Where it was read, `upload.jsonl:12`, for errors; no part of what it says.
 
     Raises:
         TiterError: A role or an origin is unknown, a prompt or completion is empty, a completion has several messages, or
@@ -76,6 +77,7 @@ class Record:
     label: str | None = None
     group: str | None = None
     refusal: str | None = None
+    where: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for column, messages in (("prompt", self.prompt), ("completion", self.completion)):
@@ -158,6 +160,7 @@ class Record:
                 label=_read_label(row),
                 group=_read_optional(row, "group"),
                 refusal=_read_optional(row, "refusal"),
+                where=where,
             )
         except TiterError as error:
             raise TiterError(f"{where}: {error.message}", error.hint) from None
