@@ -601,3 +601,102 @@ def test_rows_are_cut_where_the_user_says_and_nowhere_else(titer, tiny_folder, t
     code, _, error = titer(*words, "--output", tmp_path / "out", "--set", "max_length=300")
     assert code == 2
     assert f"({upload}:1) has 300 tokens" in error
+
+
+# --- outputs that cannot be written ----------------------------------------------------------------------------------
+
+
+def a_file_in_its_place(out, files, monkeypatch):
+    out.write_text("")
+    return f"{out} is a file"
+
+
+def a_file_above_it(out, files, monkeypatch):
+    out.parent.mkdir()
+    out.parent.rmdir()
+    out.parent.write_text("")
+    return f"{out.parent} is a file"
+
+
+def a_folder_in_the_place_of_a_file(out, files, monkeypatch):
+    (out / files[0]).mkdir(parents=True)
+    return f"{out / files[0]} is a folder"
+
+
+def a_link_to_nothing(out, files, monkeypatch):
+    out.symlink_to(out.parent / "nowhere")
+    return "is a link to nothing"
+
+
+def a_read_only_place(out, files, monkeypatch):
+    """Permissions do not bind the user that tests may run as."""
+    import errno
+    import tempfile
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    return "Read-only file system"
+
+
+OUTPUTS = [a_file_in_its_place, a_file_above_it, a_folder_in_the_place_of_a_file, a_link_to_nothing, a_read_only_place]
+WRITE = {
+    "align": ("log.jsonl", ["align", "--output"]),
+    "finetune": ("sample_weights.jsonl", ["finetune", "builtin:topics", "--output"]),
+    "evaluate": ("results.json", ["evaluate", "m", "--output"]),
+    "rejudge": ("scores.jsonl", ["evaluate", "--rejudge"]),
+    "audit": ("audit.html", ["audit", "builtin:topics", "--model", "m", "--output"]),
+    "run": ("report.html", ["run", "quickstart", "--output"]),
+    "dry run": ("weights.jsonl", ["run", "quickstart", "--dry-run", "--output"]),
+    "assay": ("model/scorecard.json", ["assay", "model", "--against", "n", "--output"]),
+    "dry assay": ("model/report.html", ["assay", "model", "--against", "n", "--dry-run", "--output"]),
+    "compare": ("comparison.md", ["assay", "compare", "a", "b", "--markdown"]),
+}
+
+
+@pytest.mark.parametrize("verb", WRITE)
+@pytest.mark.parametrize("obstacle", OUTPUTS, ids=lambda obstacle: obstacle.__name__)
+def test_an_output_that_cannot_be_written_is_found_first(titer, tmp_path, monkeypatch, no_model, verb, obstacle):
+    file, words = WRITE[verb]
+    out = tmp_path / "above" / "out"
+    if obstacle is not a_file_above_it:
+        out.parent.mkdir()
+    says = obstacle(out, [file], monkeypatch)
+    before = set(tmp_path.rglob("*"))
+    code, _, error = titer(*words, out / file if verb == "compare" else out)
+    assert code == 2, error
+    assert says in error
+    assert "Name another place" in error
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", WRITE)
+@pytest.mark.parametrize("name", ["x" * 256, "ü" * 128, "x/" * 2100, "x/" * 1950, "a\0b", "", " "], ids=len)
+def test_an_output_whose_name_cannot_be(titer, tmp_path, monkeypatch, no_model, verb, name):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = titer(*WRITE[verb][1], f"{name}/x.md" if verb == "compare" and name.strip() else name)
+    assert code == 2, error
+    assert "name is empty" in error if not name.strip() else "too long" in error or "null" in error
+    assert len(error) < 1000
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_that_cannot_be_written(titer, finished):
+    (finished / "report.html").unlink()
+    (finished / "report.html").mkdir()
+    code, _, error = titer("report", finished)
+    assert code == 2
+    assert f"{finished / 'report.html'} is a folder" in error
+
+
+def test_a_look_at_an_output_leaves_nothing_and_lets_the_longest_names_pass(tmp_path):
+    from titer.files import check_output, replacing
+
+    deep = tmp_path / "a" / ("x" * 255)
+    check_output(deep, ["y" * 255], ["z"])
+    assert not list(tmp_path.iterdir())
+    with replacing(deep / ("y" * 255)) as file:
+        file.write(b"1")
+    check_output(deep, ["y" * 255], ["z"])
+    assert [path.name for path in deep.iterdir()] == ["y" * 255]

@@ -10,7 +10,7 @@ from typing import Any
 from titer.assay.conditions import order_of
 from titer.errors import TiterError, check_known
 from titer.evaluation.artefacts import write_atomically
-from titer.files import folder_name, read_json
+from titer.files import check_output, folder_name, read_json
 
 SCHEMA = "titer/scorecard/2"
 CONDITIONS = ("resistance", "stability", "generalization", "trainability")
@@ -113,9 +113,12 @@ def assay_folder(output: Path, name: str | None, model: str) -> Path:
     """Return the folder of an assay in the folder of assays: `name`, or by default the model's.
 
     Raises:
-        TiterError: When `name` leads out of it.
+        TiterError: When `name` leads out of it, or what an assay leaves could not be written.
     """
-    return output / (short_name(model) if name is None else folder_name(name, "--name"))
+    folder = output / (short_name(model) if name is None else folder_name(name, "--name"))
+    check_output(output, folders=["stages"])
+    check_output(folder, ["scorecard.json", "report.html", "model_card.md"])
+    return folder
 
 
 def short_name(model: str) -> str:

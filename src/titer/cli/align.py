@@ -18,6 +18,7 @@ from titer.cli.common import (
     Seed,
     Show,
     in_range,
+    path,
     quiet_libraries,
     settings_from,
 )  # fmt: skip
@@ -39,7 +40,9 @@ Examples:
 
 
 def command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=path, metavar="PATH", help="Folder for the adapter.")
+    ],
     method: Annotated[str, typer.Option("--method", help="sft, booster or antibody.")] = "antibody",
     model: Model = EMBEDDED,
     harmful: Harmful = "builtin:harmful",
@@ -63,8 +66,10 @@ def command(
     """Align a model."""
     show = Show()
     from titer.errors import TiterError
+    from titer.files import check_output
     from titer.models import split_adapter
 
+    check_output(output, ["log.jsonl"], ["adapter", "checkpoints"])
     base, adapter = split_adapter(model)
     if adapter is not None and lora:
         raise TiterError(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, print_plan, quiet_libraries
+from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, path, print_plan, quiet_libraries
 from titer.text import say, to_json
 
 HELP = "Measure how immune a model is: resistance, stability, generalization and trainability, with a verdict on each."
@@ -51,7 +51,14 @@ def run(
         str, typer.Option("--profile", "-p", help="smoke, quick, standard, thorough, or a YAML file.")
     ] = "quick",
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of assays; those in one folder attack a model once.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=path,
+            metavar="PATH",
+            help="Folder of assays; those in one folder attack a model once.",
+        ),
     ] = Path("runs/assay"),
     name: Annotated[str | None, typer.Option("--name", help="Of this assay's folder; the model's by default.")] = None,
     defence_data: Annotated[
@@ -120,15 +127,21 @@ def run(
 )
 def compare(
     scorecards: Annotated[list[Path], typer.Argument(help="Folders of assays, or scorecard.json files.")],
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Also write the table to this file.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", parser=path, metavar="PATH", help="Also write the table to this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare defences."""
     from titer.assay.card import read_scorecard
     from titer.errors import TiterError
+    from titer.evaluation.artefacts import write_atomically
+    from titer.files import check_output
     from titer.report import comparison_markdown, comparison_rows, print_comparison
     from titer.screen import Screen
 
+    if markdown is not None:
+        check_output(markdown.parent, [markdown.name])
     cards = [read_scorecard(path) for path in scorecards]
     if len(cards) < 2:
         raise TiterError("A comparison needs two scorecards or more.")
@@ -136,7 +149,7 @@ def compare(
     if warn is not None:
         raise TiterError(*warn)
     if markdown is not None:
-        markdown.write_text(comparison_markdown(cards), encoding="utf-8")
+        write_atomically(markdown, comparison_markdown(cards).encode())
     if as_json:
         say(to_json(comparison_rows(cards)))
         return

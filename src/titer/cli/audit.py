@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import EMBEDDED, DataDir, Json, Model, Show, in_range, quiet_libraries
+from titer.cli.common import EMBEDDED, DataDir, Json, Model, Show, in_range, path, quiet_libraries
 from titer.text import one_line, say, to_csv, to_json
 
 NAME = "audit"
@@ -26,9 +26,9 @@ Rows with a column `origin` or `is_harmful` also get an AUROC: how well the rank
 def command(
     dataset: Annotated[str, typer.Argument(help="The upload: a .jsonl file, a named dataset, or a hub id.")],
     model: Model = EMBEDDED,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for audit.csv and audit.html.")] = Path(
-        "audit"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=path, metavar="PATH", help="Folder for audit.csv and audit.html.")
+    ] = Path("audit"),
     ratio: Annotated[str, typer.Option("--ratio", help="Likelihoods of answers: sum (as printed) or mean.")] = "sum",
     batch_size: Annotated[
         int, typer.Option("--batch-size", help="Rows that weights are shared among.", callback=in_range)
@@ -43,12 +43,14 @@ def command(
     from titer.errors import check_known
     from titer.evaluation.artefacts import write_atomically
     from titer.evaluation.statistics import auroc_interval
+    from titer.files import check_output
     from titer.losses import RATIOS
     from titer.models import split_adapter
     from titer.plan import weights_digest
     from titer.report import write_audit
 
     check_known([ratio], RATIOS, "ratio")
+    check_output(output, ["audit.csv", "audit.html", "audit.json"])
     records = load(dataset, data_dir=data_dir)
     show = Show()
     quiet_libraries()

@@ -25,9 +25,22 @@ def in_range(option: typer.CallbackParam, value: Any) -> Any:
     return value
 
 
+def path(text: str | Path) -> Path:
+    """Return the path that an option gives; an empty one, as an unset variable leaves it, would be the current folder."""
+    if not str(text).strip():
+        raise typer.BadParameter("its name is empty.")
+    return Path(text)
+
+
 Model = Annotated[str, typer.Option("--model", "-m", help="A local folder, a hub id, or smollm2-135m-instruct.")]
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder with local copies of named datasets (sst2_train.jsonl, …).")
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        parser=path,
+        metavar="PATH",
+        help="Folder with local copies of named datasets (sst2_train.jsonl, …).",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seeds data, initialisation and sampling.", callback=in_range)]
 Overrides = Annotated[

@@ -17,6 +17,7 @@ from titer.cli.common import (
     Overrides,
     Seed,
     Show,
+    path,
     quiet_libraries,
     settings_from,
 )  # fmt: skip
@@ -37,7 +38,9 @@ Rows are conversational prompt–completion or `messages` JSONL, as TRL reads it
 
 def command(
     dataset: Annotated[str, typer.Argument(help="The upload: a .jsonl file, a named dataset, or a hub id.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=path, metavar="PATH", help="Folder for the adapter.")
+    ],
     method: Annotated[str, typer.Option("--method", help="sft, antibody or gate.")] = "antibody",
     model: Model = EMBEDDED,
     harmful: Harmful = "builtin:harmful",
@@ -52,8 +55,10 @@ def command(
     from titer import methods, stages
     from titer.data import load
     from titer.data.pools import DataSettings, defence_pools
+    from titer.files import check_output
     from titer.models import split_adapter
 
+    check_output(output, ["log.jsonl", "sample_weights.jsonl"], ["adapter", "checkpoints"])
     quiet_libraries()
     chosen = methods.find("finetune", method)
     args = methods.settings(chosen, settings_from(overrides), "--set", str(output / "checkpoints"), seed)

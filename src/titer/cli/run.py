@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, print_plan, quiet_libraries
+from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, path, print_plan, quiet_libraries
 from titer.text import say, to_json
 
 NAME = "run"
@@ -31,7 +31,10 @@ Examples:
 
 def command(
     experiment: Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled experiment.")] = "quickstart",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; runs/NAME by default.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", parser=path, metavar="PATH", help="Run folder; runs/NAME by default."),
+    ] = None,
     data_dir: DataDir = None,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and an estimate of the time.")] = False,
