@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 
 import pytest
@@ -282,7 +283,7 @@ def other_kinds(tokenizer, tmp_path_factory):
     from transformers import BertConfig, BertForMaskedLM, BertModel, T5Config, T5ForConditionalGeneration
 
     size = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    bert = BertConfig(**size, num_attention_heads=2, max_position_embeddings=64)
+    bert = BertConfig(**size, num_attention_heads=2)
     t5 = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     made = {"encoder": BertForMaskedLM(bert), "headless": BertModel(bert), "both": T5ForConditionalGeneration(t5)}
     folder = tmp_path_factory.mktemp("kinds")
@@ -700,3 +701,160 @@ def test_a_look_at_an_output_leaves_nothing_and_lets_the_longest_names_pass(tmp_
         file.write(b"1")
     check_output(deep, ["y" * 255], ["z"])
     assert [path.name for path in deep.iterdir()] == ["y" * 255]
+
+
+# --- data that is no file, or no text --------------------------------------------------------------------------------
+
+
+def a_pipe(path):
+    os.mkfifo(path)
+    return "is a pipe, not a file"
+
+
+def a_socket(path):
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(path.name)  # the names of sockets are short
+    return "is a socket, not a file"
+
+
+def a_device(path):
+    path.symlink_to("/dev/zero")
+    return "is a device, not a file"
+
+
+def a_folder_there(path):
+    path.mkdir()
+    return "is a folder, not a file"
+
+
+def a_circle(path):
+    path.symlink_to(path)
+    return "cannot be read"
+
+
+READ = {
+    "data": (["data"], "u.jsonl"),
+    "audit": (["audit"], "u.jsonl"),
+    "finetune": (["finetune", "--output", "o"], "u.jsonl"),
+    "align": (["align", "--output", "o", "--harmful"], "u.csv"),
+    "evaluate": (["evaluate", "m", "--harmful"], "u.parquet"),
+    "named": (["evaluate", "m", "--task", "sst2", "--data-dir", "."], "sst2_test.jsonl"),
+    "run": (["run"], "e.yaml"),
+    "assay": (["assay", "m", "--against", "n", "--profile"], "p.yaml"),
+    "results": (["report", "."], "results.json"),
+    "scorecard": (["assay", "compare", "."], "scorecard.json"),
+    "answers": (["evaluate", "--rejudge", "."], "inferences.jsonl"),
+}
+
+
+@pytest.mark.parametrize("verb", READ)
+@pytest.mark.parametrize(
+    "other", [a_pipe, a_socket, a_device, a_folder_there, a_circle], ids=lambda other: other.__name__
+)
+def test_nothing_is_read_that_is_no_file(titer, tmp_path, monkeypatch, no_model, verb, other):
+    """It would wait for a writer that never comes, or read without end."""
+    monkeypatch.chdir(tmp_path)
+    words, name = READ[verb]
+    says = other(tmp_path / name)
+    code, _, error = titer(*words, *([] if "." in words else [name]))
+    assert code == 2
+    assert f"{name} {says}" in error or (verb == "answers" and name in error)
+    assert len(error.strip().splitlines()) > 1, "and what to do"
+
+
+@pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/{}", "/proc/self/fd/{}"])
+def test_what_a_shell_substitutes_is_to_be_saved_first(titer, monkeypatch, name):
+    read, write = os.pipe()
+    monkeypatch.setattr(os, "read", lambda *_: pytest.fail("read"))
+    code, _, error = titer("data", name.format(read) if name != "/dev/stdin" else f"/dev/fd/{read}")
+    os.close(read)
+    os.close(write)
+    assert code == 2
+    assert "is a pipe, not a file" in error
+    assert "`<(…)`" in error
+
+
+ROW = '{"prompt": "Grüße?", "completion": "b"}\n'
+TABLE = "prompt,completion\nGrüße?,b\n"
+
+
+def archive(kind, text=ROW):
+    import bz2
+    import gzip
+    import io
+    import lzma
+    import zipfile
+
+    if kind == "zip":
+        with zipfile.ZipFile(made := io.BytesIO(), "w") as file:
+            file.writestr("u.jsonl", text)
+        return made.getvalue()
+    return {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}[kind](text.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        *[(f"u{suffix}", archive(kind), f"not text, but {kind}")
+          for kind in ("gzip", "zip", "bzip2", "xz") for suffix in (".jsonl", ".csv", ".json")],
+        *[("u.jsonl", ROW.encode(code), "u.jsonl:1: not text, but UTF-16") for code in ("utf-16",)],
+        *[("u.csv", TABLE.encode(code), "not text, but UTF-16") for code in ("utf-16",)],
+        *[("u.jsonl", ROW.encode(code), "u.jsonl:1: ") for code in ("utf-16-le", "utf-16-be", "utf-32", "latin-1")],
+        *[("u.csv", TABLE.encode(code), "u.csv: ") for code in ("utf-16-le", "utf-16-be", "utf-32", "latin-1")],
+        ("u.jsonl", bytes(range(256)), "u.jsonl:1: "),
+        ("u.csv", bytes(range(256)), "u.csv: "),
+        ("u.csv", b"prompt,completion\na,b\0\n", "u.csv: zero bytes"),
+        ("u.jsonl", b"PAR1" + bytes(9), "u.jsonl:1: not text, but Parquet"),
+        ("u.parquet", ROW.encode(), "u.parquet: broken Parquet"),
+        ("u.parquet", b"", "u.parquet: broken Parquet"),
+        ("u.parquet", b"PAR1" + bytes(200) + b"PAR1", "u.parquet: broken Parquet"),
+        ("u.parquet", b"PAR1" + b"\xff" * 200 + b"\x10\0\0\0PAR1", "u.parquet: broken Parquet"),
+        ("u.jsonl.gz", archive("gzip"), "unknown format `.gz`"),
+        ("u", ROW.encode(), "unknown format ``"),
+        ("u.jsonl", b"", "is empty"),
+    ],
+)  # fmt: skip
+def test_data_that_is_no_text(titer, tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    code, _, error = titer("data", tmp_path / name)
+    assert code == 2
+    assert says in error
+    assert str(tmp_path / name) in error
+
+
+def test_a_parquet_file_that_lost_its_end(titer, tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_list([{"prompt": f"a{number}", "completion": "b"} for number in range(99)]).to_parquet(
+        tmp_path / "u.parquet"
+    )
+    whole = (tmp_path / "u.parquet").read_bytes()
+    for damaged in (whole[:-50], whole[:40] + b"\xff" * 400 + whole[440:]):
+        (tmp_path / "u.parquet").write_bytes(damaged)
+        code, _, error = titer("data", tmp_path / "u.parquet")
+        assert code == 2
+        assert "u.parquet: broken Parquet" in error
+
+
+@pytest.mark.parametrize("verb", ["run", "assay"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x1f\x8b\x08", "name: Grüße".encode("latin-1"), "name: x".encode("utf-16"), b"name: \x01\n", b"[" * 1000,
+     b"name: 2001-99-99", b"a: &a [*a]", b"- x", bytes(range(256))],
+    ids=range(10),
+)  # fmt: skip
+def test_settings_that_are_no_yaml(titer, tmp_path, verb, content):
+    file = tmp_path / "e.yaml"
+    file.write_bytes(content)
+    code, _, error = titer(*(["run"] if verb == "run" else ["assay", "m", "--against", "n", "--profile"]), file)
+    assert code == 2
+    assert str(file) in error
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + ".jsonl", "a\0b.jsonl", "", ".", "/", "a/b/c"])
+def test_a_name_that_is_no_data(titer, name):
+    code, _, error = titer("data", name)
+    assert code == 2
+    assert "Error: " in error
