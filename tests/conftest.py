@@ -87,3 +87,19 @@ def titer(monkeypatch, capsys):
         return stop.value.code or 0, written.out, written.err
 
     return run
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fails the test when a model is loaded."""
+    # Imported before: what they import stays with them.
+    from titer import experiment, models, stages  # noqa: F401
+    from titer.assay import runner  # noqa: F401
+
+    def load(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    for name in ("load_model", "load_tokenizer", "locate"):
+        monkeypatch.setattr(models, name, load)
+    monkeypatch.setattr(stages, "load_model", load)
+    monkeypatch.setattr(stages, "load_tokenizer", load)

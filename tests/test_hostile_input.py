@@ -6,22 +6,6 @@ import yaml
 from titer.errors import TiterError
 
 
-@pytest.fixture
-def no_model(monkeypatch):
-    """Fails the test when a model is loaded."""
-    # Imported before: what they import stays with them.
-    from titer import experiment, models, stages  # noqa: F401
-    from titer.assay import runner  # noqa: F401
-
-    def load(*args, **kwargs):
-        raise AssertionError("a model was loaded")
-
-    for name in ("load_model", "load_tokenizer", "locate"):
-        monkeypatch.setattr(models, name, load)
-    monkeypatch.setattr(stages, "load_model", load)
-    monkeypatch.setattr(stages, "load_tokenizer", load)
-
-
 def write(path, **values):
     path.write_text(yaml.safe_dump(values))
     return path
@@ -371,8 +355,8 @@ ANSWERED = {"role": "assistant", "content": "b"}
             r"r\.json: the key `prompt` stands there twice",
         ),
         ("r.csv", "prompt,completion,prompt\na,b,c\n", r"r\.csv:1: the column `prompt` stands there twice"),
-        ("r.jsonl", '{"prompt": "a", "completion": "b"}\n\0\0\0\n', r"r\.jsonl:2: broken JSON"),
-        ("r.jsonl", "\0\0\0\0", r"r\.jsonl:1: broken JSON"),
+        ("r.jsonl", '{"prompt": "a", "completion": "b"}\n\0\0\0\n', r"r\.jsonl:2: zero bytes"),
+        ("r.jsonl", "\0\0\0\0", r"r\.jsonl:1: zero bytes"),
         ("r.jsonl", '{"prompt": "a", "completion": "b"}\n\u200b\n', r"r\.jsonl:2: broken JSON"),
         ("r.jsonl", [{"prompt": "a", "completion": [ANSWERED, ANSWERED]}], r"r\.jsonl:1: `completion` has several"),
     ],

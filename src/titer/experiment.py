@@ -21,7 +21,7 @@ from titer.data.pools import DataSettings, first, harmful_pools, helpful_rows, l
 from titer.errors import TiterError, check_known
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.scoring import check_verdicts, judge_into, summarise
-from titer.files import folder_name
+from titer.files import check_output, folder_name
 from titer.judges.base import Judge
 from titer.plan import (
     GENERATION_CODE,
@@ -297,8 +297,12 @@ def make_plan(experiment: Experiment, run_folder: Path, data_dir: Path | None = 
     """Plan an experiment: load and check its data, and name every stage by what it depends on.
 
     Raises:
-        TiterError: For data that cannot be found, are too few, or overlap, and for an adapter that does not fit the model.
+        TiterError: For a folder that cannot be written, for data that cannot be found, are too few, or overlap, and for an
+            adapter that does not fit the model.
     """
+
+    files = ["inferences.jsonl", "scores.jsonl", "weights.jsonl", "results.json", "report.html"]
+    check_output(run_folder, files, ["stages"])
     plan = ExperimentPlan(run_folder, experiment=experiment)
     for seed in experiment.seeds:
         pools = load_pools(experiment, seed, data_dir)

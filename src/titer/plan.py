@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 import platform
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -25,9 +25,11 @@ from titer import __version__
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.evaluation import artefacts
-from titer.files import disk_error_number
+from titer.files import disk_error_number, read_json, remove
 from titer.judges.base import Judge
 from titer.plugins import source_digest
+
+logger = logging.getLogger(__name__)
 
 # -- keys -------------------------------------------------------------------------------------------------------------
 
@@ -69,7 +71,7 @@ def judge_key(judge: Judge) -> list[str]:
 @functools.cache
 def model_digest(name: str) -> str:
     """Return a hash of a model's files, or the hub id with the commit that is cached here."""
-    from titer.models import EMBEDDED, WHEEL_SHA256, locate, not_found
+    from titer.models import EMBEDDED, WHEEL_SHA256, loading, locate
 
     if name == EMBEDDED:
         return WHEEL_SHA256[:16]
@@ -78,10 +80,8 @@ def model_digest(name: str) -> str:
         from huggingface_hub import hf_hub_download
 
         # Files of a hub model lie in a folder named by their commit, which can be read without a network too.
-        try:
+        with loading(name):
             return f"{name}@{Path(hf_hub_download(name, 'config.json')).parent.name}"
-        except (OSError, ValueError) as error:
-            raise not_found(name, error) from error
     return folder_digest(location)
 
 
@@ -97,12 +97,20 @@ def folder_digest(folder: Path) -> str:
         # Pickled weights, but not the `training_args.bin` that lies beside them.
         pickled = path.suffix == ".bin" and "model" in path.name
         if pickled or path.suffix in (".json", ".safetensors", ".jinja", ".model"):
-            with path.open("rb") as file:
-                whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+            whole.update(path.name.encode() + _file_digest(path).digest())
     return whole.hexdigest()[:16]
 
 
+def _file_digest(path: Path) -> Any:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256")
+
+
 # -- stages -----------------------------------------------------------------------------------------------------------
+
+
+DONE = "done.json"
+"""Where a stage that is done says so, and what it left."""
 
 
 class Incomplete(Exception):
@@ -141,8 +149,39 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether its work is complete on disk."""
-        return (self.folder / "done.json").is_file()
+        """Whether its work is complete on disk, every file of it as it was left."""
+        return self.status in ("done", "cached") or (os.path.lexists(self.folder / DONE) and not self.damaged())
+
+    def damaged(self) -> dict[str, str]:
+        """Return what is wrong with its files, by their path in its folder, where they are not as they were left."""
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            return {DONE: f"{self.folder} is no folder"}
+        if not os.path.lexists(self.folder / DONE):
+            return {}
+        try:
+            left = self.left()
+        except TiterError as error:
+            return {DONE: error.message.rstrip(".")}
+        wrong = {}
+        for name, digest in left["files"].items():
+            path = self.folder / name
+            if not path.is_file():
+                wrong[name] = f"{path} is missing"
+            elif _file_digest(path).hexdigest() != digest:
+                wrong[name] = f"{path} is damaged"
+        return wrong
+
+    def left(self) -> dict[str, Any]:
+        """Return what it left when it was done: `seconds`, and `files`, the hash of each by its path in its folder.
+
+        Raises:
+            TiterError: For a record that is missing, unreadable, or of another stage.
+        """
+        left = read_json(self.folder / DONE)
+        kinds = {"key": str, "seconds": float, "files": dict}
+        if not all(isinstance(left.get(name), kind) for name, kind in kinds.items()) or left["key"] != self.key:
+            raise TiterError(f"{self.folder / DONE} is not what this stage leaves.")
+        return left
 
     @property
     def readable(self) -> bool:
@@ -217,16 +256,31 @@ def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] =
             stage.status, stage.reason = "skipped", f"needs `{blocked.name}`, which {blocked.status}"
         elif stage.done and not force:
             stage.status = "cached"
-            stage.seconds = float(json.loads((stage.folder / "done.json").read_text())["seconds"])
+            stage.seconds = stage.left()["seconds"]
         else:
-            if force:
-                shutil.rmtree(stage.folder, ignore_errors=True)
+            _make_room(stage, force)
             with show.stage(stage) as progress:
                 _run_stage(stage, progress)
         show.settled(stage)
         if stage.status == "failed" and stage.kind in stop_at:
             break
     return all(stage.status in ("done", "cached") for stage in plan.stages.values())
+
+
+def _make_room(stage: Stage, force: bool) -> None:
+    """Take away what a stage cannot go on from: all of it, or those of its files and folders that are damaged."""
+    damaged = {} if force else stage.damaged()
+    if damaged:
+        first, *others = damaged.values()
+        logger.warning("%s%s: `%s` is done again.", first, f", as {len(others)} more" if others else "", stage.name)
+    if force or DONE in damaged or (stage.folder / "adapter").exists():
+        remove(stage.folder)
+    elif damaged:
+        # The other attackers of a fleet stay.
+        parts = {DONE, *(name.partition("/")[0] for name in damaged)}
+        for path in stage.folder.iterdir():
+            if path.name in parts:
+                remove(path)
 
 
 def _run_stage(stage: Stage, progress: Any) -> None:
@@ -253,8 +307,10 @@ def _run_stage(stage: Stage, progress: Any) -> None:
         (stage.folder / "error.txt").unlink(missing_ok=True)
     stage.seconds = time.perf_counter() - start
     if stage.status == "done":
-        record = {"name": stage.name, "key": stage.key, "seconds": stage.seconds}
-        artefacts.write_atomically(stage.folder / "done.json", json.dumps(record).encode())
+        left = {path for path in stage.folder.rglob("*") if path.is_file()}
+        files = {path.relative_to(stage.folder).as_posix(): _file_digest(path).hexdigest() for path in sorted(left)}
+        record = {"name": stage.name, "key": stage.key, "seconds": stage.seconds, "files": files}
+        artefacts.write_atomically(stage.folder / DONE, json.dumps(record).encode())
 
 
 # -- estimates --------------------------------------------------------------------------------------------------------
@@ -264,16 +320,12 @@ def _run_stage(stage: Stage, progress: Any) -> None:
 def empty_model(model: str) -> Any:
     """Return a model without weights, from its config alone."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from titer.models import locate, not_found
+    from titer.models import load_config, loading
 
-    location = locate(model)
-    try:
-        config = AutoConfig.from_pretrained(location)
-    except (OSError, ValueError) as error:
-        raise not_found(model, error) from error
-    with torch.device("meta"):
+    config = load_config(model)
+    with loading(model), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import types
 import typing
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from titer.errors import MOST, TiterError, check_known, did_you_mean
+from titer.files import read_text
 from titer.ranges import check_range, numbers
 
 
@@ -120,16 +122,23 @@ def read(
     Raises:
         TiterError: For a missing or broken file, an unknown key (with a suggestion) or a wrong value.
     """
-    if not Path(path).is_file():
-        known = bundled(folder)
-        if str(path) not in known:
-            raise TiterError(f"No {what} at `{path}`.", did_you_mean(str(path), known))
+    known = bundled(folder)
+    if not os.path.isfile(path) and str(path) in known:
         path = known[str(path)]
+    elif not os.path.lexists(path):
+        raise TiterError(f"No {what} at `{path}`.", did_you_mean(str(path), known))
+    text = read_text(path, "Name a YAML file, in UTF-8.")
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise TiterError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # odd characters, dates that are none, endless nesting
+        raise TiterError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise TiterError(
             f"{path}: expected a mapping.", "Start from a bundled one: " + ", ".join(bundled(folder)) + "."

@@ -28,15 +28,19 @@ from titer.evaluation.artefacts import TASK_PREFIX, Inference, write_atomically
 from titer.files import put_whole, writing
 from titer.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
 from titer.generation import generate
+from titer.layouts import check_length
 from titer.methods import Method, blaming
 from titer.models import (
     Template,
+    adapter_weights,
     add_adapter,
+    load_config,
     load_model,
     load_tokenizer,
     refuse_nonfinite,
     refuse_nonfinite_logits,
     refuse_strays,
+    split_adapter,
 )
 from titer.plugins import source_digest
 from titer.ranges import check_lora
@@ -183,7 +187,7 @@ def make_trainer(
     trainer = method.trainer(
         model=model,
         args=args,
-        train_dataset=[record.to_training_row() for record in records],
+        train_dataset=[{**record.to_training_row(), "where": record.where} for record in records],
         processing_class=tokenizer,
         peft_config=None if lora is None else lora_config(lora),
         callbacks=callbacks,
@@ -228,7 +232,7 @@ def train(
         OSError: For a disk that is full, read-only or gone (`titer.files.DiskError`).
     """
     own = Path(args.output_dir)
-    start = None if adapter is None else (adapter / "adapter_model.safetensors").read_bytes()
+    start = None if adapter is None else adapter_weights(adapter).read_bytes()
     how = source_digest(method.trainer, method.config)
     inputs = (how, args.to_json_string(), model_name, start, lora, records, streams)
     key = hashlib.sha256(repr(inputs).encode()).hexdigest()
@@ -278,8 +282,8 @@ def _without_nan(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stream_row(record: Record) -> dict[str, Any]:
-    """Return what a defence may see of a record that the defender holds: prompt, completion and refusal."""
-    return {**record.to_training_row(), "refusal": record.refusal}
+    """Return what a defence may see of a record that the defender holds, and where it was read, for errors."""
+    return {**record.to_training_row(), "refusal": record.refusal, "where": record.where}
 
 
 def _finished(folder: Path, checkpoints: Path, key: str) -> bool:
@@ -288,7 +292,7 @@ def _finished(folder: Path, checkpoints: Path, key: str) -> bool:
     Settings and data that left no checkpoint behind, because they ran away or were stopped too soon, are in nobody's way.
     """
     marker, finished = folder / INPUTS, (folder / "adapter").exists()
-    same = marker.is_file() and marker.read_text() == key
+    same = marker.is_file() and marker.read_bytes() == key.encode()
     if not same and (finished or last_checkpoint(checkpoints) is not None):
         what = "a finished training" if finished else "checkpoints of a training"
         raise TiterError(
@@ -318,14 +322,15 @@ def answer(
         prompts: Records whose prompts to answer, each with the most tokens to generate.
         progress: Told how many prompts are answered.
     """
+    template = Template(load_tokenizer(model_name))
+    rendered = [template.prompt_ids(record.to_training_row()["prompt"]) for record, _ in prompts]
+    _check_lengths(model_name, [record for record, _ in prompts], list(map(len, rendered)))
     model = fresh_model(model_name, adapter, trainable=False)
     if adapter is not None:
         # Merged, the adapter costs nothing per token.
         model = model.merge_and_unload()
-    template = Template(load_tokenizer(model_name))
     if prompts:
-        first = template.prompt_ids(prompts[0][0].to_training_row()["prompt"])
-        refuse_nonfinite_logits(f"`{adapter or model_name}`", model, first)
+        refuse_nonfinite_logits(f"`{adapter or model_name}`", model, rendered[0])
     answers = [""] * len(prompts)
     done = 0
 
@@ -336,7 +341,7 @@ def answer(
 
     for limit in sorted({limit for _, limit in prompts}):
         places = [place for place, (_, own) in enumerate(prompts) if own == limit]
-        ids = [template.prompt_ids(prompts[place][0].to_training_row()["prompt"]) for place in places]
+        ids = [rendered[place] for place in places]
         for place, text in zip(places, generate(model, template, ids, limit, progress=advance), strict=True):
             answers[place] = text
     return answers
@@ -378,10 +383,14 @@ def as_inferences(
 
 def token_pairs(template: Template, records: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
     """Return the token ids of each record's prompt and completion."""
-    rows = [record.to_training_row() for record in records]
-    return [
-        (template.prompt_ids(row["prompt"]), template.completion_ids(row["prompt"], row["completion"])) for row in rows
-    ]
+    return [template.pair_ids(record) for record in records]
+
+
+def _check_lengths(model_name: str, records: Sequence[Record], lengths: Sequence[int]) -> None:
+    """Raise for rows that a model cannot run, before its weights are loaded."""
+    config = load_config(split_adapter(model_name)[0])
+    for number, (record, tokens) in enumerate(zip(records, lengths, strict=True)):
+        check_length(config, tokens, record.where or f"Row {number}")
 
 
 def weigh(
@@ -392,12 +401,14 @@ def weigh(
     progress: Progress = no_progress,
 ) -> list[float]:
     """Return each row's log π(answer) − log π(refusal) under a frozen model (arXiv 2603.00498), in nats."""
-    model = fresh_model(model_name, adapter, trainable=False)
-    if adapter is not None:
-        model = model.merge_and_unload()
     template = Template(load_tokenizer(model_name))
     pairs = token_pairs(template, records)
     refusals = refusal_ids(template, refusal_completions(None))
+    longest = max(map(len, refusals))
+    _check_lengths(model_name, records, [len(prompt) + max(len(completion), longest) for prompt, completion in pairs])
+    model = fresh_model(model_name, adapter, trainable=False)
+    if adapter is not None:
+        model = model.merge_and_unload()
     done = 0
 
     def advance(count: int) -> None:

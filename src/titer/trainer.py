@@ -31,7 +31,7 @@ from titer.data.records import Record
 from titer.errors import RanAway, TiterError
 from titer.files import put_whole, writing
 from titer.gradients import reshard, trainable_parameters
-from titer.layouts import Layout, bare_model, is_noisy, layout_for
+from titer.layouts import Layout, bare_model, check_length, is_noisy, layout_for
 from titer.losses import branch_nll, token_nll
 from titer.models import Template, prepare_tokenizer, refuse_nonfinite
 from titer.ranges import check_settings
@@ -166,24 +166,27 @@ class Encoder:
 
     Args:
         template: Renders and encodes conversations.
-        max_length: Longest prompt with its completion, in tokens; `None` for no limit.
+        max_length: Longest prompt with its completion, in tokens; `None` for no limit but the model's.
+        config: Of the model, where it is known.
     """
 
     template: Template
     max_length: int | None
+    config: Any = None
 
     def pair(self, row: dict[str, Any], where: str) -> tuple[list[int], list[int]]:
         """Return the ids of a row's prompt and completion, the completion cut at `max_length`.
 
         Raises:
-            TiterError: When the row has no prompt and completion, or its prompt leaves no room for the completion.
+            TiterError: When the row has no prompt and completion, its prompt leaves no room for the completion, or it is
+                longer than the model allows. A row that says `where` it was read is named by that too.
         """
+        if isinstance(row.get("where"), str):
+            where = f"{where} ({row['where']})"
         if row.get("input_ids") is not None:
             prompt, completion = self._tokenised_pair(row, where)
         else:
-            conversation = Record.from_row(row, where).to_training_row()
-            prompt = self.template.prompt_ids(conversation["prompt"])
-            completion = self.template.completion_ids(conversation["prompt"], conversation["completion"])
+            prompt, completion = self.template.pair_ids(Record.from_row(row, where))
         if self.max_length is not None:
             if len(prompt) >= self.max_length:
                 raise TiterError(
@@ -192,6 +195,8 @@ class Encoder:
                     f"Shorten or remove the row, or set max_length above {len(prompt)}.",
                 )
             completion = completion[: self.max_length - len(prompt)]
+        if self.config is not None:
+            check_length(self.config, len(prompt) + len(completion), where)
         return prompt, completion
 
     def samples(self, rows: Sequence[dict[str, Any]], name: str) -> list[Sample]:
@@ -336,6 +341,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
             )
         if train_dataset is None:
             raise TiterError("`train_dataset` is missing.")
+        self._config = getattr(model, "config", None)
         self.args = args  # `streams` wants the settings before `Trainer.__init__` has set them
         self.micro_batches: list[PackedBatch] = []
         self._micro_batch = 0
@@ -482,7 +488,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
             return dataset  # as `evaluate` does when it goes through several datasets
         training = not hasattr(self, "template")  # TRL prepares the training data first
         self.template = Template(prepare_tokenizer(processing_class))
-        encoder = Encoder(self.template, args.max_length)
+        encoder = Encoder(self.template, args.max_length, self._config)
         rows = as_rows(dataset, f"{dataset_name}_dataset")
         pairs = [encoder.pair(row, f"{dataset_name}_dataset[{place}]") for place, row in enumerate(rows)]
         columns: dict[str, list[Any]] = {

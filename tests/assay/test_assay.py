@@ -298,6 +298,24 @@ def test_failures_of_machine_and_attack_are_listed_and_the_machines_are_tried_ag
     assert one == pytest.approx(other, abs=0.02)
 
 
+@pytest.mark.parametrize("of_a_stage_that_is_done", [True, False])
+def test_an_attacker_whose_files_are_damaged_is_run_again_and_no_other(
+    small, tmp_path, caplog, of_a_stage_that_is_done
+):
+    plan, card = small(tmp_path)
+    (attack,) = (stage for stage in plan.stages.values() if stage.kind == "attack")
+    damaged = attack.folder / "b_seed_0" / ("step-3.json" if of_a_stage_that_is_done else "attacker.json")
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    if not of_a_stage_that_is_done:
+        (attack.folder / "done.json").unlink()
+    again, second = small(tmp_path, raiser(a=KeyError("it is not run again"), c=KeyError("nor is this one")))
+    assert all(stage.done for stage in again.stages.values())
+    assert str(damaged) in caplog.text
+    assert "again" in caplog.text
+    assert second["hygiene"]["failed"] == []
+    assert second["verdicts"] == card["verdicts"]
+
+
 def test_a_pass_that_does_not_fit_into_memory_fails_the_fleet_until_the_next_run(small, undisturbed, tmp_path):
     passes, real = [], Fleet._pass
 

@@ -215,6 +215,7 @@ def test_missing_file_and_folder(tmp_path):
         read_jsonl(tmp_path / "gone.jsonl")
     with pytest.raises(TiterError, match="is a folder"):
         read_jsonl(tmp_path)
+    (tmp_path / "rows.xml").touch()
     with pytest.raises(TiterError, match="unknown format"):
         read_records(tmp_path / "rows.xml")
 
@@ -273,7 +274,7 @@ def test_write_makes_folders_and_an_ordinary_file(tmp_path):
 
 def test_write_over_a_folder_is_a_clear_error(tmp_path):
     (tmp_path / "rows.jsonl").mkdir()
-    with pytest.raises(TiterError, match="could not be written"):
+    with pytest.raises(TiterError, match="is a folder, and a file is to be written there"):
         write_jsonl(tmp_path / "rows.jsonl", [Record.make("a", "b")])
     assert os.listdir(tmp_path) == ["rows.jsonl"]
 

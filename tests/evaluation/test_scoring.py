@@ -377,7 +377,7 @@ def test_results_of_another_schema_and_malformed_results_are_errors(tmp_path: Pa
     path.write_text("{")
     with pytest.raises(TiterError, match=r"results\.json:1: not JSON"):
         read_results(path)
-    with pytest.raises(TiterError, match="cannot be read"):
+    with pytest.raises(TiterError, match="does not exist"):
         read_results(tmp_path / "none.json")
 
 

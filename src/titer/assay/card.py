@@ -10,7 +10,7 @@ from typing import Any
 from titer.assay.conditions import order_of
 from titer.errors import TiterError, check_known
 from titer.evaluation.artefacts import write_atomically
-from titer.files import folder_name
+from titer.files import check_output, folder_name, read_json
 
 SCHEMA = "titer/scorecard/2"
 CONDITIONS = ("resistance", "stability", "generalization", "trainability")
@@ -33,19 +33,12 @@ def read_scorecard(path: Path) -> dict[str, Any]:
     """Read a scorecard, from its file or from the folder it is in.
 
     Raises:
-        TiterError: For a missing file, one that is no JSON, or one of another schema.
+        TiterError: For a missing file, one that is no JSON object, or one of another schema.
     """
     file = path / "scorecard.json" if path.is_dir() else path
-    try:
-        card = json.loads(file.read_bytes())
-    except OSError as error:
-        raise TiterError(
-            f"{file}: cannot be read: {error.strerror}.", "Make it with `titer assay DEFENDED --against UNDEFENDED`."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise TiterError(f"{file}:{error.lineno}: not JSON: {error.msg}.") from None
-    if not isinstance(card, dict) or card.get("schema") != SCHEMA:
-        found = card.get("schema") if isinstance(card, dict) else None
+    card = read_json(file, "Make it with `titer assay DEFENDED --against UNDEFENDED`.")
+    found = card.get("schema")
+    if found != SCHEMA:
         older = "Its verdicts follow rules that were not defensible; a" if found == "titer/scorecard/1" else "A"
         raise TiterError(
             f"{file}: schema `{found}`, expected `{SCHEMA}`.", f"{older}ssay the model with this version of titer."
@@ -120,9 +113,12 @@ def assay_folder(output: Path, name: str | None, model: str) -> Path:
     """Return the folder of an assay in the folder of assays: `name`, or by default the model's.
 
     Raises:
-        TiterError: When `name` leads out of it.
+        TiterError: When `name` leads out of it, or what an assay leaves could not be written.
     """
-    return output / (short_name(model) if name is None else folder_name(name, "--name"))
+    folder = output / (short_name(model) if name is None else folder_name(name, "--name"))
+    check_output(output, folders=["stages"])
+    check_output(folder, ["scorecard.json", "report.html", "model_card.md"])
+    return folder
 
 
 def short_name(model: str) -> str:

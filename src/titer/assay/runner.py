@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
 import random
 import re
 import shutil
@@ -29,9 +30,11 @@ from titer.attacks.failures import blame, traceback_in
 from titer.attacks.rows import in_disguise, training_rows
 from titer.attacks.threats import Attack
 from titer.data import Record
+from titer.errors import TiterError
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inference, write_atomically
 from titer.evaluation.scoring import check_verdicts, judge_into
+from titer.files import read_json, remove
 from titer.generation import generate
 from titer.judges.base import Judge
 from titer.models import refuse_nonfinite_logits, split_adapter
@@ -49,6 +52,8 @@ from titer.plan import (
     weights_digest,
 )
 from titer.plugins import source_digest
+
+logger = logging.getLogger(__name__)
 
 ROLES = ("defended", "undefended")
 ATTACK_CODE = (*TRAINING_CODE, *GENERATION_CODE, "attacks", "assay/measure.py")
@@ -241,7 +246,7 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
     baseline = plan.add("baseline", f"before any attack: {model}", spec, run, flops=flops)
 
     def inferences() -> Iterator[Inference]:
-        answers = json.loads((baseline.folder / "step-0.json").read_text(encoding="utf-8"))["answers"]
+        answers = read_json(baseline.folder / "step-0.json")["answers"]
         asked = {**sets, **probe.sets}
         for name, texts in answers.items():
             arm = f"{role} / before" + (", cross-domain" if name == "cross" else "")
@@ -267,6 +272,7 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
     ]
 
     def run(own: Stage, progress: Any) -> None:
+        _remove_damaged(own.folder)
         failure: BaseException | None = None
         try:
             if crew[0].attack.method == "ablation":
@@ -429,7 +435,7 @@ def _tune(plan: AssayPlan, folder: Path, attacker: Attacker, progress: Any) -> N
         return folder / trial.folder
 
     def harmfulness(attack: Attack, where: Path) -> float | None:
-        if json.loads((where / "attacker.json").read_text(encoding="utf-8"))["error"] is not None:
+        if read_json(where / "attacker.json")["error"] is not None:
             return None
         asked = plan.probe(attack).sets[HARMFUL]
         rows = [
@@ -506,13 +512,27 @@ def _finish(
 def _finished(folder: Path) -> bool:
     """Whether an attacker has come to its end, or to a failure that another run would meet again."""
     path = folder / "attacker.json"
-    return path.is_file() and not json.loads(path.read_text(encoding="utf-8"))["again"]
+    return path.exists() and not read_json(path)["again"]
 
 
 def measurements(folder: Path) -> list[dict[str, Any]]:
     """Return what was measured of an attacker, by step."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("step-*.json")]
+    found = [read_json(path) for path in folder.glob("step-*.json")]
     return sorted(found, key=lambda measured: int(measured["step"]))
+
+
+def _remove_damaged(folder: Path) -> None:
+    """Remove attackers of an interrupted stage that left a file which cannot be read; they are run again.
+
+    What a stage left that was done is looked at before (`titer.plan.Stage.damaged`).
+    """
+    for attacker in [path for path in folder.iterdir() if path.is_dir()]:
+        try:
+            for path in attacker.glob("*.json"):
+                read_json(path)
+        except TiterError as error:
+            logger.warning("%s: `%s` is run again.", error.message.rstrip("."), attacker.name)
+            remove(attacker)
 
 
 def _flops_per_token(attack: Attack) -> float:

@@ -7,7 +7,6 @@ beside them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from titer.errors import TiterError
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inference, ScoreRow
 from titer.evaluation.statistics import agreement, auroc, wilson
+from titer.files import read_json
 from titer.plan import Stage, environment
 
 EXAMPLES = 4
@@ -230,11 +230,11 @@ def _trajectory(
     tuned = None
     if stage.readable:
         folder = stage.folder / attacker.folder
-        about = json.loads((folder / "attacker.json").read_text(encoding="utf-8"))
+        about = read_json(folder / "attacker.json")
         # What an attacker spent is not known when it failed before it began; another try may have left measurements.
         measured = [found for found in measurements(folder) if found["step"] <= len(about["samples"])]
         if attacker.search is not None and about["error"] is None:
-            tuned = json.loads((folder / "tuned.json").read_text(encoding="utf-8"))
+            tuned = read_json(folder / "tuned.json")
     points = []
     if not measured or measured[0]["step"]:
         points.append(_start(plan, attacker, answers))

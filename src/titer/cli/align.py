@@ -19,6 +19,7 @@ from titer.cli.common import (
     Show,
     in_range,
     method_help,
+    path,
     refuse_unused,
     refuse_unused_data_dir,
     settings_from,
@@ -43,7 +44,9 @@ Examples:
 
 def command(
     context: typer.Context,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=path, metavar="PATH", help="Folder for the adapter.")
+    ],
     method: Annotated[str, typer.Option("--method", help=method_help("align"))] = "antibody",
     model: Model = EMBEDDED,
     harmful: Harmful = "builtin:harmful",
@@ -67,8 +70,10 @@ def command(
     """Align a model."""
     show = Show()
     from titer.errors import TiterError
+    from titer.files import check_output
     from titer.models import split_adapter
 
+    check_output(output, ["log.jsonl"], ["adapter", "checkpoints"])
     base, adapter = split_adapter(model)
     if adapter is not None and lora:
         raise TiterError(

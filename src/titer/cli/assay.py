@@ -20,6 +20,7 @@ from titer.cli.common import (
     Verb,
     duration,
     fail,
+    path,
     print_plan,
     refuse_unused_data_dir,
 )  # fmt: skip
@@ -51,7 +52,14 @@ def run(
         str, typer.Option("--profile", "-p", help="smoke, quick, standard, thorough, or a YAML file.")
     ] = "quick",
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of assays; those in one folder attack a model once.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=path,
+            metavar="PATH",
+            help="Folder of assays; those in one folder attack a model once.",
+        ),
     ] = Path("runs/assay"),
     name: Annotated[str | None, typer.Option("--name", help="Of this assay's folder; the model's by default.")] = None,
     defence_data: Annotated[
@@ -125,16 +133,21 @@ def run(
 )
 def compare(
     scorecards: Annotated[list[Path], typer.Argument(help="Folders of assays, or scorecard.json files.")],
-    markdown: Annotated[Path | None, typer.Option("--markdown", help="Also write the table to this file.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", parser=path, metavar="PATH", help="Also write the table to this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare defences."""
     from titer.assay.card import read_scorecard
     from titer.errors import TiterError
     from titer.evaluation.artefacts import write_atomically
+    from titer.files import check_output
     from titer.report import comparison_markdown, comparison_rows, print_comparison
     from titer.screen import Screen
 
+    if markdown is not None:
+        check_output(markdown.parent, [markdown.name])
     cards = [read_scorecard(path) for path in scorecards]
     if len(cards) < 2:
         raise TiterError("A comparison needs two scorecards or more.")

@@ -14,6 +14,7 @@ from titer.cli.common import (
     Model,
     Show,
     in_range,
+    path,
     refuse_unused,
     refuse_unused_data_dir,
 )
@@ -36,9 +37,9 @@ def command(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="The upload: a .jsonl file, a named dataset, or a hub id.")],
     model: Model = EMBEDDED,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for audit.csv and audit.html.")] = Path(
-        "audit"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=path, metavar="PATH", help="Folder for audit.csv and audit.html.")
+    ] = Path("audit"),
     ratio: Annotated[str, typer.Option("--ratio", help="Likelihoods of answers: sum (as printed) or mean.")] = "sum",
     batch_size: Annotated[
         int, typer.Option("--batch-size", help="Rows that weights are shared among.", callback=in_range)
@@ -53,6 +54,7 @@ def command(
     from titer.errors import check_known
     from titer.evaluation.artefacts import write_atomically
     from titer.evaluation.statistics import auroc_interval
+    from titer.files import check_output
     from titer.losses import RATIOS
     from titer.models import split_adapter
     from titer.plan import weights_digest
@@ -62,6 +64,7 @@ def command(
     refuse_unused_data_dir(context, [dataset])
     if as_json:
         refuse_unused(context, ["top"], "with `--json`, which prints all rows")
+    check_output(output, ["audit.csv", "audit.html", "audit.json"])
     records = load(dataset, data_dir=data_dir)
     show = Show()
     base, adapter = split_adapter(model)

@@ -26,6 +26,13 @@ def in_range(option: typer.CallbackParam, value: Any) -> Any:
     return value
 
 
+def path(text: str | Path) -> Path:
+    """Return the path that an option gives; an empty one, as an unset variable leaves it, would be the current folder."""
+    if not str(text).strip():
+        raise typer.BadParameter("its name is empty.")
+    return Path(text)
+
+
 class Verb(TyperCommand):
     """A verb whose options are given once each: by itself the library takes the last, and says nothing."""
 
@@ -92,7 +99,13 @@ def refuse_what_is_there(paths: Sequence[Path], force: bool, option: str = "--ou
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A local folder, a hub id, or smollm2-135m-instruct.")]
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder with local copies of named datasets (sst2_train.jsonl, …).")
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        parser=path,
+        metavar="PATH",
+        help="Folder with local copies of named datasets (sst2_train.jsonl, …).",
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seeds data, initialisation and sampling.", callback=in_range)]
 Overrides = Annotated[
@@ -190,8 +203,9 @@ def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool, f
 
     rate = machine_flops()
     rows = [
-        (stage.name, stage.key, *(("done", 0.0) if stage.done and not force else ("to do", stage.flops)))
+        (stage.name, stage.key, "done" if done else "to do", 0.0 if done else stage.flops)
         for stage in plan.stages.values()
+        for done in [stage.done]
     ]
     flops = sum(cost for *_, cost in rows)
     if as_json:

@@ -17,6 +17,7 @@ from titer.cli.common import (
     Seed,
     Show,
     in_range,
+    path,
     refuse_unused,
     refuse_unused_data_dir,
     refuse_what_is_there,
@@ -48,7 +49,9 @@ def command(
     model: Annotated[
         str | None, typer.Argument(help="A model or adapter folder, a hub id, the embedded model.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the artefacts.")] = Path("evaluation"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=path, metavar="PATH", help="Folder for the artefacts.")
+    ] = Path("evaluation"),
     harmful: Harmful = "builtin:harmful",
     lookalikes: Lookalikes = "builtin:lookalikes",
     task: Annotated[str, typer.Option("--task", help="Task whose accuracy to measure.")] = "builtin:sentiment",
@@ -62,7 +65,9 @@ def command(
         float, typer.Option("--poison-ratio", help="Of what it was fine-tuned on.", callback=in_range)
     ] = 0.0,
     judge: Annotated[str, typer.Option("--judge", help="Who judges answers: offline or keywords.")] = "offline",
-    rejudge: Annotated[Path | None, typer.Option("--rejudge", help="Judge this folder's answers again.")] = None,
+    rejudge: Annotated[
+        Path | None, typer.Option("--rejudge", parser=path, metavar="PATH", help="Judge this folder's answers again.")
+    ] = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
     force: Force = False,
@@ -73,16 +78,20 @@ def command(
     from titer.errors import TiterError, check_known
     from titer.evaluation import artefacts
     from titer.evaluation.scoring import check_verdicts, judge_into, summarise
+    from titer.files import check_output
     from titer.plan import environment
     from titer.screen import Screen, table
 
     chosen = judges.get(judge)
+    output = rejudge or output
+    check_output(output, ["inferences.jsonl", "scores.jsonl", "results.json", "report.html"])
     if rejudge is not None:
         used = ("context", "rejudge", "judge", "as_json")
         unused = [str(option.name) for option in context.command.params if option.name not in used]
         refuse_unused(context, unused, "with `--rejudge`, which judges the answers that are there")
-        output = rejudge
         inferences = artefacts.read_inferences(output / "inferences.jsonl")
+        if not inferences:
+            raise TiterError(f"{output / 'inferences.jsonl'} holds no answers.", "Score the model again.")
     elif model is None:
         raise TiterError("Name a model to score, or a folder with `--rejudge`.")
     else:

@@ -18,6 +18,7 @@ from titer.cli.common import (
     Seed,
     Show,
     method_help,
+    path,
     refuse_unused,
     refuse_unused_data_dir,
     settings_from,
@@ -41,7 +42,9 @@ Rows are conversational prompt–completion or `messages` JSONL, as TRL reads it
 def command(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="The upload: a .jsonl file, a named dataset, or a hub id.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the adapter.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=path, metavar="PATH", help="Folder for the adapter.")
+    ],
     method: Annotated[str, typer.Option("--method", help=method_help("finetune"))] = "antibody",
     model: Model = EMBEDDED,
     harmful: Harmful = "builtin:harmful",
@@ -56,9 +59,11 @@ def command(
     from titer import methods, stages
     from titer.data import load
     from titer.data.pools import DataSettings, defence_pools
+    from titer.files import check_output
     from titer.models import split_adapter
     from titer.rehearsal import rehearse
 
+    check_output(output, ["log.jsonl", "sample_weights.jsonl"], ["adapter", "checkpoints"])
     chosen = methods.find("finetune", method)
     if not chosen.streams:
         refuse_unused(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import Json
+from titer.cli.common import Json, path
 from titer.text import say, to_json
 
 NAME = "report"
@@ -22,13 +22,16 @@ Examples:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="A run folder, with results.json.")], as_json: Json = False
+    run: Annotated[Path, typer.Argument(parser=path, metavar="RUN", help="A run folder, with results.json.")],
+    as_json: Json = False,
 ) -> None:
     """Report a run."""
+    from titer.files import check_output
     from titer.report import print_summary, print_verdict, read_results, summary, write_report
     from titer.screen import Screen
 
     results = read_results(run)
+    check_output(run, ["report.html"])
     report = write_report(run)
     if as_json:
         say(to_json(summary(results)))

@@ -18,6 +18,7 @@ from titer.cli.common import (
     Show,
     duration,
     fail,
+    path,
     print_plan,
     refuse_unused_data_dir,
 )
@@ -41,7 +42,10 @@ Examples:
 def command(
     context: typer.Context,
     experiment: Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled experiment.")] = "quickstart",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; runs/NAME by default.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", parser=path, metavar="PATH", help="Run folder; runs/NAME by default."),
+    ] = None,
     data_dir: DataDir = None,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and an estimate of the time.")] = False,

@@ -84,7 +84,7 @@ def load(
     elif plugins.is_path(name):
         made = plugins.load(name)
         records = records_of(plugins.made(lambda: list(made(split)), name), f"{name} [{split}]")
-    elif Path(name).suffix.lower() in FILE_SUFFIXES or Path(name).exists():
+    elif Path(name).suffix.lower() in FILE_SUFFIXES or os.path.lexists(name):
         _check_split(name, split, ("train",), "A file has no splits: give the test rows as a file of their own.")
         records = read_records(name)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -446,9 +446,9 @@ def _load_named(named: _Named, split: str, data_dir: str | os.PathLike[str] | No
     rows: Iterator[tuple[str, dict[str, Any]]] | None = None
     if data_dir is not None:
         folder = Path(data_dir)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise TiterError(f"data_dir is not a folder: {folder}.", "Check the path given as `--data-dir`.")
-        found = next((folder / file for file in files if (folder / file).exists()), None)
+        found = next((folder / file for file in files if os.path.lexists(folder / file)), None)
         rows = None if found is None else read_rows(found)
     if rows is None:
         looked = " or ".join(f"`{file}`" for file in files)
@@ -461,7 +461,7 @@ def _load_named(named: _Named, split: str, data_dir: str | os.PathLike[str] | No
         require_columns(row, info.fields, where)
         record = named.read(row, where)
         if record is not None:
-            records.append(record)
+            records.append(replace(record, where=where))
     return records
 
 

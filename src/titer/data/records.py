@@ -15,12 +15,12 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from titer.errors import TiterError, check_known, did_you_mean
-from titer.files import replacing
+from titer.files import check_file, replacing
 
 Row: TypeAlias = Mapping[str, object]
 
@@ -63,6 +63,7 @@ class Record:
         group: Rows of one group are variants of one another (the phrasings of one harmful activity), so pools
             never share a group.
         refusal: How an aligned model should answer instead.
+        where: Where it was read, `upload.jsonl:12`, for errors; no part of what it says.
 
     Raises:
         TiterError: A role or an origin is unknown, a prompt or completion is empty, a completion has several messages, or
@@ -76,6 +77,7 @@ class Record:
     label: str | None = None
     group: str | None = None
     refusal: str | None = None
+    where: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for column, messages in (("prompt", self.prompt), ("completion", self.completion)):
@@ -158,6 +160,7 @@ class Record:
                 label=_read_label(row),
                 group=_read_optional(row, "group"),
                 refusal=_read_optional(row, "refusal"),
+                where=where,
             )
         except TiterError as error:
             raise TiterError(f"{where}: {error.message}", error.hint) from None
@@ -394,22 +397,22 @@ def read_rows(path: str | os.PathLike[str], suffix: str | None = None) -> Iterat
         suffix: Its format, one of `FILE_SUFFIXES`; by default told from its name.
 
     Raises:
-        TiterError: The file is missing, a folder, unreadable, of an unknown format, or holds no rows.
+        TiterError: The file is missing, a folder, a pipe, unreadable, of an unknown format, or holds no rows.
     """
     path = Path(path)
     suffix = path.suffix.lower() if suffix is None else suffix
-    if path.is_dir():
-        raise TiterError(f"{path} is a folder, not a file.", f"Give a file: {', '.join(FILE_SUFFIXES)}.")
+    check_file(path, f"Give a file: {', '.join(FILE_SUFFIXES)}.")
     if suffix not in FILE_SUFFIXES:
-        raise TiterError(f"{path}: unknown format `{suffix}`.", f"titer reads {', '.join(FILE_SUFFIXES)}.")
+        raise TiterError(
+            f"{path}: unknown format `{suffix}`.",
+            f"titer reads {', '.join(FILE_SUFFIXES)}, by the end of the name. Unpack an archive first.",
+        )
     rows = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[suffix](path)
     empty = True
     try:
         for where_and_row in rows:
             empty = False
             yield where_and_row
-    except FileNotFoundError:
-        raise TiterError(f"{path} does not exist.", "Check the path.") from None
     except OSError as error:
         raise TiterError(f"{path} could not be read: {error.strerror or error}.") from None
     if empty:
@@ -467,22 +470,35 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
-    if not path.exists():
-        raise FileNotFoundError(path)
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise TiterError(f"{path}: broken Parquet: {error}") from None
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise TiterError(f"{path}: broken Parquet: {first}", "Save the file again, or as one of JSON lines.") from None
     for index, row in enumerate(rows):
         yield f"{path}: row {index}", row
 
 
+_SIGNATURES = {
+    b"\x1f\x8b": "gzip: unpack it", b"PK\x03\x04": "zip: unpack it", b"BZh": "bzip2: unpack it",
+    b"\xfd7zXZ": "xz: unpack it", b"\x28\xb5\x2f\xfd": "Zstandard: unpack it", b"PAR1": "Parquet: call it `.parquet`",
+    b"\xff\xfe": "UTF-16: save it as UTF-8", b"\xfe\xff": "UTF-16: save it as UTF-8",
+}  # fmt: skip
+
+
 def _decode(data: bytes, where: str, *, first: bool) -> str:
+    known = next((kind for start, kind in _SIGNATURES.items() if first and data.startswith(start)), None)
+    if known is not None:
+        kind, _, remedy = known.partition(": ")
+        raise TiterError(f"{where}: not text, but {kind}.", f"{remedy.capitalize()} first.")
     try:
         # Windows editors begin a file with a byte order mark.
-        return data.decode("utf-8-sig" if first else "utf-8")
+        text = data.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
         raise TiterError(f"{where}: not UTF-8 text (byte {error.start}).", "Save the file as UTF-8.") from None
+    if "\0" in text:
+        raise TiterError(f"{where}: zero bytes, which text has none of.", "Save the file as UTF-8, if it is UTF-16.")
+    return text
 
 
 def _parse(text: str, where: str) -> object:

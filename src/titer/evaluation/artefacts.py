@@ -13,11 +13,10 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from titer.errors import TiterError, check_known
-from titer.files import replacing
+from titer.files import read_json, read_text, replacing
 from titer.judges.base import LABELS
 
 RESULTS_SCHEMA = "titer/results/1"
@@ -253,12 +252,8 @@ def read_results(path: str | os.PathLike[str]) -> tuple[list[Result], dict[str, 
     Raises:
         TiterError: When the file is missing, is no JSON, has another schema, or holds a malformed result.
     """
-    path = Path(path)
-    try:
-        document = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise TiterError(f"{path}:{error.lineno}: not JSON: {error.msg}.") from None
-    schema = document.get("schema") if isinstance(document, dict) else None
+    document = read_json(path, "Score the run again.")
+    schema = document.get("schema")
     if schema != RESULTS_SCHEMA:
         raise TiterError(
             f"{path}: schema `{schema}`, expected `{RESULTS_SCHEMA}`.",
@@ -332,21 +327,10 @@ def _write_lines(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]
     write_atomically(path, b"".join(line + b"\n" for line in lines))
 
 
-def _read_text(path: Path) -> str:
-    try:
-        # Not `read_text`: its universal newlines would end lines at a lone carriage return too.
-        return path.read_bytes().decode()
-    except OSError as error:
-        raise TiterError(f"{path}: cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise TiterError(f"{path}: not UTF-8 (byte {error.start}).") from None
-
-
 def _read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Yield (file:line, line, object) of every line that is not empty."""
-    path = Path(path)
     # Only "\n" ends a line: `splitlines` would also break inside a string, at U+2028 for example.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
@@ -354,6 +338,8 @@ def _read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, int, dict[s
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise TiterError(f"{place}: not JSON: {error.msg} (column {error.colno}).") from None
+        except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets inside each other
+            raise TiterError(f"{place}: not JSON: {error}.") from None
         if not isinstance(record, dict):
             raise TiterError(f"{place}: expected a JSON object, got {type(record).__name__}.")
         yield place, number, record

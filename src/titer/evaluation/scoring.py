@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,8 @@ from titer.evaluation.statistics import wilson
 from titer.judges.base import Judge
 
 __all__ = ["check_verdicts", "judge_into", "read_results", "score", "summarise", "write_results"]
+
+logger = logging.getLogger(__name__)
 
 Group = tuple[str, str, int, float, int]
 
@@ -58,7 +61,7 @@ def judge_into(
     """Judge inferences, and keep the verdicts in a file while they come in.
 
     A file that an earlier call left with verdicts missing or failed is gone on with: what has a label there is not asked
-    again. A file that lacks nothing is written anew. `check_verdicts` says whether any failed.
+    again. A file that lacks nothing is written anew, and so is one that is damaged. `check_verdicts` says whether any failed.
 
     Args:
         path: The `scores.jsonl`.
@@ -74,7 +77,12 @@ def judge_into(
     """
     judged = [row for row in inferences if row.set in (HARMFUL, LOOKALIKE)]
     wanted = [(row.id, judge.name) for judge in judges for row in judged]
-    before = {(row.id, row.judge): row for row in read_scores(path)} if Path(path).is_file() else {}
+    before: dict[tuple[str, str], ScoreRow] = {}
+    if Path(path).is_file():
+        try:
+            before = {(row.id, row.judge): row for row in read_scores(path)}
+        except TiterError as error:
+            logger.warning("%s All answers are judged again.", error.message)
     found = {key: row for key in wanted if (row := before.get(key)) is not None and row.label is not None}
     if len(found) == len(wanted):
         found = {}

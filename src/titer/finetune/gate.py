@@ -146,7 +146,7 @@ class GateTrainer(RefusalTrainer):
 
     def _fit(self, harmful: list[dict[str, Any]], helpful: list[dict[str, Any]]) -> Tensor:
         """Fit the gate on the defender's prompts and return P(harmful) of each row of the upload, `(n,)`."""
-        encoder = Encoder(self.template, self.args.max_length)
+        encoder = Encoder(self.template, self.args.max_length, self._config)
         refusals = refusal_ids(self.template, self.refusals)
         layer = round(self.args.probe_depth * self.bare_model.config.get_text_config().num_hidden_layers)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from titer.errors import TiterError
 from titer.evaluation.statistics import auroc
+from titer.files import check_file
 from titer.report import tables
 from titer.report.comparison import MARGIN
 from titer.report.page import answer_text, environment, flat_settings, sections, write_page
@@ -457,15 +458,16 @@ def _arm_settings(arms: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a JSONL file with their line numbers."""
+    check_file(path)
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise TiterError(
-                    f"{path}, line {number}: not JSON ({error.msg}).",
+                    f"{path}, line {number}: not JSON ({getattr(error, 'msg', error)}).",
                     f"Write the file again, or remove {path.name} to get the report without that section.",
                 ) from None
             if not isinstance(row, dict):

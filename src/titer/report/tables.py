@@ -8,13 +8,13 @@ A single seed keeps the interval that `results.json` states.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titer.errors import TiterError
 from titer.evaluation.statistics import wilson
+from titer.files import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,16 +81,8 @@ def read_results(run: Path) -> dict[str, Any]:
         TiterError: The file is missing, is not JSON, has another schema, or a row lacks a field or has a wrong type.
     """
     path = Path(run) / "results.json"
-    try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TiterError(
-            f"{path} does not exist.", "Give the folder of a run that has been scored, for example `runs/quickstart`."
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TiterError(
-            f"{path} is not JSON: {error}.", "`titer run` on the same experiment writes it again."
-        ) from None
+    hint = "Give the folder of a run that has been scored; `titer run` on the same experiment writes the file again."
+    results = read_json(path, hint)
     check_results(results, str(path))
     return results
 
