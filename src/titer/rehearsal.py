@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -235,12 +236,14 @@ def _aside(model_name: str) -> Iterator[tuple[str, Any]]:
     """Yield a folder that goes again and a model's tokenizer; leave the generators of random numbers where they stood."""
     if not gc.get_freeze_count():
         gc.freeze()  # the library collects garbage after each training, and would look at a million objects of its own
-    tokenizer, before = _tokenizer(model_name), random_state()
+    tokenizer, before, threads = _tokenizer(model_name), random_state(), torch.get_num_threads()
     looks = _looks(tokenizer)
+    torch.set_num_threads(1)  # several threads wait for each other longer than a toy computes
     try:
         with tempfile.TemporaryDirectory() as folder:
             yield folder, tokenizer
     finally:
+        torch.set_num_threads(threads)
         restore_random_state(before)
         if _looks(tokenizer) != looks:
             _tokenizer.cache_clear()  # there are settings that change it
