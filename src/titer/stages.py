@@ -10,9 +10,11 @@ import copy
 import functools
 import hashlib
 import json
+import logging
 import math
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 from titer.data.records import Record
 from titer.errors import TiterError, check_known
 from titer.evaluation.artefacts import TASK_PREFIX, Inference, write_atomically
-from titer.files import put_whole
+from titer.files import put_whole, read_json
 from titer.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
 from titer.generation import generate
 from titer.layouts import check_length
@@ -34,6 +36,7 @@ from titer.models import (
     Template,
     adapter_weights,
     add_adapter,
+    check_folder,
     load_config,
     load_model,
     load_tokenizer,
@@ -45,6 +48,8 @@ from titer.models import (
 from titer.ranges import check_lora
 from titer.signals import row_signals
 from titer.trainer import PackedSFTConfig
+
+logger = logging.getLogger(__name__)
 
 LORA_DEFAULTS: dict[str, Any] = {"r": 32, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj"]}
 """LoRA of the released code of Booster and Antibody (arXiv 2409.01586, 2603.00498)."""
@@ -248,10 +253,25 @@ def _checkpoint(folder: Path, *inputs: Any) -> str | None:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the last checkpoint; one that broke off, for want of disk or power, is none, whoever wrote it."""
+    """Return the last checkpoint; one that broke off, for want of disk or power, or was damaged, is none, whoever wrote it."""
     # titer's trainers put whole ones there; others write the trainer's state last.
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_whole(path.parent)]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Say whether a checkpoint's files have all of their ends; where one has not, a line says so."""
+    try:
+        read_json(checkpoint / "trainer_state.json")
+        check_folder(checkpoint)
+        for path in checkpoint.iterdir():
+            # What torch saves is a zip, whose table of contents comes last.
+            if path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
+                raise TiterError(f"{path} is damaged.")
+    except TiterError as error:
+        logger.warning("%s The training does not go on from there.", error.message)
+        return False
+    return True
 
 
 def answer(
