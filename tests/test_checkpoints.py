@@ -237,3 +237,17 @@ def test_the_rest_of_a_log_of_weights_does_not_pass_for_all_of_it(tmp_path):
     (tmp_path / "sample_weights.jsonl").unlink()
     with pytest.raises(DiskError, match="No such file"):
         log_steps(trainer, 1)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+@pytest.mark.parametrize("kept", [0, 0.9], ids=["emptied", "cut"])
+def test_a_checkpoint_that_was_damaged_is_not_gone_on_from(train, monkeypatch, caplog, name, kept):
+    run = f"damaged {name} {kept}"
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "save_adapter", lambda *_: full())
+        with pytest.raises(OSError, match="No space left"):
+            train(run)
+    (file,) = (train.base / run / "checkpoints").glob(f"checkpoint-*/{name}")
+    file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+    assert train(run) == train.undisturbed
+    assert str(file) in caplog.text

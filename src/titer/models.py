@@ -496,7 +496,7 @@ def add_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any:
     except KeyError as error:  # of a module that is trained as a whole
         raise TiterError(f"{where} does not fit its base model: {error} is missing.", FOREIGN_ADAPTER) from error
     except Exception as error:  # whatever a library raises of files that it did not expect
-        if _is_no_fault_of_files(error):
+        if _is_of_another_kind(error):
             raise
         if "size mismatch" in str(error):
             reason = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
@@ -628,7 +628,7 @@ def loading(name: str, part: str = "model") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_no_fault_of_files(error):
+        if _is_of_another_kind(error):
             raise
         if os.path.isdir(os.path.expanduser(name)):
             raise TiterError(f"Cannot load a {part} from `{name}`: {_first_line(error)}", WHOLE_MODEL) from error
@@ -647,10 +647,11 @@ def _not_found(name: str, part: str, error: Exception) -> TiterError:
     return TiterError(f"Cannot load a {part} from `{name}`: {reason}", hint)
 
 
-def _is_no_fault_of_files(error: Exception) -> bool:
-    import torch
+def _is_of_another_kind(error: Exception) -> bool:
+    """Say whether an error tells what is wrong already, or is the machine's fault and not that of any file."""
+    from titer.attacks.failures import blame
 
-    return isinstance(error, TiterError | MemoryError | torch.OutOfMemoryError)
+    return isinstance(error, TiterError) or blame(error) == "machine"
 
 
 def _first_line(error: Exception) -> str:

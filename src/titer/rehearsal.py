@@ -95,7 +95,7 @@ def rehearse(
             def lay_out(tried: dict[str, Any], name: str = name, rows: Sequence[Record] = rows) -> None:
                 longest = limit if "max_length" in tried or "max_length" not in values else None
                 encoder = Encoder(Template(_tokenizer(model_name)), longest)
-                encoder.samples([record.to_training_row() for record in rows], name)
+                encoder.samples([stages.placed_row(record) for record in rows], name)
 
             methods.blaming(lay_out, {name: value for name, value in values.items() if name == "max_length"}, called)
             _done.add(read)

@@ -10,9 +10,11 @@ import copy
 import functools
 import hashlib
 import json
+import logging
 import math
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 from titer.data.records import Record
 from titer.errors import RanAway, TiterError, check_known
 from titer.evaluation.artefacts import TASK_PREFIX, Inference, write_atomically
-from titer.files import put_whole, writing
+from titer.files import put_whole, read_json, writing
 from titer.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
 from titer.generation import generate
 from titer.layouts import check_length
@@ -34,6 +36,7 @@ from titer.models import (
     Template,
     adapter_weights,
     add_adapter,
+    check_folder,
     load_config,
     load_model,
     load_tokenizer,
@@ -46,6 +49,8 @@ from titer.plugins import source_digest
 from titer.ranges import check_lora
 from titer.signals import row_signals
 from titer.trainer import PackedSFTConfig, PackedSFTTrainer
+
+logger = logging.getLogger(__name__)
 
 LORA_DEFAULTS: dict[str, Any] = {"r": 32, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj"]}
 """LoRA of the released code of Booster and Antibody (arXiv 2409.01586, 2603.00498)."""
@@ -187,7 +192,7 @@ def make_trainer(
     trainer = method.trainer(
         model=model,
         args=args,
-        train_dataset=[{**record.to_training_row(), "where": record.where} for record in records],
+        train_dataset=[placed_row(record) for record in records],
         processing_class=tokenizer,
         peft_config=None if lora is None else lora_config(lora),
         callbacks=callbacks,
@@ -283,7 +288,12 @@ def _without_nan(line: dict[str, Any]) -> dict[str, Any]:
 
 def _stream_row(record: Record) -> dict[str, Any]:
     """Return what a defence may see of a record that the defender holds, and where it was read, for errors."""
-    return {**record.to_training_row(), "refusal": record.refusal, "where": record.where}
+    return {**placed_row(record), "refusal": record.refusal}
+
+
+def placed_row(record: Record) -> dict[str, Any]:
+    """Return what a trainer may see of a record, and where it was read, for errors."""
+    return {**record.to_training_row(), "where": record.where}
 
 
 def _finished(folder: Path, checkpoints: Path, key: str) -> bool:
@@ -302,10 +312,25 @@ def _finished(folder: Path, checkpoints: Path, key: str) -> bool:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the last checkpoint; one that broke off, for want of disk or power, is none, whoever wrote it."""
+    """Return the last checkpoint; one that broke off, for want of disk or power, or was damaged, is none, whoever wrote it."""
     # titer's trainers put whole ones there; others write the trainer's state last.
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_whole(path.parent)]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Say whether a checkpoint's files have all of their ends; where one has not, a line says so."""
+    try:
+        read_json(checkpoint / "trainer_state.json")
+        check_folder(checkpoint)
+        for path in checkpoint.iterdir():
+            # What torch saves is a zip, whose table of contents comes last.
+            if path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
+                raise TiterError(f"{path} is damaged.")
+    except TiterError as error:
+        logger.warning("%s The training does not go on from there.", error.message)
+        return False
+    return True
 
 
 def answer(

@@ -136,7 +136,7 @@ class Record:
         )
 
     @classmethod
-    def from_row(cls, row: Row, where: str = "row") -> Record:
+    def from_row(cls, row: Row, where: str | None = None) -> Record:
         """Read a prompt–completion row (text or messages) or a `messages` row.
 
         Of a `messages` row, everything before the last message is the prompt, and the last message, which must
@@ -163,7 +163,7 @@ class Record:
                 where=where,
             )
         except TiterError as error:
-            raise TiterError(f"{where}: {error.message}", error.hint) from None
+            raise TiterError(f"{where or 'row'}: {error.message}", error.hint) from None
 
     def to_row(self) -> dict[str, Any]:
         """Return all columns, ready for JSON. Every row has the same keys, as `datasets.Dataset.from_list` needs."""
