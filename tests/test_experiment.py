@@ -274,13 +274,13 @@ def test_a_folder_of_another_training_is_left_alone(settings, done_folder):
     stage = next(iter(plan.stages.values()))
     (stage.folder / "done.json").unlink()
     with pytest.raises(TiterError, match="holds a finished training"):
-        stage.run(stage, lambda *_: None)
+        stage.run(stage)
     assert (stage.folder / "adapter" / "adapter_model.safetensors").is_file()
     shutil.rmtree(stage.folder / "adapter")
     (stage.folder / "checkpoints").mkdir()
     Path(stage.folder / "checkpoints" / "inputs.sha256").write_text("another")
     with pytest.raises(TiterError, match="other settings or data"):
-        stage.run(stage, lambda *_: None)
+        stage.run(stage)
 
 
 def test_judging_a_run_again_writes_its_report_again(settings, done_folder):

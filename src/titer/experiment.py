@@ -385,7 +385,7 @@ def _plan_training(
         "code": code_digest(*TRAINING_CODE),
     }
 
-    def run(own: Stage, progress: Any) -> None:
+    def run(own: Stage) -> None:
         args = _trainer_args(experiment, arm_name, stage, str(own.folder / "checkpoints"), seed)
         stages.train(
             method,
@@ -397,7 +397,6 @@ def _plan_training(
             streams,
             own.folder,
             checkpoints=spec["checkpoints"],
-            progress=progress,
         )
 
     args = _trainer_args(experiment, arm_name, stage, "unused", seed)
@@ -441,16 +440,16 @@ def _plan_answers(
         "code": code_digest(*GENERATION_CODE),
     }
 
-    def run(own: Stage, progress: Any) -> None:
-        texts = stages.answer(experiment.model, trained.folder / adapter, prompts, progress)
+    def run(own: Stage) -> None:
+        texts = stages.answer(experiment.model, trained.folder / adapter, prompts)
         model = f"{experiment.model} + {trained.folder.name}/{adapter}"
         weights = weights_digest(experiment.model, trained.folder / adapter)
         rows = stages.as_inferences(sets, texts, group, model, weights)
         artefacts.write_inferences(own.folder / "inferences.jsonl", rows)
 
-    def judge(own: Stage, progress: Any) -> None:
+    def judge(own: Stage) -> None:
         inferences = artefacts.read_inferences(answered.folder / "inferences.jsonl")
-        check_verdicts(judge_into(own.folder / "scores.jsonl", inferences, [plan.judge], progress))
+        check_verdicts(judge_into(own.folder / "scores.jsonl", inferences, [plan.judge]))
 
     tokens = sum(len(record.prompt_text) / 4 + 8 + limit * 0.8 for record, limit in prompts)
     name = f"answer {arm} {phase}" + (f" p={ratio:g} step {step}" if phase == "finetuned" else "")
@@ -474,8 +473,8 @@ def _plan_weights(
     experiment = plan.experiment
     ratio = _trainer_args(experiment, about["arm"], "finetune", "unused", 0).ratio
 
-    def run(own: Stage, progress: Any) -> None:
-        ratios = stages.weigh(experiment.model, trained.folder / "adapter", rows, ratio, progress)
+    def run(own: Stage) -> None:
+        ratios = stages.weigh(experiment.model, trained.folder / "adapter", rows, ratio)
         artefacts.write_atomically(own.folder / "log_ratios.json", json.dumps(ratios).encode())
 
     spec = {**shared, "rows": digest(rows), "ratio": ratio, "code": code_digest(*TRAINING_CODE)}

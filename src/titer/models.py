@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titer.errors import TiterError
+from titer.progress import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,9 +66,11 @@ def embedded_model() -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as scratch:
-        gguf = _fetch_gguf(Path(scratch))
+        with Task(f"fetching {EMBEDDED}"):
+            gguf = _fetch_gguf(Path(scratch))
         converted = Path(scratch) / "converted"
-        _convert_gguf(gguf, converted)
+        with Task(f"unpacking {EMBEDDED}"):
+            _convert_gguf(gguf, converted)
         try:
             os.replace(converted, folder)
         except OSError:
@@ -292,13 +295,14 @@ def load_model(
     location = locate(name)
     accelerator = torch.accelerator.is_available()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            location,
-            dtype=torch.bfloat16 if accelerator else torch.float32,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `refuse_strays` names them; the library would only count them
-        )
+        with Task(f"loading {name}"):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                location,
+                dtype=torch.bfloat16 if accelerator else torch.float32,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `refuse_strays` names them; the library would only count them
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise _not_found(name, error) from error
     model, found = loaded

@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from titer.errors import TiterError
 from titer.evaluation import artefacts
 from titer.judges.base import Judge
 from titer.plugins import source_digest
+from titer.progress import Task
 
 # -- keys -------------------------------------------------------------------------------------------------------------
 
@@ -89,12 +89,13 @@ def weights_digest(base: str, adapter: Path | None = None) -> str:
 def folder_digest(folder: Path) -> str:
     """Return a hash of the weights, settings and tokenizer in a folder."""
     whole = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        # Pickled weights, but not the `training_args.bin` that lies beside them.
-        pickled = path.suffix == ".bin" and "model" in path.name
-        if pickled or path.suffix in (".json", ".safetensors", ".jinja", ".model"):
-            with path.open("rb") as file:
-                whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    with Task(f"reading {folder.name}"):
+        for path in sorted(folder.iterdir()):
+            # Pickled weights, but not the `training_args.bin` that lies beside them.
+            pickled = path.suffix == ".bin" and "model" in path.name
+            if pickled or path.suffix in (".json", ".safetensors", ".jinja", ".model"):
+                with path.open("rb") as file:
+                    whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()[:16]
 
 
@@ -127,7 +128,7 @@ class Stage:
     kind: str
     key: str
     folder: Path
-    run: Callable[[Stage, Any], None]
+    run: Callable[[Stage], None]
     needs: list[Stage] = field(default_factory=list)
     flops: float = 0.0
     status: str = "planned"
@@ -168,7 +169,7 @@ class Plan:
         kind: str,
         name: str,
         spec: dict[str, Any],
-        run: Callable[[Stage, Any], None],
+        run: Callable[[Stage], None],
         needs: Sequence[Stage] = (),
         flops: float = 0.0,
     ) -> Stage:
@@ -181,11 +182,10 @@ class Plan:
 
 
 class Silent:
-    """Shows nothing of a plan's progress."""
+    """Says nothing of how stages begin and come out."""
 
-    def stage(self, stage: Stage) -> Any:
-        """Enter a stage; yields a progress callback."""
-        return nullcontext(lambda done, total, note: None)
+    def begins(self, stage: Stage) -> None:
+        """Take note that a stage begins."""
 
     def settled(self, stage: Stage) -> None:
         """Take note that a stage has come to its end."""
@@ -196,15 +196,15 @@ def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] =
 
     Args:
         plan: What to run.
-        show: Tells the user: `show.stage(stage)` is a context manager that yields a progress callback, and
-            `show.settled(stage)` is called when a stage has come to its end.
+        show: Tells the user: `show.begins(stage)` is called when a stage begins, and `show.settled(stage)` when it has
+            come to its end. How far it is in between, `titer.progress` says.
         force: Do stages again that are done.
         stop_at: Kinds of stages after whose failure no other stage is run.
 
     Returns:
         Whether every stage is done.
     """
-    for stage in plan.stages.values():
+    for number, stage in enumerate(plan.stages.values(), 1):
         blocked = next((needed for needed in stage.needs if needed.status in ("failed", "skipped")), None)
         if blocked is not None:
             stage.status, stage.reason = "skipped", f"needs `{blocked.name}`, which {blocked.status}"
@@ -214,19 +214,20 @@ def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] =
         else:
             if force or (stage.folder / "adapter").exists():
                 shutil.rmtree(stage.folder, ignore_errors=True)
-            with show.stage(stage) as progress:
-                _run_stage(stage, progress)
+            show.begins(stage)
+            with Task(f"{stage.name} (stage {number} of {len(plan.stages)})"):
+                _run_stage(stage)
         show.settled(stage)
         if stage.status == "failed" and stage.kind in stop_at:
             break
     return all(stage.status in ("done", "cached") for stage in plan.stages.values())
 
 
-def _run_stage(stage: Stage, progress: Any) -> None:
+def _run_stage(stage: Stage) -> None:
     stage.folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     try:
-        stage.run(stage, progress)
+        stage.run(stage)
         partial = next((needed for needed in stage.needs if needed.status == "incomplete"), None)
         if partial is not None:
             raise Incomplete(f"needs `{partial.name}`, which is incomplete")

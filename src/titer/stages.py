@@ -13,7 +13,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from titer.models import (
     refuse_nonfinite_logits,
     refuse_strays,
 )
+from titer.progress import Task
 from titer.ranges import check_lora
 from titer.signals import row_signals
 from titer.trainer import PackedSFTConfig
@@ -45,20 +46,23 @@ from titer.trainer import PackedSFTConfig
 LORA_DEFAULTS: dict[str, Any] = {"r": 32, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj"]}
 """LoRA of the released code of Booster and Antibody (arXiv 2409.01586, 2603.00498)."""
 
-Progress = Callable[[int, int, str], None]
-"""Called with (done, total, note) while a stage runs."""
-
-
-def no_progress(done: int, total: int, note: str) -> None:
-    """Show nothing."""
-
 
 class ReportSteps(TrainerCallback):
-    """Passes the step and the loss on to a progress bar."""
+    """Counts a training's steps, with the last loss.
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    Args:
+        steps: The task that counts them; one without a total gets that of the training.
+    """
+
+    def __init__(self, steps: Task) -> None:
+        self.steps = steps
         self.note = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take note of how many there are, and of those before an interruption."""
+        if self.steps.total is None:
+            self.steps.total = state.max_steps
+        self.steps.skip(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Remember the last loss."""
@@ -66,8 +70,8 @@ class ReportSteps(TrainerCallback):
             self.note = f"loss {float(logs['loss']):.3f}"
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Report the step."""
-        self.progress(state.global_step, state.max_steps, self.note)
+        """Count the step."""
+        self.steps.advance(note=self.note)
 
 
 class SaveAdapters(TrainerCallback):
@@ -159,7 +163,6 @@ def train(
     streams: Mapping[str, Sequence[Record]],
     folder: Path,
     checkpoints: Sequence[int] = (),
-    progress: Progress = no_progress,
 ) -> list[dict[str, Any]]:
     """Train an adapter with `method` and save it in `folder/adapter`, with the model's tokenizer.
 
@@ -176,7 +179,6 @@ def train(
         streams: Further data by argument name; a method takes those it wants.
         folder: Where the adapter goes.
         checkpoints: Optimizer steps after which to save the adapter too, as `folder/step-N`.
-        progress: Told every step.
 
     Returns:
         The trainer's log, one dictionary a step.
@@ -194,17 +196,19 @@ def train(
     resume = _checkpoint(
         Path(args.output_dir), method, args.to_json_string(), model_name, start, lora, records, streams
     )
+    steps = Task("step")
     trainer = method.trainer(
         model=model,
         args=args,
         train_dataset=[record.to_training_row() for record in records],
         processing_class=load_tokenizer(model_name),
         peft_config=None if adapter is not None else lora_config(lora),
-        callbacks=[ReportSteps(progress), SaveAdapters(folder, checkpoints)],
+        callbacks=[ReportSteps(steps), SaveAdapters(folder, checkpoints)],
         **{name: [_stream_row(record) for record in streams[name]] for name in method.streams},
     )
     trainer.remove_callback(PrinterCallback)  # the progress display says what a user wants to know
-    trainer.train(resume_from_checkpoint=resume)
+    with steps:
+        trainer.train(resume_from_checkpoint=resume)
     history: list[dict[str, Any]] = trainer.state.log_history
     (folder / "log.jsonl").write_text(
         "".join(json.dumps(_without_nan(line)) + "\n" for line in history), encoding="utf-8"
@@ -250,19 +254,13 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
-def answer(
-    model_name: str,
-    adapter: Path | None,
-    prompts: Sequence[tuple[Record, int]],
-    progress: Progress = no_progress,
-) -> list[str]:
+def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record, int]]) -> list[str]:
     """Return the greedy answers of a model to prompts.
 
     Args:
         model_name: The base model.
         adapter: The adapter on it.
         prompts: Records whose prompts to answer, each with the most tokens to generate.
-        progress: Told how many prompts are answered.
     """
     model = fresh_model(model_name, adapter, trainable=False)
     if adapter is not None:
@@ -273,18 +271,12 @@ def answer(
         first = template.prompt_ids(prompts[0][0].to_training_row()["prompt"])
         refuse_nonfinite_logits(f"`{adapter or model_name}`", model, first)
     answers = [""] * len(prompts)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, len(prompts), "answers")
-
-    for limit in sorted({limit for _, limit in prompts}):
-        places = [place for place, (_, own) in enumerate(prompts) if own == limit]
-        ids = [template.prompt_ids(prompts[place][0].to_training_row()["prompt"]) for place in places]
-        for place, text in zip(places, generate(model, template, ids, limit, progress=advance), strict=True):
-            answers[place] = text
+    with Task("answers", len(prompts)) as counted:
+        for limit in sorted({limit for _, limit in prompts}):
+            places = [place for place, (_, own) in enumerate(prompts) if own == limit]
+            ids = [template.prompt_ids(prompts[place][0].to_training_row()["prompt"]) for place in places]
+            for place, text in zip(places, generate(model, template, ids, limit, counted=counted), strict=True):
+                answers[place] = text
     return answers
 
 
@@ -324,19 +316,17 @@ def as_inferences(
 
 def token_pairs(template: Template, records: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
     """Return the token ids of each record's prompt and completion."""
-    rows = [record.to_training_row() for record in records]
-    return [
-        (template.prompt_ids(row["prompt"]), template.completion_ids(row["prompt"], row["completion"])) for row in rows
-    ]
+    pairs = []
+    with Task("tokenised rows", len(records)) as tokenised:
+        for record in records:
+            row = record.to_training_row()
+            prompt, completion = row["prompt"], row["completion"]
+            pairs.append((template.prompt_ids(prompt), template.completion_ids(prompt, completion)))
+            tokenised.advance()
+    return pairs
 
 
-def weigh(
-    model_name: str,
-    adapter: Path | None,
-    records: Sequence[Record],
-    ratio: str = "sum",
-    progress: Progress = no_progress,
-) -> list[float]:
+def weigh(model_name: str, adapter: Path | None, records: Sequence[Record], ratio: str = "sum") -> list[float]:
     """Return each row's log π(answer) − log π(refusal) under a frozen model (arXiv 2603.00498), in nats."""
     model = fresh_model(model_name, adapter, trainable=False)
     if adapter is not None:
@@ -344,14 +334,7 @@ def weigh(
     template = Template(load_tokenizer(model_name))
     pairs = token_pairs(template, records)
     refusals = refusal_ids(template, refusal_completions(None))
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, len(records), "rows")
-
-    ratios = [float(value) for value in row_signals(model, pairs, refusals, progress=advance).log_ratio(ratio)]
+    ratios = [float(value) for value in row_signals(model, pairs, refusals).log_ratio(ratio)]
     wrong = [row for row, value in enumerate(ratios) if not math.isfinite(value)]
     if wrong:
         raise TiterError(

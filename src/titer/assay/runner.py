@@ -50,6 +50,7 @@ from titer.plan import (
     weights_digest,
 )
 from titer.plugins import source_digest
+from titer.progress import Task, counted
 
 ROLES = ("defended", "undefended")
 ATTACK_CODE = (*TRAINING_CODE, *GENERATION_CODE, "attacks", "assay/measure.py")
@@ -210,12 +211,11 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
         sets["cross"] = (pools.harmful["cross"], profile.max_new_tokens)
     probe = dataclasses.replace(plan.probe(plain), general=pools.general)
 
-    def run(own: Stage, progress: Any) -> None:
+    def run(own: Stage) -> None:
         weights, template = attacked_model(model), _template(model)
         refuse_nonfinite_logits(f"`{model}`", weights, prompts_of(template, pools.general[:1])[0])
         found = probe.everything(weights, template)
-        for done, (name, (records, limit)) in enumerate(sets.items(), 1):
-            progress(done, len(sets) + 1, name)
+        for name, (records, limit) in sets.items():
             found["answers"][name] = generate(weights, template, prompts_of(template, records), limit)
         write_atomically(own.folder / "step-0.json", json.dumps({"step": 0, **found}, ensure_ascii=False).encode())
 
@@ -256,15 +256,15 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
         for attacker in crew
     ]
 
-    def run(own: Stage, progress: Any) -> None:
+    def run(own: Stage) -> None:
         failure: BaseException | None = None
         try:
             if crew[0].attack.method == "ablation":
                 _ablate(plan, own.folder, crew[0])
             elif crew[0].search is not None:
-                _tune(plan, own.folder, crew[0], progress)
+                _tune(plan, own.folder, crew[0])
             else:
-                _train(plan, own.folder, crew, rows, progress)
+                _train(plan, own.folder, crew, rows)
         except Exception as error:
             if blame(error) is None:
                 raise
@@ -333,7 +333,7 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
 
 
 def _train(
-    plan: AssayPlan, folder: Path, crew: Sequence[Attacker], rows: Sequence[list[Record]], progress: Any
+    plan: AssayPlan, folder: Path, crew: Sequence[Attacker], rows: Sequence[list[Record]]
 ) -> list[BaseException | None]:
     """Train the attackers that are not finished yet, together where there are several; return what each failed with.
 
@@ -347,21 +347,15 @@ def _train(
 
     name = plan.models[crew[0].role]
     model, template = attacked_model(name), _template(name)
-    total = sum(attacker.attack.total_steps for attacker in crew)
-    steps = dict.fromkeys(range(len(crew)), 0)
-    trainers, resume, pending = [], [], []
-    for number, (attacker, own_rows) in enumerate(zip(crew, rows, strict=True)):
+    pending = [place for place, attacker in enumerate(crew) if not _finished(folder / attacker.folder)]
+    crew, rows = [crew[place] for place in pending], [rows[place] for place in pending]
+    steps = Task("step", sum(attacker.attack.total_steps for attacker in crew))
+    trainers, resume = [], []
+    for attacker, own_rows in counted("attacker made ready", list(zip(crew, rows, strict=True))):
         attack, own = attacker.attack, folder / attacker.folder
-        if _finished(own):
-            steps[number] = attack.total_steps
-            continue
         measure = Measure(own, plan.probe(attack), template, *plan.steps(attack))
         if attack.system or attack.style:
             measure.before(model)
-
-        def report(done: int, _: int, note: str, number: int = number) -> None:
-            steps[number] = done
-            progress(sum(steps.values()), total, note)
 
         args = attack_settings(attack, str(own / "checkpoints"), attacker.seed, SAVE_EVERY)
         trainer = AttackTrainer(
@@ -370,17 +364,17 @@ def _train(
             train_dataset=[record.to_training_row() for record in own_rows],
             processing_class=template.tokenizer,
             peft_config=None if attack.lora is None else lora_config(attack.lora),
-            callbacks=[ReportSteps(report), measure],
+            callbacks=[ReportSteps(steps), measure],
             optimizer_cls_and_kwargs=optimizer_of(attack),
             folder=own,
         )
         measure.answer = trainer.answer
         trainer.remove_callback(PrinterCallback)
         trainers.append(trainer)
-        pending.append(attacker)
         resume.append(last_checkpoint(own / "checkpoints"))
-    errors = Fleet.run(trainers, resume)
-    for attacker, trainer, error in zip(pending, trainers, errors, strict=True):
+    with steps:
+        errors = Fleet.run(trainers, resume)
+    for attacker, trainer, error in zip(crew, trainers, errors, strict=True):
         lengths = [
             len(prompt) + len(completion)
             for prompt, completion in zip(
@@ -401,7 +395,7 @@ def _train(
     return errors
 
 
-def _tune(plan: AssayPlan, folder: Path, attacker: Attacker, progress: Any) -> None:
+def _tune(plan: AssayPlan, folder: Path, attacker: Attacker) -> None:
     """Search the attack that harms this model most; leaves its files as if it had been run alone."""
     from titer.assay.search import tune
 
@@ -411,9 +405,7 @@ def _tune(plan: AssayPlan, folder: Path, attacker: Attacker, progress: Any) -> N
 
     def attempt(number: int, attack: Attack) -> Path:
         trial = Attacker(attacker.role, f"{attacker.name} trial {number}", attack, attacker.seed)
-        for error in _train(
-            plan, folder, [trial], [training_rows(attack, plan.pools.attackers, attacker.seed)], progress
-        ):
+        for error in _train(plan, folder, [trial], [training_rows(attack, plan.pools.attackers, attacker.seed)]):
             if error is not None and blame(error) == "machine":
                 raise error  # the search must not learn from it
         return folder / trial.folder
@@ -533,10 +525,10 @@ def _inferences(
 
 
 def _plan_judge(plan: AssayPlan, answered: Stage, role: str, inferences: Any) -> Stage:
-    def run(own: Stage, progress: Any) -> None:
+    def run(own: Stage) -> None:
         rows = list(inferences())
         artefacts.write_inferences(own.folder / "inferences.jsonl", rows)
-        check_verdicts(judge_into(own.folder / "scores.jsonl", rows, plan.judges, progress))
+        check_verdicts(judge_into(own.folder / "scores.jsonl", rows, plan.judges))
 
     spec = {
         "judges": [judge_key(judge) for judge in plan.judges],

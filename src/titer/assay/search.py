@@ -13,6 +13,7 @@ from typing import Any
 
 from titer.attacks.threats import Attack
 from titer.errors import AttackFailed, TiterError, check_known
+from titer.progress import counted
 from titer.ranges import check_settings
 
 
@@ -78,7 +79,7 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     tried: list[tuple[float, Attack, Path]] = []
-    for number in range(search.trials):
+    for number in counted("trial", range(search.trials)):
         trial = study.ask()
         chosen: dict[str, Any] = {}
         for name, (low, high) in search.ranges.items():

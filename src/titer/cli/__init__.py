@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import typer
 
 from titer.cli import accelerate, align, assay, attacks, audit, data, evaluate, finetune, models, report, run
+from titer.cli.common import telling
 from titer.errors import TiterError
 from titer.text import say
 
@@ -42,9 +43,11 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
 ) -> None:
     """Hold the options that come before a verb."""
+    context.with_resource(telling(str(context.invoked_subcommand)))
 
 
 def main() -> None:

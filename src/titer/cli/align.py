@@ -16,7 +16,6 @@ from titer.cli.common import (
     Model,
     Overrides,
     Seed,
-    Show,
     in_range,
     quiet_libraries,
     settings_from,
@@ -61,7 +60,6 @@ def command(
     overrides: Overrides = None,
 ) -> None:
     """Align a model."""
-    show = Show()
     from titer.errors import TiterError
     from titer.models import split_adapter
 
@@ -84,8 +82,7 @@ def command(
         samples,
     )
     records = alignment_mixture(pools["defence"], pools["helpful"], samples, helpful_ratio, seed=seed)
-    with show.task(f"align {method}") as progress:
-        streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
-        stages.train(chosen, args, base, adapter, settings_from(lora), records, streams, output, progress=progress)
+    streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
+    stages.train(chosen, args, base, adapter, settings_from(lora), records, streams, output)
     say(f"Adapter: {output / 'adapter'}")
     say(f"Score it: titer evaluate {output / 'adapter'} --output {output / 'evaluation'}")

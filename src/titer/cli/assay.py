@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, print_plan, quiet_libraries
+from titer.cli.common import DataDir, Json, Overrides, Show, fail, print_plan, quiet_libraries
+from titer.progress import duration
 from titer.text import say, to_json
 
 HELP = "Measure how immune a model is: resistance, stability, generalization and trainability, with a verdict on each."

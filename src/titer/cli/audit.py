@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import EMBEDDED, DataDir, Json, Model, Show, in_range, quiet_libraries
+from titer.cli.common import EMBEDDED, DataDir, Json, Model, in_range, quiet_libraries
 from titer.text import one_line, say, to_csv, to_json
 
 NAME = "audit"
@@ -50,11 +50,9 @@ def command(
 
     check_known([ratio], RATIOS, "ratio")
     records = load(dataset, data_dir=data_dir)
-    show = Show()
     quiet_libraries()
     base, adapter = split_adapter(model)
-    with show.task("audit") as progress:
-        ratios = stages.weigh(base, adapter, records, ratio, progress)
+    ratios = stages.weigh(base, adapter, records, ratio)
     weights = stages.batch_weights(ratios, batch_size)
     rows: list[dict[str, object]] = [
         {

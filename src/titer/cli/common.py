@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from titer import progress
+from titer.progress import Task, duration
 from titer.ranges import check_range
 from titer.text import say, to_json
 
@@ -65,40 +67,68 @@ def settings_from(overrides: Sequence[str] | None) -> dict[str, Any]:
     return dict(parse_setting(override) for override in overrides or ())
 
 
-def duration(seconds: float) -> str:
-    """Return seconds as people say them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+class Bar:
+    """A line at the foot of a terminal that says how far the work is."""
+
+    def __init__(self) -> None:
+        from titer.screen import Screen
+
+        self.console = Screen(stderr=True)
+        self._live: Any = None
+
+    def start(self) -> None:
+        """Begin to show."""
+        from rich.live import Live
+
+        # What goes to stdout stays there: it may be piped to another program.
+        self._live = Live(
+            get_renderable=self.render,
+            console=self.console,
+            refresh_per_second=2,
+            transient=True,
+            redirect_stdout=False,
+        )
+        self._live.start()
+
+    def stop(self) -> None:
+        """Take the line away."""
+        self._live.stop()
+
+    def render(self) -> Any:
+        """Return the line as it is now."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        row: list[Any] = [Text(progress.line(), overflow="ellipsis", no_wrap=True)]
+        counting = next((task for task in progress.tasks() if task.total), None)
+        if counting is not None:
+            row.insert(0, ProgressBar(counting.total, counting.done, width=24))
+        line = Table.grid(padding=(0, 1))
+        line.add_row(*row)
+        return line
+
+
+def telling(verb: str) -> AbstractContextManager[Any]:
+    """Return what tells a user how far a verb is: a bar in a terminal, a line every half minute elsewhere.
+
+    Everything goes to stderr.
+    """
+    return progress.shown(Bar()) if sys.stderr.isatty() else Task(verb)
 
 
 class Show:
-    """Shows stages as they run: a progress bar in a terminal, a line each elsewhere. Everything goes to stderr."""
+    """Says how stages begin and come out, on stderr."""
 
     def __init__(self) -> None:
         from titer.screen import Screen
 
         self.console = Screen(stderr=True)
 
-    @contextmanager
-    def task(self, name: str) -> Iterator[Callable[[int, int, str], None]]:
-        """Show one piece of work; yields a callback for (done, total, note)."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    def begins(self, stage: Any) -> None:
+        """Say that a stage begins, where no bar does."""
         if not self.console.is_terminal:
-            self.console.print(f"… {name}")
-            yield lambda done, total, note: None
-            return
-        with Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False), console=self.console, transient=True,
-        ) as bar:  # fmt: skip
-            task = bar.add_task(name, total=None, note="")
-            yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
-
-    def stage(self, stage: Any) -> Any:
-        """Show a stage of a plan while it runs."""
-        return self.task(stage.name)
+            self.console.print(f"… {stage.name}")
 
     def settled(self, stage: Any) -> None:
         """Say how a stage came out."""

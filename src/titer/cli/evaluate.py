@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titer.cli.common import DataDir, Harmful, Json, Lookalikes, Seed, Show, in_range, quiet_libraries
+from titer.cli.common import DataDir, Harmful, Json, Lookalikes, Seed, in_range, quiet_libraries
 from titer.text import say, to_json
 
 if TYPE_CHECKING:
@@ -107,7 +107,6 @@ def _answers(
     from titer.models import split_adapter
     from titer.plan import weights_digest
 
-    show = Show()
     quiet_libraries()
     name = task.removeprefix("builtin:")
     tasks.get(name)
@@ -120,6 +119,5 @@ def _answers(
     )
     base, adapter = split_adapter(model)
     prompts = [(record, limit) for _, records, limit in sets for record in records]
-    with show.task("answer") as progress:
-        texts = stages.answer(base, adapter, prompts, progress)
+    texts = stages.answer(base, adapter, prompts)
     return stages.as_inferences(sets, texts, group, model, weights_digest(base, adapter))

@@ -16,7 +16,6 @@ from titer.cli.common import (
     Model,
     Overrides,
     Seed,
-    Show,
     quiet_libraries,
     settings_from,
 )  # fmt: skip
@@ -48,7 +47,6 @@ def command(
     overrides: Overrides = None,
 ) -> None:
     """Fine-tune an aligned model."""
-    show = Show()
     from titer import methods, stages
     from titer.data import load
     from titer.data.pools import DataSettings, defence_pools
@@ -63,8 +61,7 @@ def command(
         pools = defence_pools(DataSettings(harmful=harmful, helpful=helpful, lookalikes=lookalikes), seed, data_dir)
         streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
     base, adapter = split_adapter(model)
-    with show.task(f"fine-tune {method}") as progress:
-        stages.train(chosen, args, base, adapter, {}, records, streams, output, progress=progress)
+    stages.train(chosen, args, base, adapter, {}, records, streams, output)
     say(f"Adapter: {output / 'adapter'}")
     if method != "sft":
         say(f"What each row was allowed to teach: {output / 'sample_weights.jsonl'}")

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import DataDir, Json, Overrides, Show, duration, fail, print_plan, quiet_libraries
+from titer.cli.common import DataDir, Json, Overrides, Show, fail, print_plan, quiet_libraries
+from titer.progress import duration
 from titer.text import say, to_json
 
 NAME = "run"
