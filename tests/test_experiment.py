@@ -269,6 +269,16 @@ def test_bundled_experiments_are_valid(name):
     assert experiments.read_experiment(name).name == name
 
 
+def test_a_dry_run_repeats_itself_and_rests_on_what_such_stages_took(done, settings, tmp_path):
+    line = ["run", str(settings), "-o", str(tmp_path / "new"), "--dry-run", "--json"]
+    first, second = (json.loads(CliRunner().invoke(app, line).stdout) for _ in range(2))
+    assert first["seconds"] == pytest.approx(second["seconds"], rel=0.1)
+    assert first["seconds_low"] <= first["seconds"] <= first["seconds_high"]
+    assert all(stage["records"] for stage in first["stages"])
+    took = sum(stage.seconds for stage in done.stages.values())
+    assert took / 4 < first["seconds"] < took * 4
+
+
 def test_a_folder_of_another_training_is_left_alone(settings, done_folder):
     plan, _, _ = run(settings, done_folder)
     stage = next(iter(plan.stages.values()))

@@ -29,29 +29,49 @@ SAVE_EVERY = 20
 """Optimizer steps between checkpoints of a training."""
 
 
+class Attacked(NamedTuple):
+    """Gradients that a simulated attack takes on a batch of the harmful stream (`titer.align.base`).
+
+    Attributes:
+        answers: Of the harmful answers.
+        refusals: Of refusals in their place, where the method's settings want those.
+    """
+
+    answers: int
+    refusals: int = 0
+
+
 class Method(NamedTuple):
-    """One method.
+    """One method. What it computes beside the training loss is for estimates of time.
 
     Attributes:
         config: Its settings.
         trainer: Its trainer.
         streams: The datasets it wants beside the training data, by argument name.
+        attacked: The gradients of its simulated attacks.
+        compares: Whether every step scores a refusal of each row.
+        weighs_first: Whether it scores all rows before it trains.
     """
 
     config: type[PackedSFTConfig]
     trainer: type[PackedSFTTrainer]
     streams: tuple[str, ...] = ()
+    attacked: Attacked | None = None
+    compares: bool = False
+    weighs_first: bool = False
 
 
 ALIGN = {
     "sft": Method(PackedSFTConfig, PackedSFTTrainer),
-    "booster": Method(BoosterConfig, BoosterTrainer, ("harmful_dataset",)),
-    "antibody": Method(AntibodyAlignmentConfig, AntibodyAlignmentTrainer, ("harmful_dataset",)),
+    "booster": Method(BoosterConfig, BoosterTrainer, ("harmful_dataset",), Attacked(answers=2)),
+    "antibody": Method(
+        AntibodyAlignmentConfig, AntibodyAlignmentTrainer, ("harmful_dataset",), Attacked(answers=2, refusals=1)
+    ),
 }
 FINETUNE = {
     "sft": Method(FinetuneConfig, PackedSFTTrainer),
-    "antibody": Method(AntibodyFinetuneConfig, AntibodyFinetuneTrainer),
-    "gate": Method(GateConfig, GateTrainer, ("harmful_dataset", "helpful_dataset")),
+    "antibody": Method(AntibodyFinetuneConfig, AntibodyFinetuneTrainer, compares=True),
+    "gate": Method(GateConfig, GateTrainer, ("harmful_dataset", "helpful_dataset"), weighs_first=True),
 }
 STAGES = {"align": ALIGN, "finetune": FINETUNE}
 

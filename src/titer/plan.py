@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -20,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titer import __version__
+from titer import __version__, estimates
 from titer.data.records import Record
 from titer.errors import TiterError
+from titer.estimates import Work, machine
 from titer.evaluation import artefacts
 from titer.judges.base import Judge
 from titer.plugins import source_digest
@@ -117,7 +117,7 @@ class Stage:
         folder: Where it leaves its files.
         run: Does the work.
         needs: Stages that must be done before.
-        flops: Estimated floating-point operations.
+        work: What there is to compute.
         status: `planned`, `cached`, `done`, `incomplete`, `failed` or `skipped`.
         seconds: How long it took.
         reason: Why it is incomplete, failed or was skipped.
@@ -130,7 +130,7 @@ class Stage:
     folder: Path
     run: Callable[[Stage], None]
     needs: list[Stage] = field(default_factory=list)
-    flops: float = 0.0
+    work: Work | None = None
     status: str = "planned"
     seconds: float = 0.0
     reason: str = ""
@@ -171,14 +171,18 @@ class Plan:
         spec: dict[str, Any],
         run: Callable[[Stage], None],
         needs: Sequence[Stage] = (),
-        flops: float = 0.0,
+        work: Work | None = None,
     ) -> Stage:
         """Add a stage, or return the one that does the same work already."""
         key = digest({"kind": kind, **spec, "needs": [stage.key for stage in needs]})
         if key not in self.stages:
             folder = self.run_folder / "stages" / f"{kind}-{key}"
-            self.stages[key] = Stage(name, kind, key, folder, run, list(needs), flops)
+            self.stages[key] = Stage(name, kind, key, folder, run, list(needs), work)
         return self.stages[key]
+
+    def to_do(self) -> dict[str, Work]:
+        """Return what there is to compute in stages that are not done, by their keys."""
+        return {key: stage.work for key, stage in self.stages.items() if stage.work is not None and not stage.done}
 
 
 class Silent:
@@ -224,6 +228,7 @@ def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] =
 
 
 def _run_stage(stage: Stage) -> None:
+    whole = not stage.folder.exists()  # else a part of it was done before
     stage.folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     try:
@@ -247,51 +252,8 @@ def _run_stage(stage: Stage) -> None:
     if stage.status == "done":
         record = {"name": stage.name, "key": stage.key, "seconds": stage.seconds}
         artefacts.write_atomically(stage.folder / "done.json", json.dumps(record).encode())
-
-
-# -- estimates --------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def empty_model(model: str) -> Any:
-    """Return a model without weights, from its config alone."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from titer.models import locate
-
-    config = AutoConfig.from_pretrained(locate(model))
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def parameters(model: str) -> float:
-    """Return a model's parameters without its embedding."""
-    empty = empty_model(model)
-    embedding = empty.get_input_embeddings().weight.numel()
-    return float(empty.num_parameters() - embedding)
-
-
-def mean_tokens(records: Sequence[Record], model: str) -> float:
-    """Return the mean length of records in tokens: about four characters each, and what a chat template adds."""
-    return sum(len(record.prompt_text) + len(record.completion_text) for record in records) / 4 / len(records) + 10
-
-
-@functools.cache
-def machine_flops() -> float:
-    """Return the floating-point operations a second that training reaches here, from one short measurement."""
-    import torch
-
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    left, right = torch.randn(512, 1024, device=device), torch.randn(1024, 1024, device=device)
-    for _ in range(3):
-        left @ right
-    start = time.perf_counter()
-    for _ in range(20):
-        product = left @ right
-    float(product.sum())
-    # Training reaches about half of what a matrix multiplication alone does.
-    return 0.5 * 20 * 2 * 512 * 1024 * 1024 / (time.perf_counter() - start)
+        if whole and stage.work is not None:
+            estimates.record(stage.work, stage.seconds)
 
 
 # -- provenance -------------------------------------------------------------------------------------------------------
@@ -304,7 +266,7 @@ def environment() -> dict[str, Any]:
         "commit": commit(),
         "versions": library_versions(),
         "python": platform.python_version(),
-        "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count()},
+        "machine": machine(),
     }
 
 
@@ -317,12 +279,3 @@ def commit() -> str | None:
     except FileNotFoundError:
         return None
     return (head.stdout.strip() + ("+" if changed.stdout.strip() else "")) if head.returncode == 0 else None
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -29,6 +29,7 @@ from titer.attacks.failures import blame, traceback_in
 from titer.attacks.rows import in_disguise, training_rows
 from titer.attacks.threats import Attack
 from titer.data import Record
+from titer.estimates import Cost, Work, answering, empty_model, fitting, judging, parameters, sizes, weighing
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inference, write_atomically
 from titer.evaluation.scoring import check_verdicts, judge_into
@@ -43,10 +44,7 @@ from titer.plan import (
     Stage,
     code_digest,
     digest,
-    empty_model,
     judge_key,
-    mean_tokens,
-    parameters,
     weights_digest,
 )
 from titer.plugins import source_digest
@@ -226,9 +224,9 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
         "code": code_digest(*ATTACK_CODE),
     }
     base = split_adapter(model)[0]
-    asked = [(records, limit) for records, limit in (*sets.values(), *probe.sets.values())]
-    flops = sum(2 * len(r) * (mean_tokens(r, base) + limit) for r, limit in asked) * parameters(base)
-    baseline = plan.add("baseline", f"before any attack: {model}", spec, run, flops=flops)
+    asked = [*sets.values(), *probe.sets.values()]
+    cost = answering(base, asked) + _looking(probe, base)
+    baseline = plan.add("baseline", f"before any attack: {model}", spec, run, work=Work("baseline", base, cost))
 
     def inferences() -> Iterator[Inference]:
         answers = json.loads((baseline.folder / "step-0.json").read_text(encoding="utf-8"))["answers"]
@@ -240,7 +238,10 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
                 arm, kind, asked[name], texts, model, weights=plan.weights[role], step=0, poison_ratio=0.0, seed=0
             )
 
-    plan.baselines[role] = baseline, _plan_judge(plan, baseline, role, inferences)
+    judged = sum(
+        len(records) for name, (records, _) in {**sets, **probe.sets}.items() if not name.startswith(TASK_PREFIX)
+    )
+    plan.baselines[role] = baseline, _plan_judge(plan, baseline, role, inferences, judged)
 
 
 # -- attacks ----------------------------------------------------------------------------------------------------------
@@ -276,19 +277,6 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
         if again:
             raise Incomplete(f"the machine failed {', '.join(again)}; the next run tries again") from failure
 
-    flops = 0.0
-    for attacker, own_rows in zip(crew, rows, strict=True):
-        probe = plan.probe(attacker.attack)
-        answered, margins = plan.steps(attacker.attack)
-        asked = sum(2 * len(r) * (mean_tokens(r, base) + limit) for r, limit in probe.sets.values() if r)
-        teacher_forced = plan.profile.margins * 4 * len(probe.harmful) * mean_tokens(probe.harmful, base)
-        if own_rows:
-            trained = _flops_per_token(attacker.attack) * len(own_rows) * mean_tokens(own_rows, base)
-        else:
-            # Forward passes of an ablation: all prompts once, and the harmful half again for each depth.
-            passes = 1 + len(attacker.attack.depths) / 2
-            trained = 2.0 * passes * attacker.attack.samples * mean_tokens(plan.pools.attackers.harmful, base)
-        flops += (trained + len(answered) * asked + len(answered + margins) * teacher_forced) * parameters(base)
     spec = {
         "weights": plan.weights[role],
         "attackers": [
@@ -310,9 +298,8 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
         spec["held"] = [digest(list(pool)) for pool in (held.harmful, held.cross_domain, held.task, held.benign)]
     if crew[0].search is not None:
         spec["search"] = [dataclasses.asdict(crew[0].search), judge_key(plan.judges[0])]
-        flops *= crew[0].search.trials
     label = f"{crew[0].name} seed {crew[0].seed}" + (f" and {len(crew) - 1} more" if len(crew) > 1 else "")
-    stage = plan.add("attack", f"attack {model}: {label}", spec, run, flops=flops)
+    stage = plan.add("attack", f"attack {model}: {label}", spec, run, work=_attacking(plan, base, crew, rows))
 
     def inferences() -> Iterator[Inference]:
         for attacker in crew:
@@ -328,8 +315,49 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
                         f"{role} / {attacker.name}", name, asked[name], texts, model, weights=None, **group
                     )
 
-    judged = _plan_judge(plan, stage, role, inferences)
+    answers = sum(len(plan.steps(one.attack)[0]) * len(plan.probe(one.attack).harmful) for one in crew)
+    judged = _plan_judge(plan, stage, role, inferences, answers)
     plan.attackers += [(attacker, stage, judged) for attacker in crew]
+
+
+def _attacking(plan: AssayPlan, base: str, crew: Sequence[Attacker], rows: Sequence[list[Record]]) -> Work:
+    """Return the work of an attack's stage."""
+    from titer.attacks.fleet import MAX_TOKENS
+    from titer.trainer import bf16_is_fast
+
+    attack, cost = crew[0].attack, Cost()
+    sets: dict[tuple[int, str, int], tuple[list[Record], int]] = {}
+    for attacker, own_rows in zip(crew, rows, strict=True):
+        probe = plan.probe(attacker.attack)
+        answered, margins = plan.steps(attacker.attack)
+        cost += _looking(probe, base) * len(answered) + _looking(probe, base, margins_only=True) * len(margins)
+        for step in answered:
+            for name, (records, limit) in probe.sets.items():
+                # Those who ask after the same step are answered together.
+                sets.setdefault((step, name, limit), ([], limit))[0].extend(records)
+        if own_rows:
+            tokens = attacker.attack.total_steps * sizes(base, own_rows).batch(attacker.attack.batch_size)
+            # Where all weights train, their gradients cost half as much again.
+            cost += Cost(setups=1, trained=tokens * _flops_per_token(attacker.attack) / 4)
+        else:
+            # Forward passes of an ablation: all prompts once, and the harmful half again for each depth.
+            passes = 1 + len(attacker.attack.depths) / 2
+            own = sizes(base, plan.pools.attackers.harmful)
+            cost += Cost(read=passes * attacker.attack.samples * (own.prompt + own.completion))
+    if attack.method == "finetune":
+        longest = max(attacker.attack.total_steps for attacker in crew)
+        cost += Cost(passes=max(longest, cost.trained / MAX_TOKENS))
+    cost += answering(base, list(sets.values()))
+    kind = "ablation" if attack.method == "ablation" else "full" if attack.lora is None else "fleet"
+    if crew[0].search is not None:
+        cost, kind = cost * crew[0].search.trials, "search"
+    return Work(f"attack {kind}", base, cost, bf16_is_fast())
+
+
+def _looking(probe: Probe, base: str, margins_only: bool = False) -> Cost:
+    """Return what it costs to take a model's margins and, unless those are all, to score its reference answers."""
+    cost = Cost() if margins_only else fitting(base, probe.general)
+    return cost + weighing("", base, probe.harmful).cost if probe.with_margins else cost
 
 
 def _train(
@@ -524,7 +552,9 @@ def _inferences(
     return as_inferences([(kind, *asked)], texts, {"arm": arm, "phase": phase, **group}, model, weights)
 
 
-def _plan_judge(plan: AssayPlan, answered: Stage, role: str, inferences: Any) -> Stage:
+def _plan_judge(plan: AssayPlan, answered: Stage, role: str, inferences: Any, answers: int) -> Stage:
+    base = split_adapter(plan.models[role])[0]
+
     def run(own: Stage) -> None:
         rows = list(inferences())
         artefacts.write_inferences(own.folder / "inferences.jsonl", rows)
@@ -535,7 +565,7 @@ def _plan_judge(plan: AssayPlan, answered: Stage, role: str, inferences: Any) ->
         "role": role,
         "code": code_digest("judges", "assay/runner.py"),
     }
-    return plan.add("judge", f"judge {answered.name}", spec, run, [answered])
+    return plan.add("judge", f"judge {answered.name}", spec, run, [answered], judging(base, plan.judges, answers))
 
 
 def _probe_digest(probe: Probe) -> str:

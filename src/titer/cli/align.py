@@ -16,6 +16,7 @@ from titer.cli.common import (
     Model,
     Overrides,
     Seed,
+    Show,
     in_range,
     quiet_libraries,
     settings_from,
@@ -71,6 +72,7 @@ def command(
     from titer import methods, stages
     from titer.data import alignment_mixture
     from titer.data.pools import DataSettings, defence_pools
+    from titer.estimates import recorded, training
 
     quiet_libraries()
     chosen = methods.find("align", method)
@@ -83,6 +85,9 @@ def command(
     )
     records = alignment_mixture(pools["defence"], pools["helpful"], samples, helpful_ratio, seed=seed)
     streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
-    stages.train(chosen, args, base, adapter, settings_from(lora), records, streams, output)
+    work = training(f"align {method}", chosen, args, base, records, streams).after_loading
+    Show().expect([work])
+    with recorded(work, whole=not (output / "checkpoints").exists()):
+        stages.train(chosen, args, base, adapter, settings_from(lora), records, streams, output)
     say(f"Adapter: {output / 'adapter'}")
     say(f"Score it: titer evaluate {output / 'adapter'} --output {output / 'evaluation'}")

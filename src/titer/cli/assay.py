@@ -91,6 +91,7 @@ def run(
     show.console.print(f"{chosen.name}: {chosen.description}")
     shared = sum(plan.pools.overlap.values())
     show.remark(f"Prompts shared between pools: {shared}. Assay: {folder}")
+    show.expect([*plan.to_do().values()])
     try:
         card = carry_out(plan, folder, shlex.join(["titer", *sys.argv[1:]]), show, force)
     except AssayStopped as error:

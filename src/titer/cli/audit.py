@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import EMBEDDED, DataDir, Json, Model, in_range, quiet_libraries
+from titer.cli.common import EMBEDDED, DataDir, Json, Model, Show, in_range, quiet_libraries
 from titer.text import one_line, say, to_csv, to_json
 
 NAME = "audit"
@@ -41,6 +41,7 @@ def command(
     from titer import stages
     from titer.data import load
     from titer.errors import check_known
+    from titer.estimates import recorded, weighing
     from titer.evaluation.artefacts import write_atomically
     from titer.evaluation.statistics import auroc_interval
     from titer.losses import RATIOS
@@ -52,7 +53,10 @@ def command(
     records = load(dataset, data_dir=data_dir)
     quiet_libraries()
     base, adapter = split_adapter(model)
-    ratios = stages.weigh(base, adapter, records, ratio)
+    work = weighing("weigh", base, records).after_loading
+    Show().expect([work])
+    with recorded(work):
+        ratios = stages.weigh(base, adapter, records, ratio)
     weights = stages.batch_weights(ratios, batch_size)
     rows: list[dict[str, object]] = [
         {

@@ -18,6 +18,7 @@ from titer.ranges import check_range
 from titer.text import say, to_json
 
 if TYPE_CHECKING:
+    from titer.estimates import Estimate, Work
     from titer.plan import Plan
 
 
@@ -130,6 +131,14 @@ class Show:
         if not self.console.is_terminal:
             self.console.print(f"… {stage.name}")
 
+    def expect(self, works: Sequence[Work]) -> None:
+        """Say how long work will take; the first time on a machine, its speed is measured for that."""
+        from titer.estimates import each, in_words
+
+        if works:
+            text = in_words(each(works))
+            self.remark(f"{text[0].upper()}{text[1:]}.")
+
     def settled(self, stage: Any) -> None:
         """Say how a stage came out."""
         from rich.text import Text
@@ -157,27 +166,45 @@ def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool) -
     """Print the stages of a plan, their FLOPs and about how long they take on this machine."""
     from rich.table import Table
 
-    from titer.plan import machine_flops
+    from titer.estimates import Estimate, each, in_words, parameters
     from titer.screen import Screen
 
-    rate = machine_flops()
-    rows = [
-        (stage.name, stage.key, "done" if stage.done else "to do", 0.0 if stage.done else stage.flops)
-        for stage in plan.stages.values()
-    ]
-    flops = sum(cost for *_, cost in rows)
+    works = plan.to_do()
+    estimates = dict(zip(works, each(list(works.values())), strict=True))
+    total = sum(estimates.values(), Estimate())
+    flops = {key: work.cost.flops(parameters(work.model)) for key, work in works.items()}
     if as_json:
         stages = [
-            {"stage": name, "key": key, "status": status, "flops": cost, "seconds": round(cost / rate, 1)}
-            for name, key, status, cost in rows
+            {
+                "stage": stage.name,
+                "key": stage.key,
+                "status": "done" if stage.done else "to do",
+                "flops": flops.get(stage.key, 0.0),
+                **(as_numbers(estimates.get(stage.key, Estimate()))),
+            }
+            for stage in plan.stages.values()
         ]
-        say(to_json({"stages": stages, "flops": flops, "seconds": flops / rate, "overlap": overlap}))
+        say(to_json({"stages": stages, "flops": sum(flops.values()), **as_numbers(total), "overlap": overlap}))
         return
-    table = Table("stage", "key", "status", "FLOPs", "estimate", title=f"{title}: {len(rows)} stages")
-    for name, key, status, cost in rows:
-        table.add_row(name, key[:8], status, f"{cost:.1e}" if cost else "", duration(cost / rate) if cost else "")
+    table = Table("stage", "key", "status", "FLOPs", "estimate", title=f"{title}: {len(plan.stages)} stages")
+    for stage in plan.stages.values():
+        cost, estimate = flops.get(stage.key, 0.0), estimates.get(stage.key)
+        status = "done" if stage.done else "to do"
+        table.add_row(
+            stage.name, stage.key[:8], status, f"{cost:.1e}" if cost else "", "" if estimate is None else str(estimate)
+        )
     Screen().print(table)
     say(
-        f"{flops:.1e} FLOPs, about {duration(flops / rate)} on this machine. "
+        f"{sum(flops.values()):.1e} FLOPs, {in_words([*estimates.values()])}. "
         f"Prompts shared between pools: {sum(overlap.values())}."
     )
+
+
+def as_numbers(estimate: Estimate) -> dict[str, Any]:
+    """Return an estimate in seconds: the most likely, and the range that records and measured speed span."""
+    return {
+        "seconds": round(estimate.seconds, 1),
+        "seconds_low": round(estimate.low, 1),
+        "seconds_high": round(estimate.high, 1),
+        "records": estimate.records,
+    }

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titer.cli.common import DataDir, Harmful, Json, Lookalikes, Seed, in_range, quiet_libraries
+from titer.cli.common import DataDir, Harmful, Json, Lookalikes, Seed, Show, in_range, quiet_libraries
 from titer.text import say, to_json
 
 if TYPE_CHECKING:
     from titer.evaluation.artefacts import Inference
+    from titer.judges.base import Judge
 
 NAME = "evaluate"
 HELP = "Score a model or an adapter: harmful score, refusals, broken answers, over-refusal, task accuracy."
@@ -69,7 +70,7 @@ def command(
     else:
         check_known([phase], artefacts.PHASES, "phase")
         group = {"arm": Path(model).name, "phase": phase, "step": step, "poison_ratio": poison_ratio, "seed": seed}
-        inferences = _answers(model, harmful, lookalikes, task, samples, max_new_tokens, data_dir, group)
+        inferences = _answers(model, harmful, lookalikes, task, samples, max_new_tokens, data_dir, group, chosen)
         artefacts.write_inferences(output / "inferences.jsonl", inferences)
     scores = judge_into(output / "scores.jsonl", inferences, [chosen])
     results = summarise(inferences, scores)
@@ -97,12 +98,13 @@ def command(
 
 def _answers(
     model: str, harmful: str, lookalikes: str, task: str, samples: int, max_new_tokens: int, data_dir: Path | None,
-    group: dict[str, Any],
+    group: dict[str, Any], judge: Judge,
 ) -> list[Inference]:  # fmt: skip
-    """Generate answers to the evaluation pools; `group` says what the results are about."""
+    """Generate answers to the evaluation pools; `group` says what the results are about, `judge` who will judge them."""
     from titer import stages
     from titer.data import load, split_pools
     from titer.data.pools import DataSettings, evaluation_pools
+    from titer.estimates import Work, answering, judging, recorded
     from titer.evaluation import artefacts, tasks
     from titer.models import split_adapter
     from titer.plan import weights_digest
@@ -119,5 +121,10 @@ def _answers(
     )
     base, adapter = split_adapter(model)
     prompts = [(record, limit) for _, records, limit in sets for record in records]
-    texts = stages.answer(base, adapter, prompts)
+    judged = sum(len(records) for name, records, _ in sets if name in (artefacts.HARMFUL, artefacts.LOOKALIKE))
+    asked = answering(base, [(records, limit) for _, records, limit in sets])
+    work = Work("answer", base, asked).after_loading
+    Show().expect([work, judging(base, [judge], judged)])
+    with recorded(work):
+        texts = stages.answer(base, adapter, prompts)
     return stages.as_inferences(sets, texts, group, model, weights_digest(base, adapter))

@@ -16,6 +16,7 @@ from titer.cli.common import (
     Model,
     Overrides,
     Seed,
+    Show,
     quiet_libraries,
     settings_from,
 )  # fmt: skip
@@ -50,6 +51,7 @@ def command(
     from titer import methods, stages
     from titer.data import load
     from titer.data.pools import DataSettings, defence_pools
+    from titer.estimates import recorded, training
     from titer.models import split_adapter
 
     quiet_libraries()
@@ -61,7 +63,10 @@ def command(
         pools = defence_pools(DataSettings(harmful=harmful, helpful=helpful, lookalikes=lookalikes), seed, data_dir)
         streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
     base, adapter = split_adapter(model)
-    stages.train(chosen, args, base, adapter, {}, records, streams, output)
+    work = training(f"finetune {method}", chosen, args, base, records, streams).after_loading
+    Show().expect([work])
+    with recorded(work, whole=not (output / "checkpoints").exists()):
+        stages.train(chosen, args, base, adapter, {}, records, streams, output)
     say(f"Adapter: {output / 'adapter'}")
     if method != "sft":
         say(f"What each row was allowed to teach: {output / 'sample_weights.jsonl'}")
