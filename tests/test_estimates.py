@@ -35,7 +35,7 @@ def known(folder, tiny_folder, monkeypatch):
     speed = Speed.of(str(tiny_folder))
     speed.measured = {part: {"date": "2026-01-01", "business": 0.0, **seconds} for part, seconds in SECONDS.items()}
     speed.keep()
-    monkeypatch.setattr(Speed, "_measure", None)
+    monkeypatch.setattr(estimates, "_measure", None)
     return str(tiny_folder)
 
 
@@ -149,7 +149,8 @@ def test_speed_is_measured_once_and_the_model_loaded_once(folder, tiny_folder, m
     work = Work("any", str(tiny_folder), Cost(*[1.0] * 10), bf16=False)
     first = estimate(work)
     said = capsys.readouterr().err
-    assert said.count("Measuring how fast") == 4
+    assert said.count("Measuring how fast") == 1
+    assert "(load, train float32, read, answer), once" in said
     assert len(loaded) == 1
     assert first.seconds > 0
     measured = Speed.of(str(tiny_folder)).measured
@@ -165,12 +166,13 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again_when_it_is_calm(k
     speed.measured["read"]["business"] = 4.0
     speed.keep()
     again = []
-    monkeypatch.setattr(Speed, "_measure", lambda self, name, work: again.append(name))
+    monkeypatch.setattr(estimates, "_measure", lambda part, model: again.append(part) or SECONDS[part])
     work = Work("weigh", known, Cost(reads=100))
     monkeypatch.setattr(estimates, "_business", lambda: 3.0)
     estimate(work)
     assert again == []
     monkeypatch.setattr(estimates, "_business", lambda: 0.5)
+    estimate(work)
     estimate(work)
     assert again == ["read"]
 

@@ -231,7 +231,8 @@ def training(
             trained=simulated * (method.attacked.answers * harmful.batch(batch) + on_refusals * refused.batch(batch)),
         )
     if method.compares:
-        cost += Cost(reads=passes, read=passes * batch * refusal_tokens(model))
+        # Without a way back it is half a pass, whatever else a step does.
+        cost += Cost(passes=passes / 2, reads=passes, read=passes * batch * refusal_tokens(model))
     if method.weighs_first:
         for rows in (records, *(streams[name] for name in method.streams)):
             cost += _reading(model, rows, answer=1.0)
@@ -387,35 +388,30 @@ class Speed:
         return work.cost @ Cost(**self._needed(work), verdicts=VERDICT)
 
     def _needed(self, work: Work) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for part, fields in PARTS.items():
-            if not any(getattr(work.cost, name) for name in fields):
-                continue
-            name = f"train {'bf16' if work.bf16 else 'float32'}" if part == "train" else part
-            # What was measured beside other work is measured again when there is none.
-            if name not in self.measured or self.measured[name]["business"] > BUSY >= _business():
-                self._measure(name, work)
-            found |= {name_: self.measured[name][name_] for name_ in fields}
-        return found
-
-    def _measure(self, name: str, work: Work) -> None:
-        say(f"Measuring how fast this machine runs {work.model} ({name}), once …", sys.stderr)
-        with Task(f"measuring how fast this machine is ({name})"):
-            measure = {"load": _measure_loading, "read": _measure_reading, "answer": _measure_answering}.get(name)
-            seconds = _measure_training(work.model, bool(work.bf16)) if measure is None else measure(work.model)
-        business = round(_business(), 2)
-        if business > BUSY:
-            say(
-                "It is busy with something else, so this may be too slow; it is measured again when it is not.",
-                sys.stderr,
-            )
-        self.measured[name] = {"date": f"{datetime.date.today()}", "business": business, **seconds}
-        self.keep()
+        """Return the seconds of each kind of computation in `work`, measuring those that are not known."""
+        parts = {
+            f"train {'bf16' if work.bf16 else 'float32'}" if part == "train" else part: fields
+            for part, fields in PARTS.items()
+            if any(getattr(work.cost, name) for name in fields)
+        }
+        busy = _business()
+        # What was measured beside other work is measured again when there is none.
+        missing = [
+            part for part in parts if part not in self.measured or self.measured[part]["business"] > BUSY >= busy
+        ]
+        if missing:
+            why = "; it is busy with something else, so once more when it is not" if busy > BUSY else ""
+            say(f"Measuring how fast this machine runs {work.model} ({', '.join(missing)}), once{why} …", sys.stderr)
+        for part in missing:
+            with Task(f"measuring how fast this machine is ({part})"):
+                seconds = _measure(part, work.model)
+            self.measured[part] = {"date": f"{datetime.date.today()}", "business": round(busy, 2), **seconds}
+            self.keep()
+        return {name: self.measured[part][name] for part, fields in parts.items() for name in fields}
 
 
 BIG, SMALL = (8, 40), (2, 16)
 """Rows and tokens of the batches that speed is measured on."""
-
 
 PATIENCE = 1.0
 """Seconds after which nothing is run once more."""
@@ -442,6 +438,13 @@ def _ids(model: Any, rows: int, tokens: int) -> list[list[int]]:
     """Return rows of tokens that begin with different ones."""
     vocabulary = model.config.get_text_config().vocab_size
     return [[(17 + 31 * row + 7 * place) % vocabulary for place in range(tokens)] for row in range(rows)]
+
+
+def _measure(part: str, model: str) -> dict[str, float]:
+    """Return the seconds of the kinds of computation in a part, measured with the model itself."""
+    if part.startswith("train"):
+        return _measure_training(model, part == "train bf16")
+    return {"load": _measure_loading, "read": _measure_reading, "answer": _measure_answering}[part](model)
 
 
 def _measure_loading(model: str) -> dict[str, float]:
@@ -604,8 +607,8 @@ def estimate(work: Work, speed: Speed | None = None) -> Estimate:
     by_speed = speed.seconds(work)
     alike = []
     for record in reversed(speed.records):
-        if record["kind"] == work.kind:
-            then = speed.seconds(dataclasses.replace(work, cost=Cost(**record["cost"]), bf16=record["bf16"]))
+        if (record["kind"], record["bf16"]) == (work.kind, work.bf16):
+            then = speed.seconds(dataclasses.replace(work, cost=Cost(**record["cost"])))
             alike.append((abs(math.log(then / by_speed)), record["seconds"] / then * by_speed))
     nearest = sorted(alike, key=lambda pair: round(pair[0], 1))[:LIKE]
     if not nearest:
