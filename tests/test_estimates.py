@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from titer import estimates, methods, models, stages
 from titer.cli import app
 from titer.data import load
+from titer.errors import TiterError
 from titer.estimates import Cost, Estimate, Speed, Work, answering, estimate, in_words, record, recorded, training
 from titer.estimates import weighing as weighing_work
 
@@ -201,6 +202,11 @@ def test_a_damaged_file_or_a_full_disk_costs_the_notes_and_not_the_work(known, m
     monkeypatch.setattr(estimates, "replacing", full)
     record(Work("weigh", known, Cost(reads=100)), 3.0)
     assert "No space left" in caplog.text
+
+
+def test_a_folder_without_a_config_is_a_users_mistake(tmp_path):
+    with pytest.raises(TiterError, match="Cannot load a model"):
+        Speed.of(str(tmp_path))
 
 
 def test_verbs_say_how_long_they_will_take_and_learn_from_what_they_took(known, tmp_path):

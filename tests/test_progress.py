@@ -8,7 +8,7 @@ import pytest
 from told import every_line
 from typer.testing import CliRunner
 
-from titer import methods, progress, stages
+from titer import methods, models, progress, stages
 from titer.cli import app, common
 from titer.data.records import Record
 from titer.errors import TiterError
@@ -231,3 +231,17 @@ def test_training_generation_and_weighing_say_how_far_they_are(tiny_folder, tmp_
     said.clear()
     stages.weigh(str(tiny_folder), None, records(7))
     assert "rows 7 of 7" in said
+
+
+def test_fetching_and_unpacking_the_embedded_model_say_so(tmp_path, monkeypatch):
+    said = every_line(monkeypatch)
+
+    def broken(gguf, folder):
+        raise TiterError("enough")
+
+    monkeypatch.setenv("TITER_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "_fetch_gguf", lambda scratch: scratch)
+    monkeypatch.setattr(models, "_convert_gguf", broken)
+    with pytest.raises(TiterError):
+        models.embedded_model()
+    assert said == ["fetching smollm2-135m-instruct", "unpacking smollm2-135m-instruct"]

@@ -297,13 +297,12 @@ def judging(model: str, judges: Sequence[Judge], answers: int) -> Work:
 def empty_model(model: str) -> Any:
     """Return a model without weights, from its config alone."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from titer.models import locate
+    from titer.models import load_config
 
-    config = AutoConfig.from_pretrained(locate(model))
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(load_config(model))
 
 
 def parameters(model: str) -> float:
@@ -358,10 +357,13 @@ class Speed:
         """Return what is known of a model here."""
         import torch
 
-        config = empty_model(model).config.to_diff_dict()
+        from titer.models import load_config
+
         # Two models of one architecture are as fast as each other.
-        config = {name: value for name, value in config.items() if not name.startswith("_")}
-        device = "cpu" if not torch.accelerator.is_available() else torch.cuda.get_device_name()
+        config = {name: value for name, value in load_config(model).to_diff_dict().items() if not name.startswith("_")}
+        device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+        if torch.cuda.is_available():
+            device = torch.cuda.get_device_name()
         about = {**machine(), "threads": torch.get_num_threads(), "device": device, "torch": torch.__version__}
         about["model"] = config
         key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -244,6 +244,16 @@ class Template:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def load_config(name: str) -> Any:
+    """Load the config of a model, which says how it is built."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(locate(name))
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error) from error
+
+
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, with the Alpaca template when it brings none of its own."""
     from transformers import AutoTokenizer
