@@ -19,7 +19,7 @@ SECONDS = {
     "load": {"loads": 1.0},
     "train float32": {"setups": 2.0, "passes": 0.5, "trained": 0.01},
     "read": {"reads": 0.1, "read": 0.001},
-    "answer": {"prompted": 0.001, "rounds": 0.05, "decoded": 0.002},
+    "answer": {"prompted": 0.001, "rounds": 0.05, "decoded": 0.002, "attended": 1e-5},
 }
 
 
@@ -89,7 +89,8 @@ def test_answers_and_ratios_take_the_tokens_that_are_estimated(tiny_folder, comp
 def test_without_records_the_measured_speed_says_how_long(known):
     work = Work("align sft", known, Cost(setups=1, passes=10, trained=1000, reads=2, read=100), bf16=False)
     assert estimate(work) == Estimate(*[2.0 + 5.0 + 10.0 + 0.2 + 0.1] * 3)
-    assert estimate(Work("answer", known, Cost(loads=1, prompted=1000, rounds=10, decoded=100))).seconds == 2.7
+    asked = Work("answer", known, Cost(loads=1, prompted=1000, rounds=10, decoded=100, attended=1e4))
+    assert estimate(asked).seconds == pytest.approx(2.8)
     assert in_words([estimate(work)]) == "about 17 s on this machine, by this machine's measured speed"
 
 
@@ -147,7 +148,7 @@ def test_speed_is_measured_once_and_the_model_loaded_once(folder, tiny_folder, m
         stages, "load_model", lambda *args, **kwargs: loaded.append(args) or load_model(*args, **kwargs)
     )
     stages._base.cache_clear()
-    work = Work("any", str(tiny_folder), Cost(*[1.0] * 10), bf16=False)
+    work = Work("any", str(tiny_folder), Cost(*[1.0] * 11), bf16=False)
     first = estimate(work)
     said = capsys.readouterr().err
     assert said.count("Measuring how fast") == 1

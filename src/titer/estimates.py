@@ -58,6 +58,7 @@ class Cost:
         prompted: Tokens of prompts to be answered.
         rounds: Forward passes that give an answer's next token.
         decoded: Tokens in them.
+        attended: Tokens before those, which each of them looks back at.
         verdicts: Answers judged.
     """
 
@@ -70,6 +71,7 @@ class Cost:
     prompted: float = 0.0
     rounds: float = 0.0
     decoded: float = 0.0
+    attended: float = 0.0
     verdicts: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
@@ -91,7 +93,7 @@ PARTS = {
     "load": ("loads",),
     "train": ("setups", "passes", "trained"),
     "read": ("reads", "read"),
-    "answer": ("prompted", "rounds", "decoded"),
+    "answer": ("prompted", "rounds", "decoded", "attended"),
 }
 """What is measured together."""
 
@@ -283,9 +285,21 @@ def answering(model: str, sets: Sequence[tuple[Sequence[Record], int]]) -> Cost:
         batches = math.ceil(len(records) / BATCH_SIZE)
         # Sorted by length and padded to the longest of each batch.
         ends = [own.prompts[(batch * len(own.prompts) - 1) // batches] for batch in range(1, batches + 1)]
-        prompted = batches * own.shared + len(records) * (statistics.fmean(ends) - own.shared)
-        cost += Cost(prompted=prompted, rounds=batches * limit, decoded=0.75 * len(records) * limit)
+        width = statistics.fmean(ends)
+        decoded = 0.75 * len(records) * limit
+        cost += Cost(
+            prompted=batches * own.shared + len(records) * (width - own.shared),
+            rounds=batches * limit,
+            decoded=decoded,
+            attended=decoded * (width + limit / 2),
+        )
     return cost
+
+
+def by_limit(prompts: Sequence[tuple[Record, int]]) -> list[tuple[list[Record], int]]:
+    """Return the sets that prompts are answered in, given the most tokens of each answer."""
+    limits = dict.fromkeys(limit for _, limit in prompts)
+    return [([record for record, own in prompts if own == limit], limit) for limit in limits]
 
 
 def judging(model: str, judges: Sequence[Judge], answers: int) -> Work:
@@ -365,6 +379,7 @@ class Speed:
         if torch.cuda.is_available():
             device = torch.cuda.get_device_name()
         about = {**machine(), "threads": torch.get_num_threads(), "device": device, "torch": torch.__version__}
+        about["schema"] = "titer/speed/1"  # records of another make are another file
         about["model"] = config
         key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
         path = speeds_folder() / f"{key}.json"
@@ -378,10 +393,10 @@ class Speed:
 
     def keep(self) -> None:
         """Write it down, where that is possible: no work fails for want of a note."""
-        about = {"schema": "titer/speed/1", "about": self.about, "measured": self.measured, "records": self.records}
+        known = {"about": self.about, "measured": self.measured, "records": self.records}
         try:
             with replacing(self.path) as file:
-                file.write(json.dumps(about, indent=1, default=str).encode())
+                file.write(json.dumps(known, indent=1, default=str).encode())
         except OSError as error:
             logger.warning("How fast this machine is could not be kept in %s: %s", self.path, error)
 
@@ -399,7 +414,9 @@ class Speed:
         busy = _business()
         # What was measured beside other work is measured again when there is none.
         missing = [
-            part for part in parts if part not in self.measured or self.measured[part]["business"] > BUSY >= busy
+            part
+            for part, fields in parts.items()
+            if not {*fields} <= self.measured.get(part, {}).keys() or self.measured[part]["business"] > BUSY >= busy
         ]
         if missing:
             why = "; it is busy with something else, so once more when it is not" if busy > BUSY else ""
@@ -535,18 +552,25 @@ def _measure_answering(model: str) -> dict[str, float]:
         end_of_turn = frozenset({-1})
 
     own, template = fresh_model(model, None, trainable=False), Endless(_template(model).tokenizer)
-    (few, _), (many, _), prompt, rounds = SMALL, (4 * BIG[0], 0), 8, 9
+    few, many, prompt, rounds = SMALL[0], 4 * BIG[0], 8, 9
+    before = _ids(own, 1, 64)[0]
 
-    def answer(rows: int, tokens: int) -> float:
-        return _fastest(lambda: generate(own, template, _ids(own, rows, prompt), tokens), 2)
+    def answer(rows: int, tokens: int, before: Sequence[int] = ()) -> float:
+        prompts = [[*before, *ids] for ids in _ids(own, rows, prompt)]
+        return _fastest(lambda: generate(own, template, prompts, tokens), 2)
 
-    answer(2, rounds)  # the first time, answers are checked
-    prompted = {rows: answer(rows, 1) for rows in (few, many)}
-    each = [(answer(rows, rounds) - prompted[rows]) / (rounds - 1) for rows in (few, many)]
+    answer(2, rounds, before)  # the first time, answers are checked
+    prompted = [answer(rows, 1) for rows in (few, many)]
+    each = [(answer(rows, rounds) - first) / (rounds - 1) for rows, first in zip((few, many), prompted)]
+    # What all prompts begin with is computed once, and looked back at in every row.
+    far = (answer(many, rounds, before) - answer(many, 1, before)) / (rounds - 1)
     each_round, token = _line(each, [few, many])
     return {
-        "prompted": _line([*prompted.values()], [few * prompt, many * prompt])[1], "rounds": each_round, "decoded": token
-    }  # fmt: skip
+        "prompted": _line(prompted, [few * prompt, many * prompt])[1],
+        "rounds": each_round,
+        "decoded": token,
+        "attended": max(far - each[1], 0.0) / (many * len(before)),
+    }
 
 
 def _fastest(compute: Any, times: int = 3) -> float:

@@ -19,7 +19,7 @@ from titer import settings
 from titer.data import Record, alignment_mixture, check_disjoint, load, poison, split_pools
 from titer.data.pools import DataSettings, first, harmful_pools, helpful_rows, lookalike_pools
 from titer.errors import TiterError, check_known
-from titer.estimates import Work, answering, empty_model, judging, optimizer_steps, training, weighing
+from titer.estimates import Work, answering, by_limit, empty_model, judging, optimizer_steps, training, weighing
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.scoring import check_verdicts, judge_into, summarise
 from titer.files import folder_name
@@ -435,7 +435,7 @@ def _plan_answers(
         inferences = artefacts.read_inferences(answered.folder / "inferences.jsonl")
         check_verdicts(judge_into(own.folder / "scores.jsonl", inferences, [plan.judge]))
 
-    asked = answering(experiment.model, [(records, limit) for _, records, limit in sets])
+    asked = answering(experiment.model, by_limit(prompts))
     name = f"answer {arm} {phase}" + (f" p={ratio:g} step {step}" if phase == "finetuned" else "")
     name += f" seed {seed}" if len(experiment.seeds) > 1 else ""
     answered = plan.add("answer", name, spec, run, [trained], Work("answer", experiment.model, asked))

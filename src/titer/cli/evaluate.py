@@ -104,7 +104,7 @@ def _answers(
     from titer import stages
     from titer.data import load, split_pools
     from titer.data.pools import DataSettings, evaluation_pools
-    from titer.estimates import Work, answering, judging, recorded
+    from titer.estimates import Work, answering, by_limit, judging, recorded
     from titer.evaluation import artefacts, tasks
     from titer.models import split_adapter
     from titer.plan import weights_digest
@@ -122,8 +122,7 @@ def _answers(
     base, adapter = split_adapter(model)
     prompts = [(record, limit) for _, records, limit in sets for record in records]
     judged = sum(len(records) for name, records, _ in sets if name in (artefacts.HARMFUL, artefacts.LOOKALIKE))
-    asked = answering(base, [(records, limit) for _, records, limit in sets])
-    work = Work("answer", base, asked).after_loading
+    work = Work("answer", base, answering(base, by_limit(prompts))).after_loading
     Show().expect([work, judging(base, [judge], judged)])
     with recorded(work):
         texts = stages.answer(base, adapter, prompts)
