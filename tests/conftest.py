@@ -23,6 +23,15 @@ torch.set_num_threads(1)
 os.fsync = lambda descriptor: None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def speeds(tmp_path_factory):
+    """Where tests keep how fast the machine is, which is not where its users do."""
+    folder = tmp_path_factory.mktemp("speeds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("titer.estimates.speeds_folder", lambda: folder)
+        yield folder
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_old_is_collected():
     """Let a garbage collection look at what the module's tests make, and not at the libraries' million objects.

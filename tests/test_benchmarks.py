@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-APART = ("common", "small_models", "calibration", "families", "faults")
+APART = ("common", "small_models", "calibration", "families", "faults", "estimates")
 """Modules, and scripts that compare no times; `tests/assay/test_calibration.py` runs the first of those."""
 
 
@@ -61,3 +61,25 @@ def test_faults_lose_nothing(tmp_path):
     assert sum(trial["kills"] for trial in found) >= 1
     assert not any(trial["lost"] or trial["differing"] or trial["wrong"] for trial in found)
     assert "| finetune | kill | 2 |" in done.stdout
+
+
+def test_estimates_are_held_against_what_work_took(tiny_folder):
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "estimates.py"),
+        "--model",
+        str(tiny_folder),
+        "--steps",
+        "2",
+        "--rounds",
+        "1",
+    ]
+    command += ["--rows", "16", "--set", "max_length=null"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("|")]
+    kinds = [row[0].strip() for row in table[2:]]
+    assert kinds == [
+        "align: align sft", "align: align booster", "finetune: finetune antibody", "audit: weigh", "evaluate: answer"
+    ]  # fmt: skip
+    assert all(float(estimate) >= 0 and float(took) >= 0 for *_, estimate, took, _ in table[2:])

@@ -268,19 +268,29 @@ def test_bundled_experiments_are_valid(name):
     assert experiments.read_experiment(name).name == name
 
 
+def test_a_dry_run_repeats_itself_and_rests_on_what_such_stages_took(done, settings, tmp_path):
+    line = ["run", str(settings), "-o", str(tmp_path / "new"), "--dry-run", "--json"]
+    first, second = (json.loads(CliRunner().invoke(app, line).stdout) for _ in range(2))
+    assert first["seconds"] == pytest.approx(second["seconds"], rel=0.1)
+    assert first["seconds_low"] <= first["seconds"] <= first["seconds_high"]
+    assert all(stage["records"] for stage in first["stages"])
+    took = sum(stage.seconds for stage in done.stages.values())
+    assert took / 4 < first["seconds"] < took * 4
+
+
 def test_a_folder_of_another_training_is_left_alone(settings, done_folder):
     plan, _, _ = run(settings, done_folder)
     stage = next(iter(plan.stages.values()))
     (stage.folder / "inputs.sha256").write_text("another")
     with pytest.raises(TiterError, match="holds a finished training with other settings"):
-        stage.run(stage, lambda *_: None)
+        stage.run(stage)
     assert (stage.folder / "adapter" / "adapter_model.safetensors").is_file()
     shutil.rmtree(stage.folder / "adapter")
     checkpoint = stage.folder / "checkpoints" / "checkpoint-1"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
     with pytest.raises(TiterError, match="holds checkpoints of a training with other settings"):
-        stage.run(stage, lambda *_: None)
+        stage.run(stage)
 
 
 def test_judging_a_run_again_writes_its_report_again(settings, done_folder):

@@ -9,6 +9,7 @@ from every_method import make
 from titer.generation import generate
 from titer.layouts import use_packed_attention
 from titer.models import Template
+from titer.progress import Task
 
 TEXTS = [
     "bread",
@@ -135,9 +136,11 @@ def test_no_more_than_max_new_tokens(model, template, tokenizer, monkeypatch, li
 
 def test_progress_and_mode(model, template):
     prompts = prompts_of(template, "shared prefix")
+    counted = Task("answers", len(prompts))
     done = []
+    counted.advance = done.append
     model.train()
-    generate(model, template, prompts, 2, batch_size=3, progress=done.append)
+    generate(model, template, prompts, 2, batch_size=3, counted=counted)
     assert done == [3, 3, 1]
     assert model.training
     assert generate(model.eval(), template, [], 4) == []

@@ -19,6 +19,7 @@ from titer import methods, settings
 from titer.data import Record, alignment_mixture, check_disjoint, load, poison, split_pools
 from titer.data.pools import DataSettings, first, harmful_pools, helpful_rows, lookalike_pools
 from titer.errors import TiterError, check_known
+from titer.estimates import Work, answering, by_limit, judging, optimizer_steps, training, weighing
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.scoring import check_verdicts, judge_into, summarise
 from titer.files import check_output, folder_name
@@ -32,9 +33,7 @@ from titer.plan import (
     digest,
     environment,
     judge_key,
-    mean_tokens,
     model_digest,
-    parameters,
     weights_digest,
 )
 from titer.plugins import source_digest
@@ -333,7 +332,7 @@ def _plan_arm(plan: ExperimentPlan, arm_name: str, seed: int, pools: Pools) -> N
         upload = poison(pools.task_train, pools.attack, experiment.finetune.samples, ratio, seed)
         name = f"fine-tune {arm_name} p={ratio:g}"
         tuned = _plan_training(plan, arm_name, "finetune", seed, upload, streams, shared, aligned, name)
-        last = _total_steps(experiment, arm_name, "finetune", len(upload))
+        last = optimizer_steps(_trainer_args(experiment, arm_name, "finetune", "unused", seed), len(upload))
         for step in experiment.finetune.checkpoints:
             if step > last:
                 raise TiterError(
@@ -348,14 +347,6 @@ def _plan_arm(plan: ExperimentPlan, arm_name: str, seed: int, pools: Pools) -> N
                 about = {"arm": arm_name, "seed": seed, "poison_ratio": ratio, "when": when}
                 rows = upload[:measured]
                 plan.weights.append((_plan_weights(plan, about, rows, stage, shared), about, rows))
-
-
-def _total_steps(experiment: Experiment, arm: str, stage: str, rows: int) -> int:
-    args = _trainer_args(experiment, arm, stage, "unused", 0)
-    if args.max_steps > 0:
-        return int(args.max_steps)
-    batches = -(-rows // args.per_device_train_batch_size)
-    return int(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs)
 
 
 def _plan_training(
@@ -397,7 +388,7 @@ def _plan_training(
         streams,
     )
 
-    def run(own: Stage, progress: Any) -> None:
+    def run(own: Stage) -> None:
         args = _trainer_args(experiment, arm_name, stage, str(own.folder / "checkpoints"), seed)
         stages.train(
             method,
@@ -409,14 +400,12 @@ def _plan_training(
             streams,
             own.folder,
             checkpoints=spec["checkpoints"],
-            progress=progress,
         )
 
     args = _trainer_args(experiment, arm_name, stage, "unused", seed)
-    rows = _total_steps(experiment, arm_name, stage, len(records)) * args.optimizer_batch_size
-    flops = 4 * method.passes(args) * rows * mean_tokens(records, experiment.model) * parameters(experiment.model)
+    work = training(f"{stage} {method_name}", method, args, experiment.model, records, streams)
     suffix = f" seed {seed}" if len(experiment.seeds) > 1 else ""
-    return plan.add(stage, name + suffix, spec, run, [] if start is None else [start], flops)
+    return plan.add(stage, name + suffix, spec, run, [] if start is None else [start], work)
 
 
 def _plan_answers(
@@ -451,27 +440,28 @@ def _plan_answers(
         "code": code_digest(*GENERATION_CODE),
     }
 
-    def run(own: Stage, progress: Any) -> None:
-        texts = stages.answer(experiment.model, trained.folder / adapter, prompts, progress)
+    def run(own: Stage) -> None:
+        texts = stages.answer(experiment.model, trained.folder / adapter, prompts)
         model = f"{experiment.model} + {trained.folder.name}/{adapter}"
         weights = weights_digest(experiment.model, trained.folder / adapter)
         rows = stages.as_inferences(sets, texts, group, model, weights)
         artefacts.write_inferences(own.folder / "inferences.jsonl", rows)
 
-    def judge(own: Stage, progress: Any) -> None:
+    def judge(own: Stage) -> None:
         inferences = artefacts.read_inferences(answered.folder / "inferences.jsonl")
-        check_verdicts(judge_into(own.folder / "scores.jsonl", inferences, [plan.judge], progress))
+        check_verdicts(judge_into(own.folder / "scores.jsonl", inferences, [plan.judge]))
 
-    tokens = sum(len(record.prompt_text) / 4 + 8 + limit * 0.8 for record, limit in prompts)
+    asked = answering(experiment.model, by_limit(prompts))
     name = f"answer {arm} {phase}" + (f" p={ratio:g} step {step}" if phase == "finetuned" else "")
     name += f" seed {seed}" if len(experiment.seeds) > 1 else ""
-    answered = plan.add("answer", name, spec, run, [trained], 2 * tokens * parameters(experiment.model))
+    answered = plan.add("answer", name, spec, run, [trained], Work("answer", experiment.model, asked))
     judged = plan.add(
         "judge",
         name.replace("answer", "judge"),
         {"judge": judge_key(plan.judge), "code": code_digest("judges")},
         judge,
         [answered],
+        judging(experiment.model, [plan.judge], len(pools.harmful_evaluation) + len(pools.lookalike_evaluation)),
     )
     plan.answers.append((answered, judged))
 
@@ -484,15 +474,14 @@ def _plan_weights(
     experiment = plan.experiment
     ratio = _trainer_args(experiment, about["arm"], "finetune", "unused", 0).ratio
 
-    def run(own: Stage, progress: Any) -> None:
-        ratios = stages.weigh(experiment.model, trained.folder / "adapter", rows, ratio, progress)
+    def run(own: Stage) -> None:
+        ratios = stages.weigh(experiment.model, trained.folder / "adapter", rows, ratio)
         artefacts.write_atomically(own.folder / "log_ratios.json", json.dumps(ratios).encode())
 
     spec = {**shared, "rows": digest(rows), "ratio": ratio, "code": code_digest(*TRAINING_CODE)}
     name = f"weigh {about['arm']} p={about['poison_ratio']:g} {about['when']}"
     name += f" seed {about['seed']}" if len(experiment.seeds) > 1 else ""
-    flops = 2 * 1.5 * len(rows) * mean_tokens(rows, experiment.model) * parameters(experiment.model)
-    return plan.add("weigh", name, spec, run, [trained], flops)
+    return plan.add("weigh", name, spec, run, [trained], weighing("weigh", experiment.model, rows))
 
 
 # -- results ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from torch import Tensor
 from titer.batches import common_prefix_length
 from titer.layouts import bare_model, cannot, coarsest_precision, first_line, same_to_rounding, say_once
 from titer.models import Template
+from titer.progress import Task
 
 BATCH_SIZE = 64
 
@@ -52,7 +54,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     batch_size: int = BATCH_SIZE,
-    progress: Callable[[int], None] | None = None,
+    counted: Task | None = None,
     owners: Sequence[int] | None = None,
     place: Place | None = None,
 ) -> list[str]:
@@ -64,7 +66,7 @@ def generate(
         prompts: Token ids of rendered prompts.
         max_new_tokens: Most tokens to generate for each.
         batch_size: Most prompts to decode at once.
-        progress: Called with the number of prompts finished since the last call.
+        counted: The task that answers are counted in; one of these prompts alone when not given.
         owners: For a model that holds several (`titer.attacks.Fleet`), which of them answers each prompt.
         place: Called before each forward pass with the owner of each row, all rows of an owner together.
 
@@ -78,24 +80,24 @@ def generate(
     answers: list[str] = [""] * len(prompts)
     # Prompts of similar length together: less padding.
     waiting = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    while waiting:
-        rows = waiting[:batch_size]
-        if decoding.way in ("library", "plain"):
-            rows = [row for row in rows if len(prompts[row]) == len(prompts[rows[0]])]
-        rows.sort(key=lambda row: owners[row])
-        batch = _Batch(model, template, [prompts[row] for row in rows], [owners[row] for row in rows], place)
-        longest = max(len(prompts[row]) for row in rows) + max_new_tokens
-        failure = batch.decode(decoding.way, max_new_tokens, check=longest > decoding.longest)
-        if failure:
-            _change_way(model, decoding, failure)
-            continue
-        decoding.longest = max(decoding.longest, longest)
-        for row, tokens in zip(rows, batch.decoded, strict=True):
-            answers[row] = str(template.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-        if progress is not None:
-            progress(len(rows))
-        done = set(rows)
-        waiting = [row for row in waiting if row not in done]
+    with Task("answers", len(prompts)) if counted is None else nullcontext(counted) as finished:
+        while waiting:
+            rows = waiting[:batch_size]
+            if decoding.way in ("library", "plain"):
+                rows = [row for row in rows if len(prompts[row]) == len(prompts[rows[0]])]
+            rows.sort(key=lambda row: owners[row])
+            batch = _Batch(model, template, [prompts[row] for row in rows], [owners[row] for row in rows], place)
+            longest = max(len(prompts[row]) for row in rows) + max_new_tokens
+            failure = batch.decode(decoding.way, max_new_tokens, check=longest > decoding.longest)
+            if failure:
+                _change_way(model, decoding, failure)
+                continue
+            decoding.longest = max(decoding.longest, longest)
+            for row, tokens in zip(rows, batch.decoded, strict=True):
+                answers[row] = str(template.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+            finished.advance(len(rows))
+            done = set(rows)
+            waiting = [row for row in waiting if row not in done]
     model.train(was_training)
     return answers
 

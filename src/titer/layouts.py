@@ -37,6 +37,7 @@ from titer.batches import (
 )
 from titer.errors import TiterError
 from titer.losses import fuse_head, token_nll
+from titer.progress import Task
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def layout_for(model: Any, pairs: Pairs, batch_size: int = 8, tokens: int | None
         and known.state == _state_of(model, bare)
     ):
         return known.layout
-    with _evaluating(model), _quiet():
+    with Task("trying how rows can be laid out"), _evaluating(model), _quiet():
         layout = _probe(model, bare, _rows_to_try(pairs), tokens)
     if not layout.packed:
         say_once(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from titer import plugins
 from titer.errors import TiterError, check_known
@@ -39,8 +39,20 @@ def defaults() -> dict[str, Any]:
     return quiet | {"save_strategy": "steps", "save_steps": SAVE_EVERY, "save_total_limit": 1}
 
 
-def _one_pass(args: Any) -> float:
-    return 1.0
+class Gradients(NamedTuple):
+    """Gradients of the harmful stream that an optimizer step takes beside that of the training loss.
+
+    Attributes:
+        answers: Of the loss of harmful answers.
+        refusals: Of the loss of refusals in their place.
+    """
+
+    answers: float = 0.0
+    refusals: float = 0.0
+
+
+def _none(args: Any) -> Gradients:
+    return Gradients()
 
 
 def _any_batch(args: Any, rows: int) -> None:
@@ -57,9 +69,11 @@ class Method:
         summary: What it does, in a sentence; if empty, the first one of the trainer's docstring.
         streams: The datasets it wants beside the training data, by argument name: `harmful_dataset` and
             `helpful_dataset` are there.
-        passes: How long an optimizer step takes beside one of plain fine-tuning, by its settings.
+        gradients: The gradients it takes of the harmful stream, by its settings, in the mean over steps. This and the next two
+            are what estimates of time go by.
+        weighs_rows: Whether every step scores a refusal of each row, to weigh it by, which a report then shows.
+        weighs_first: Whether it scores all rows before it trains.
         check: Called with settings and the number of training rows; raises where they would make it another method.
-        weighs_rows: Whether it weighs rows by the likelihood of answer and refusal, which a report then shows.
         variants: Settings by label in which every term of it matters on a model of a few neurons: what the tests that
             every method passes are run with.
     """
@@ -68,9 +82,10 @@ class Method:
     trainer: type[PackedSFTTrainer]
     summary: str = ""
     streams: tuple[str, ...] = ()
-    passes: Callable[[Any], float] = _one_pass
-    check: Callable[[Any, int], None] = _any_batch
+    gradients: Callable[[Any], Gradients] = _none
     weighs_rows: bool = False
+    weighs_first: bool = False
+    check: Callable[[Any, int], None] = _any_batch
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
 
 

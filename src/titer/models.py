@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from titer import hub
 from titer.errors import TiterError
 from titer.files import check_file, check_output, read_json, read_text, remove
+from titer.progress import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,9 +84,11 @@ def embedded_model() -> Path:
     remove(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as scratch:
-        gguf = _fetch_gguf(Path(scratch))
+        with Task(f"fetching {EMBEDDED}"):
+            gguf = _fetch_gguf(Path(scratch))
         converted = Path(scratch) / "converted"
-        _convert_gguf(gguf, converted)
+        with Task(f"unpacking {EMBEDDED}"):
+            _convert_gguf(gguf, converted)
         try:
             os.replace(converted, folder)
         except OSError:
@@ -444,7 +447,7 @@ def load_model(
         name, adapter = split_adapter(name)
     accelerator = torch.accelerator.is_available()
     config = load_config(name, trust_remote_code)
-    with loading(name):
+    with loading(name), Task(f"loading {name}"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             locate(name),
             config=config,

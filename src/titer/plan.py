@@ -16,18 +16,19 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titer import __version__
+from titer import __version__, estimates
 from titer.data.records import Record
 from titer.errors import TiterError
+from titer.estimates import Work, machine
 from titer.evaluation import artefacts
 from titer.files import disk_error_number, read_json, remove
 from titer.judges.base import Judge
 from titer.plugins import source_digest
+from titer.progress import Task
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +94,12 @@ def weights_digest(base: str, adapter: Path | None = None) -> str:
 def folder_digest(folder: Path) -> str:
     """Return a hash of the weights, settings and tokenizer in a folder."""
     whole = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        # Pickled weights, but not the `training_args.bin` that lies beside them.
-        pickled = path.suffix == ".bin" and "model" in path.name
-        if pickled or path.suffix in (".json", ".safetensors", ".jinja", ".model"):
-            whole.update(path.name.encode() + _file_digest(path).digest())
+    with Task(f"reading {folder.name}"):
+        for path in sorted(folder.iterdir()):
+            # Pickled weights, but not the `training_args.bin` that lies beside them.
+            pickled = path.suffix == ".bin" and "model" in path.name
+            if pickled or path.suffix in (".json", ".safetensors", ".jinja", ".model"):
+                whole.update(path.name.encode() + _file_digest(path).digest())
     return whole.hexdigest()[:16]
 
 
@@ -128,7 +130,7 @@ class Stage:
         folder: Where it leaves its files.
         run: Does the work.
         needs: Stages that must be done before.
-        flops: Estimated floating-point operations.
+        work: What there is to compute.
         status: `planned`, `cached`, `done`, `incomplete`, `failed` or `skipped`.
         seconds: How long it took.
         reason: Why it is incomplete, failed or was skipped.
@@ -139,9 +141,9 @@ class Stage:
     kind: str
     key: str
     folder: Path
-    run: Callable[[Stage, Any], None]
+    run: Callable[[Stage], None]
     needs: list[Stage] = field(default_factory=list)
-    flops: float = 0.0
+    work: Work | None = None
     status: str = "planned"
     seconds: float = 0.0
     reason: str = ""
@@ -211,24 +213,31 @@ class Plan:
         kind: str,
         name: str,
         spec: dict[str, Any],
-        run: Callable[[Stage, Any], None],
+        run: Callable[[Stage], None],
         needs: Sequence[Stage] = (),
-        flops: float = 0.0,
+        work: Work | None = None,
     ) -> Stage:
         """Add a stage, or return the one that does the same work already."""
         key = digest({"kind": kind, **spec, "needs": [stage.key for stage in needs]})
         if key not in self.stages:
             folder = self.run_folder / "stages" / f"{kind}-{key}"
-            self.stages[key] = Stage(name, kind, key, folder, run, list(needs), flops)
+            self.stages[key] = Stage(name, kind, key, folder, run, list(needs), work)
         return self.stages[key]
+
+    def to_do(self, force: bool = False) -> dict[str, Work]:
+        """Return what there is to compute in stages that are not done, by their keys; `force` does all again."""
+        return {
+            key: stage.work
+            for key, stage in self.stages.items()
+            if stage.work is not None and (force or not stage.done)
+        }
 
 
 class Silent:
-    """Shows nothing of a plan's progress."""
+    """Says nothing of how stages begin and come out."""
 
-    def stage(self, stage: Stage) -> Any:
-        """Enter a stage; yields a progress callback."""
-        return nullcontext(lambda done, total, note: None)
+    def begins(self, stage: Stage) -> None:
+        """Take note that a stage begins."""
 
     def settled(self, stage: Stage) -> None:
         """Take note that a stage has come to its end."""
@@ -239,8 +248,8 @@ def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] =
 
     Args:
         plan: What to run.
-        show: Tells the user: `show.stage(stage)` is a context manager that yields a progress callback, and
-            `show.settled(stage)` is called when a stage has come to its end.
+        show: Tells the user: `show.begins(stage)` is called when a stage begins, and `show.settled(stage)` when it has
+            come to its end. How far it is in between, `titer.progress` says.
         force: Do stages again that are done.
         stop_at: Kinds of stages after whose failure no other stage is run.
 
@@ -250,7 +259,7 @@ def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] =
     Raises:
         OSError: For a disk that is full, read-only or gone.
     """
-    for stage in plan.stages.values():
+    for number, stage in enumerate(plan.stages.values(), 1):
         blocked = next((needed for needed in stage.needs if needed.status in ("failed", "skipped")), None)
         if blocked is not None:
             stage.status, stage.reason = "skipped", f"needs `{blocked.name}`, which {blocked.status}"
@@ -259,8 +268,9 @@ def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] =
             stage.seconds = stage.left()["seconds"]
         else:
             _make_room(stage, force)
-            with show.stage(stage) as progress:
-                _run_stage(stage, progress)
+            show.begins(stage)
+            with Task(f"{stage.name} (stage {number} of {len(plan.stages)})"):
+                _run_stage(stage)
         show.settled(stage)
         if stage.status == "failed" and stage.kind in stop_at:
             break
@@ -273,7 +283,7 @@ def _make_room(stage: Stage, force: bool) -> None:
     if damaged:
         first, *others = damaged.values()
         logger.warning("%s%s: `%s` is done again.", first, f", as {len(others)} more" if others else "", stage.name)
-    if force or DONE in damaged or (stage.folder / "adapter").exists():
+    if force or DONE in damaged:
         remove(stage.folder)
     elif damaged:
         # The other attackers of a fleet stay.
@@ -283,11 +293,12 @@ def _make_room(stage: Stage, force: bool) -> None:
                 remove(path)
 
 
-def _run_stage(stage: Stage, progress: Any) -> None:
+def _run_stage(stage: Stage) -> None:
+    whole = not stage.folder.exists()  # else a part of it was done before
     stage.folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     try:
-        stage.run(stage, progress)
+        stage.run(stage)
         partial = next((needed for needed in stage.needs if needed.status == "incomplete"), None)
         if partial is not None:
             raise Incomplete(f"needs `{partial.name}`, which is incomplete")
@@ -311,51 +322,8 @@ def _run_stage(stage: Stage, progress: Any) -> None:
         files = {path.relative_to(stage.folder).as_posix(): _file_digest(path).hexdigest() for path in sorted(left)}
         record = {"name": stage.name, "key": stage.key, "seconds": stage.seconds, "files": files}
         artefacts.write_atomically(stage.folder / DONE, json.dumps(record).encode())
-
-
-# -- estimates --------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def empty_model(model: str) -> Any:
-    """Return a model without weights, from its config alone."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from titer.models import load_config, loading
-
-    config = load_config(model)
-    with loading(model), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def parameters(model: str) -> float:
-    """Return a model's parameters without its embedding."""
-    empty = empty_model(model)
-    embedding = empty.get_input_embeddings().weight.numel()
-    return float(empty.num_parameters() - embedding)
-
-
-def mean_tokens(records: Sequence[Record], model: str) -> float:
-    """Return the mean length of records in tokens: about four characters each, and what a chat template adds."""
-    return sum(len(record.prompt_text) + len(record.completion_text) for record in records) / 4 / len(records) + 10
-
-
-@functools.cache
-def machine_flops() -> float:
-    """Return the floating-point operations a second that training reaches here, from one short measurement."""
-    import torch
-
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    left, right = torch.randn(512, 1024, device=device), torch.randn(1024, 1024, device=device)
-    for _ in range(3):
-        left @ right
-    start = time.perf_counter()
-    for _ in range(20):
-        product = left @ right
-    float(product.sum())
-    # Training reaches about half of what a matrix multiplication alone does.
-    return 0.5 * 20 * 2 * 512 * 1024 * 1024 / (time.perf_counter() - start)
+        if whole and stage.work is not None:
+            estimates.record(stage.work, stage.seconds)
 
 
 # -- provenance -------------------------------------------------------------------------------------------------------
@@ -368,7 +336,7 @@ def environment() -> dict[str, Any]:
         "commit": commit(),
         "versions": library_versions(),
         "python": platform.python_version(),
-        "machine": {"system": platform.system(), "processor": _processor(), "cores": os.cpu_count()},
+        "machine": machine(),
     }
 
 
@@ -381,12 +349,3 @@ def commit() -> str | None:
     except FileNotFoundError:
         return None
     return (head.stdout.strip() + ("+" if changed.stdout.strip() else "")) if head.returncode == 0 else None
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -26,9 +26,10 @@ from titer.attacks.threats import Attack
 from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
 from titer.data.records import Record
 from titer.errors import TiterError
+from titer.estimates import empty_model
 from titer.methods import Method
 from titer.models import Template, load_tokenizer
-from titer.plan import digest, empty_model
+from titer.plan import digest
 from titer.trainer import Encoder
 
 ROWS = 2

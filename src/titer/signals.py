@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from titer.batches import Sample, to_device
 from titer.layouts import layout_for
 from titer.losses import branch_nll, hidden_states, log_likelihood_ratio, token_logits, token_nll
+from titer.progress import Task
 
 TOKENS_PER_ROW = 1024
 """How many prompt and completion tokens go into one forward pass."""
@@ -54,7 +55,6 @@ def row_signals(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     refusals: Sequence[Sequence[int]],
     layers: Sequence[int] = (),
-    progress: Callable[[int], None] | None = None,
 ) -> RowSignals:
     """Score rows with a frozen model; each answer and a refusal branch off the same prompt.
 
@@ -63,7 +63,6 @@ def row_signals(
         pairs: Token ids of prompt and answer of each row.
         refusals: Token ids of generic refusals, assigned to rows by index.
         layers: Also return the hidden states that these layers put out (0 is the embedding).
-        progress: Called with the number of rows done since the last call.
     """
     device = next(model.parameters()).device
     own = [refusals[place % len(refusals)] for place in range(len(pairs))]
@@ -85,18 +84,18 @@ def row_signals(
         ends = batch["predict_from"][starts]
         hidden = hidden_states(output, batch, layers, ends) if layers else sums.new_zeros(len(places), 0, 0)
         parts.append(tuple(x.cpu() for x in (sums[0::2], counts[0::2], sums[1::2], counts[1::2], hidden)))
-        if progress is not None:
-            progress(len(places))
+        rows.advance(len(places))
 
     tokens = 0
-    for place in order:
-        needed = sum(map(len, pairs[place])) + len(own[place])
-        if chunk and tokens + needed > TOKENS_PER_ROW:
-            run(chunk)
-            chunk, tokens = [], 0
-        chunk.append(place)
-        tokens += needed
-    run(chunk)
+    with Task("rows", len(pairs)) as rows:
+        for place in order:
+            needed = sum(map(len, pairs[place])) + len(own[place])
+            if chunk and tokens + needed > TOKENS_PER_ROW:
+                run(chunk)
+                chunk, tokens = [], 0
+            chunk.append(place)
+            tokens += needed
+        run(chunk)
     model.train(was_training)
     back = torch.argsort(torch.tensor(order))
     return RowSignals(*(torch.cat(column)[back] for column in zip(*parts, strict=True)))
@@ -129,14 +128,16 @@ def answer_fit(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]])
     model.eval()
     losses: list[Tensor] = []
     hits: list[Tensor] = []
-    for start in range(0, len(pairs), ROWS_PER_PASS):
-        part = pairs[start : start + ROWS_PER_PASS]
-        batch = to_device(layout.lay_out([Sample(prompt, [answer]) for prompt, answer in part]), device)
-        scores = token_logits(model, batch).float()
-        nll = torch.nn.functional.cross_entropy(scores, batch["targets"], reduction="none")
-        right = (scores.argmax(-1) == batch["targets"]).to(nll)
-        for values, found in ((nll, losses), (right, hits)):
-            sums, counts = branch_nll(values, batch["branch"], len(part))
-            found.append((sums / counts).cpu())
+    with Task("reference answers", len(pairs)) as rows:
+        for start in range(0, len(pairs), ROWS_PER_PASS):
+            part = pairs[start : start + ROWS_PER_PASS]
+            batch = to_device(layout.lay_out([Sample(prompt, [answer]) for prompt, answer in part]), device)
+            scores = token_logits(model, batch).float()
+            nll = torch.nn.functional.cross_entropy(scores, batch["targets"], reduction="none")
+            right = (scores.argmax(-1) == batch["targets"]).to(nll)
+            for values, found in ((nll, losses), (right, hits)):
+                sums, counts = branch_nll(values, batch["branch"], len(part))
+                found.append((sums / counts).cpu())
+            rows.advance(len(part))
     model.train(was_training)
     return AnswerFit(torch.cat(losses), torch.cat(hits))

@@ -15,7 +15,7 @@ import math
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from titer.models import (
     split_adapter,
 )
 from titer.plugins import source_digest
+from titer.progress import Task
 from titer.ranges import check_lora
 from titer.signals import row_signals
 from titer.trainer import PackedSFTConfig, PackedSFTTrainer
@@ -58,20 +59,23 @@ LORA_DEFAULTS: dict[str, Any] = {"r": 32, "lora_alpha": 4, "target_modules": ["q
 INPUTS = "inputs.sha256"
 """In the folder of a training: a hash of its settings and data."""
 
-Progress = Callable[[int, int, str], None]
-"""Called with (done, total, note) while a stage runs."""
-
-
-def no_progress(done: int, total: int, note: str) -> None:
-    """Show nothing."""
-
 
 class ReportSteps(TrainerCallback):
-    """Passes the step and the loss on to a progress bar."""
+    """Counts a training's steps, with the last loss.
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    Args:
+        steps: The task that counts them; one without a total gets that of the training.
+    """
+
+    def __init__(self, steps: Task) -> None:
+        self.steps = steps
         self.note = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take note of how many there are, and of those before an interruption."""
+        if self.steps.total is None:
+            self.steps.total = state.max_steps
+        self.steps.skip(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Remember the last loss."""
@@ -79,8 +83,8 @@ class ReportSteps(TrainerCallback):
             self.note = f"loss {float(logs['loss']):.3f}"
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Report the step."""
-        self.progress(state.global_step, state.max_steps, self.note)
+        """Count the step."""
+        self.steps.advance(note=self.note)
 
 
 class SaveAdapters(TrainerCallback):
@@ -212,7 +216,6 @@ def train(
     streams: Mapping[str, Sequence[Record]],
     folder: Path,
     checkpoints: Sequence[int] = (),
-    progress: Progress = no_progress,
 ) -> None:
     """Train an adapter with `method` and save it in `folder/adapter`, with the model's tokenizer.
 
@@ -230,7 +233,6 @@ def train(
         streams: Further data by argument name; a method takes those it wants.
         folder: Where the adapter goes.
         checkpoints: Optimizer steps after which to save the adapter too, as `folder/step-N`.
-        progress: Told every step.
 
     Raises:
         TiterError: When `folder` holds another training, the adapter does not fit, or the training runs away.
@@ -250,6 +252,7 @@ def train(
     if adapter is None:
         check_targets(model, lora_config(lora))
     write_atomically(folder / INPUTS, key.encode())
+    steps = Task("step")
     trainer = make_trainer(
         method,
         args,
@@ -258,10 +261,11 @@ def train(
         None if adapter is not None else lora,
         records,
         streams,
-        [ReportSteps(progress), SaveAdapters(folder, checkpoints)],
+        [ReportSteps(steps), SaveAdapters(folder, checkpoints)],
     )
     try:
-        trainer.train(resume_from_checkpoint=last_checkpoint(own))
+        with steps:
+            trainer.train(resume_from_checkpoint=last_checkpoint(own))
     except RanAway:
         # From its checkpoints it would do so again; they would only be in the way of other settings.
         shutil.rmtree(own, ignore_errors=True)
@@ -333,19 +337,13 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def answer(
-    model_name: str,
-    adapter: Path | None,
-    prompts: Sequence[tuple[Record, int]],
-    progress: Progress = no_progress,
-) -> list[str]:
+def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record, int]]) -> list[str]:
     """Return the greedy answers of a model to prompts.
 
     Args:
         model_name: The base model.
         adapter: The adapter on it.
         prompts: Records whose prompts to answer, each with the most tokens to generate.
-        progress: Told how many prompts are answered.
     """
     template = Template(load_tokenizer(model_name))
     rendered = [template.prompt_ids(record.to_training_row()["prompt"]) for record, _ in prompts]
@@ -357,18 +355,12 @@ def answer(
     if prompts:
         refuse_nonfinite_logits(f"`{adapter or model_name}`", model, rendered[0])
     answers = [""] * len(prompts)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, len(prompts), "answers")
-
-    for limit in sorted({limit for _, limit in prompts}):
-        places = [place for place, (_, own) in enumerate(prompts) if own == limit]
-        ids = [rendered[place] for place in places]
-        for place, text in zip(places, generate(model, template, ids, limit, progress=advance), strict=True):
-            answers[place] = text
+    with Task("answers", len(prompts)) as counted:
+        for limit in sorted({limit for _, limit in prompts}):
+            places = [place for place, (_, own) in enumerate(prompts) if own == limit]
+            ids = [rendered[place] for place in places]
+            for place, text in zip(places, generate(model, template, ids, limit, counted=counted), strict=True):
+                answers[place] = text
     return answers
 
 
@@ -408,7 +400,12 @@ def as_inferences(
 
 def token_pairs(template: Template, records: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
     """Return the token ids of each record's prompt and completion."""
-    return [template.pair_ids(record) for record in records]
+    pairs = []
+    with Task("tokenised rows", len(records)) as tokenised:
+        for record in records:
+            pairs.append(template.pair_ids(record))
+            tokenised.advance()
+    return pairs
 
 
 def _check_lengths(model_name: str, records: Sequence[Record], lengths: Sequence[int]) -> None:
@@ -418,13 +415,7 @@ def _check_lengths(model_name: str, records: Sequence[Record], lengths: Sequence
         check_length(config, tokens, record.where or f"Row {number}")
 
 
-def weigh(
-    model_name: str,
-    adapter: Path | None,
-    records: Sequence[Record],
-    ratio: str = "sum",
-    progress: Progress = no_progress,
-) -> list[float]:
+def weigh(model_name: str, adapter: Path | None, records: Sequence[Record], ratio: str = "sum") -> list[float]:
     """Return each row's log π(answer) − log π(refusal) under a frozen model (arXiv 2603.00498), in nats."""
     template = Template(load_tokenizer(model_name))
     pairs = token_pairs(template, records)
@@ -434,14 +425,7 @@ def weigh(
     model = fresh_model(model_name, adapter, trainable=False)
     if adapter is not None:
         model = model.merge_and_unload()
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, len(records), "rows")
-
-    ratios = [float(value) for value in row_signals(model, pairs, refusals, progress=advance).log_ratio(ratio)]
+    ratios = [float(value) for value in row_signals(model, pairs, refusals).log_ratio(ratio)]
     wrong = [row for row, value in enumerate(ratios) if not math.isfinite(value)]
     if wrong:
         raise TiterError(

@@ -34,6 +34,7 @@ from titer.gradients import reshard, trainable_parameters
 from titer.layouts import Layout, bare_model, check_length, is_noisy, layout_for
 from titer.losses import branch_nll, token_nll
 from titer.models import Template, prepare_tokenizer, refuse_nonfinite
+from titer.progress import Task
 from titer.ranges import check_settings
 from titer.streams import Pool, draw
 
@@ -201,8 +202,16 @@ class Encoder:
 
     def samples(self, rows: Sequence[dict[str, Any]], name: str) -> list[Sample]:
         """Return the rows of a dataset that is called `name`, each with its completion as its only branch."""
-        pairs = [self.pair(row, f"{name}[{place}]") for place, row in enumerate(rows)]
-        return [Sample(prompt, [completion]) for prompt, completion in pairs]
+        return [Sample(prompt, [completion]) for prompt, completion in self.pairs(rows, name)]
+
+    def pairs(self, rows: Sequence[dict[str, Any]], name: str) -> list[tuple[list[int], list[int]]]:
+        """Return the ids of the prompt and the completion of each row of a dataset that is called `name`."""
+        pairs = []
+        with Task(f"tokenised rows of {name}", len(rows)) as tokenised:
+            for place, row in enumerate(rows):
+                pairs.append(self.pair(row, f"{name}[{place}]"))
+                tokenised.advance()
+        return pairs
 
     def _tokenised_pair(self, row: dict[str, Any], where: str) -> tuple[list[int], list[int]]:
         """Split a row that is tokenised already where its supervised tokens begin."""
@@ -490,7 +499,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         self.template = Template(prepare_tokenizer(processing_class))
         encoder = Encoder(self.template, args.max_length, self._config)
         rows = as_rows(dataset, f"{dataset_name}_dataset")
-        pairs = [encoder.pair(row, f"{dataset_name}_dataset[{place}]") for place, row in enumerate(rows)]
+        pairs = encoder.pairs(rows, f"{dataset_name}_dataset")
         columns: dict[str, list[Any]] = {
             "prompt_ids": [prompt for prompt, _ in pairs],
             "completion_ids": [completion for _, completion in pairs],
@@ -758,7 +767,9 @@ class PackedSFTTrainer(trl.SFTTrainer):
 
     def refuse_noise(self, why: str) -> None:
         """Raise when two passes over one batch differ by random numbers: dropout, dropped layers, jitter, …"""
-        if not is_noisy(self.model, self.layout, self._pairs):
+        with Task("looking for noise"):
+            noisy = is_noisy(self.model, self.layout, self._pairs)
+        if not noisy:
             return
         suspects = [
             name

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from told import every_line
 from typer.testing import CliRunner
 
 from titer import judges
@@ -83,8 +84,24 @@ def done(profile_file, tiny_folder, tmp_path_factory):
     """A finished assay of the tiny model against itself."""
     folder = tmp_path_factory.mktemp("assay")
     plan = plan_assay(read_profile(profile_file), str(tiny_folder), str(tiny_folder), folder)
-    assert execute(plan, Quiet())
+    with pytest.MonkeyPatch.context() as patch:
+        plan.said = every_line(patch)
+        assert execute(plan, Quiet())
     return plan
+
+
+def test_a_user_is_told_which_attackers_are_at_work_and_how_far_they_are(done):
+    fleet = next(stage.name for stage in done.stages.values() if stage.name.endswith("and 2 more"))
+    tuned = next(stage.name for stage in done.stages.values() if "tuned" in stage.name)
+    for expected in (
+        rf"{re.escape(fleet)} \(stage \d+ of \d+\): attacker made ready 2 of 3, ",
+        rf"{re.escape(fleet)} \(stage \d+ of \d+\): step 9 of 10, loss [\d.]+",
+        rf"{re.escape(fleet)} \(stage \d+ of \d+\): step \d+ of 10, loss [\d.]+, look after step 4, answers 0 of ",
+        rf"{re.escape(tuned)} \(stage \d+ of \d+\): trial 1 of 3, step 1 of 1",
+        r"judge .* \(stage \d+ of \d+\): verdicts \d+ of \d+",
+        r".*: direction 1 of ",
+    ):
+        assert any(re.match(expected, said) for said in done.said), (expected, done.said)
 
 
 def files_of(plan):

@@ -79,7 +79,7 @@ def write_run(folder: Path) -> None:
 
 def settled(plan: ExperimentPlan, kind: str, name: str, needs: list[Stage] | None = None) -> Stage:
     """A stage that is done, with nothing in its folder yet."""
-    stage = plan.add(kind, name, {"name": name}, lambda own, progress: None, needs or [])
+    stage = plan.add(kind, name, {"name": name}, lambda own: None, needs or [])
     stage.status, stage.seconds = "done", 143.25
     stage.folder.mkdir(parents=True)
     (stage.folder / "done.json").write_text("{}")

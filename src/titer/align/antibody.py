@@ -9,7 +9,7 @@ from titer.align.base import SimulatedAttackConfig, SimulatedAttackTrainer
 from titer.data.records import Record
 from titer.errors import TiterError, check_known
 from titer.gradients import dot, global_norm, gradients, take_gradients
-from titer.methods import Method
+from titer.methods import Gradients, Method
 from titer.ranges import MOMENTUM, NOT_NEGATIVE, POSITIVE, Range
 from titer.streams import Pool
 from titer.trainer import Encoder, as_rows
@@ -176,7 +176,9 @@ ANTIBODY = Method(
     AntibodyAlignmentTrainer,
     "Aligns where the loss of harmful samples is flat, and refuses there too (arXiv 2603.00498, stage 1).",
     streams=("harmful_dataset",),
-    passes=lambda args: 1 + 3 / args.refresh_every,
+    gradients=lambda args: Gradients(
+        answers=2 / args.refresh_every, refusals=bool(args.lambda_refusal) / args.refresh_every
+    ),
     variants={
         "": {"rho": 0.2, "xi": 2.0, "lambda_refusal": 0.5, "lambda_momentum": 0.9},
         "theorem": {"rho": 0.2, "xi": 2.0, "lambda_refusal": 0.5, "lambda_schedule": "theorem"},

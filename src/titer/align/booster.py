@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from titer.align.base import SimulatedAttackConfig, SimulatedAttackTrainer
-from titer.methods import Method
+from titer.methods import Gradients, Method
 from titer.ranges import NOT_NEGATIVE, POSITIVE, Range
 
 
@@ -59,6 +59,6 @@ BOOSTER = Method(
     BoosterTrainer,
     "Attenuates how much a simulated harmful step lowers the harmful loss (arXiv 2409.01586).",
     streams=("harmful_dataset",),
-    passes=lambda args: 1 + 2 / args.refresh_every,
+    gradients=lambda args: Gradients(answers=2 / args.refresh_every),
     variants={"": {"lam": 2.0, "alpha": 0.2}},
 )

@@ -17,6 +17,7 @@ from titer.evaluation.artefacts import HARMFUL, TASK_PREFIX, write_atomically
 from titer.finetune.base import refusal_completions, refusal_ids
 from titer.generation import generate
 from titer.models import Template
+from titer.progress import Task
 from titer.signals import answer_fit, row_signals
 from titer.stages import token_pairs
 
@@ -124,8 +125,9 @@ class Measure(TrainerCallback):
         path = self.folder / f"step-{step}.json"
         if path.is_file() or step not in self.answered | self.margins_only:
             return
-        if step in self.answered:
-            found = self.probe.everything(model, self.template, answer)
-        else:
-            found = {"margins": self.probe.margins(model, self.template)}
+        with Task(f"look after step {step}"):
+            if step in self.answered:
+                found = self.probe.everything(model, self.template, answer)
+            else:
+                found = {"margins": self.probe.margins(model, self.template)}
         write_atomically(path, json.dumps({"step": step, **found}, ensure_ascii=False).encode())

@@ -14,6 +14,7 @@ from titer.assay.scorecard import make_scorecard
 from titer.errors import TiterError
 from titer.evaluation.artefacts import write_atomically
 from titer.plan import Silent, execute
+from titer.progress import Task
 
 
 def assay(
@@ -76,9 +77,10 @@ def carry_out(plan: AssayPlan, folder: Path, command: str, show: Any = None, for
     started = time.perf_counter()
     execute(plan, show or Silent(), force, stop_at=("baseline", "attack"))
     _check(plan)
-    card = make_scorecard(plan, command, time.perf_counter() - started)
-    write_scorecard(folder, card)
-    write_assay_report(folder, card)
+    with Task("scorecard"):
+        card = make_scorecard(plan, command, time.perf_counter() - started)
+        write_scorecard(folder, card)
+        write_assay_report(folder, card)
     write_atomically(folder / "model_card.md", model_card(card).encode())
     return card
 

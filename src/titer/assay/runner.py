@@ -31,6 +31,7 @@ from titer.attacks.rows import in_disguise, training_rows
 from titer.attacks.threats import Attack
 from titer.data import Record
 from titer.errors import TiterError
+from titer.estimates import Cost, Work, answering, fitting, judging, parameters, sizes, weighing
 from titer.evaluation import artefacts, tasks
 from titer.evaluation.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inference, write_atomically
 from titer.evaluation.scoring import check_verdicts, judge_into
@@ -47,11 +48,10 @@ from titer.plan import (
     code_digest,
     digest,
     judge_key,
-    mean_tokens,
-    parameters,
     weights_digest,
 )
 from titer.plugins import source_digest
+from titer.progress import Task, counted
 
 logger = logging.getLogger(__name__)
 
@@ -225,12 +225,11 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
         sets["cross"] = (pools.harmful["cross"], profile.max_new_tokens)
     probe = dataclasses.replace(plan.probe(plain), general=pools.general)
 
-    def run(own: Stage, progress: Any) -> None:
+    def run(own: Stage) -> None:
         weights, template = attacked_model(model), _template(model)
         refuse_nonfinite_logits(f"`{model}`", weights, prompts_of(template, pools.general[:1])[0])
         found = probe.everything(weights, template)
-        for done, (name, (records, limit)) in enumerate(sets.items(), 1):
-            progress(done, len(sets) + 1, name)
+        for name, (records, limit) in sets.items():
             found["answers"][name] = generate(weights, template, prompts_of(template, records), limit)
         write_atomically(own.folder / "step-0.json", json.dumps({"step": 0, **found}, ensure_ascii=False).encode())
 
@@ -241,9 +240,9 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
         "code": code_digest(*ATTACK_CODE),
     }
     base = split_adapter(model)[0]
-    asked = [(records, limit) for records, limit in (*sets.values(), *probe.sets.values())]
-    flops = sum(2 * len(r) * (mean_tokens(r, base) + limit) for r, limit in asked) * parameters(base)
-    baseline = plan.add("baseline", f"before any attack: {model}", spec, run, flops=flops)
+    asked = [*sets.values(), *probe.sets.values()]
+    cost = answering(base, asked) + _looking(probe, base)
+    baseline = plan.add("baseline", f"before any attack: {model}", spec, run, work=Work("baseline", base, cost))
 
     def inferences() -> Iterator[Inference]:
         answers = read_json(baseline.folder / "step-0.json")["answers"]
@@ -255,7 +254,10 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
                 arm, kind, asked[name], texts, model, weights=plan.weights[role], step=0, poison_ratio=0.0, seed=0
             )
 
-    plan.baselines[role] = baseline, _plan_judge(plan, baseline, role, inferences)
+    judged = sum(
+        len(records) for name, (records, _) in {**sets, **probe.sets}.items() if not name.startswith(TASK_PREFIX)
+    )
+    plan.baselines[role] = baseline, _plan_judge(plan, baseline, role, inferences, judged)
 
 
 # -- attacks ----------------------------------------------------------------------------------------------------------
@@ -271,16 +273,16 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
         for attacker in crew
     ]
 
-    def run(own: Stage, progress: Any) -> None:
+    def run(own: Stage) -> None:
         _remove_damaged(own.folder)
         failure: BaseException | None = None
         try:
             if crew[0].attack.method == "ablation":
                 _ablate(plan, own.folder, crew[0])
             elif crew[0].search is not None:
-                _tune(plan, own.folder, crew[0], progress)
+                _tune(plan, own.folder, crew[0])
             else:
-                _train(plan, own.folder, crew, rows, progress)
+                _train(plan, own.folder, crew, rows)
         except Exception as error:
             if blame(error) is None:
                 raise
@@ -292,19 +294,6 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
         if again:
             raise Incomplete(f"the machine failed {', '.join(again)}; the next run tries again") from failure
 
-    flops = 0.0
-    for attacker, own_rows in zip(crew, rows, strict=True):
-        probe = plan.probe(attacker.attack)
-        answered, margins = plan.steps(attacker.attack)
-        asked = sum(2 * len(r) * (mean_tokens(r, base) + limit) for r, limit in probe.sets.values() if r)
-        teacher_forced = plan.profile.margins * 4 * len(probe.harmful) * mean_tokens(probe.harmful, base)
-        if own_rows:
-            trained = _flops_per_token(attacker.attack) * len(own_rows) * mean_tokens(own_rows, base)
-        else:
-            # Forward passes of an ablation: all prompts once, and the harmful half again for each depth.
-            passes = 1 + len(attacker.attack.depths) / 2
-            trained = 2.0 * passes * attacker.attack.samples * mean_tokens(plan.pools.attackers.harmful, base)
-        flops += (trained + len(answered) * asked + len(answered + margins) * teacher_forced) * parameters(base)
     spec = {
         "weights": plan.weights[role],
         "attackers": [
@@ -326,9 +315,8 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
         spec["held"] = [digest(list(pool)) for pool in (held.harmful, held.cross_domain, held.task, held.benign)]
     if crew[0].search is not None:
         spec["search"] = [dataclasses.asdict(crew[0].search), judge_key(plan.judges[0])]
-        flops *= crew[0].search.trials
     label = f"{crew[0].name} seed {crew[0].seed}" + (f" and {len(crew) - 1} more" if len(crew) > 1 else "")
-    stage = plan.add("attack", f"attack {model}: {label}", spec, run, flops=flops)
+    stage = plan.add("attack", f"attack {model}: {label}", spec, run, work=_attacking(plan, base, crew, rows))
 
     def inferences() -> Iterator[Inference]:
         for attacker in crew:
@@ -344,12 +332,53 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
                         f"{role} / {attacker.name}", name, asked[name], texts, model, weights=None, **group
                     )
 
-    judged = _plan_judge(plan, stage, role, inferences)
+    answers = sum(len(plan.steps(one.attack)[0]) * len(plan.probe(one.attack).harmful) for one in crew)
+    judged = _plan_judge(plan, stage, role, inferences, answers)
     plan.attackers += [(attacker, stage, judged) for attacker in crew]
 
 
+def _attacking(plan: AssayPlan, base: str, crew: Sequence[Attacker], rows: Sequence[list[Record]]) -> Work:
+    """Return the work of an attack's stage."""
+    from titer.attacks.fleet import MAX_TOKENS
+    from titer.trainer import bf16_is_fast
+
+    attack, cost = crew[0].attack, Cost()
+    sets: dict[tuple[int, str, int], tuple[list[Record], int]] = {}
+    for attacker, own_rows in zip(crew, rows, strict=True):
+        probe = plan.probe(attacker.attack)
+        answered, margins = plan.steps(attacker.attack)
+        cost += _looking(probe, base) * len(answered) + _looking(probe, base, margins_only=True) * len(margins)
+        for step in answered:
+            for name, (records, limit) in probe.sets.items():
+                # Those who ask after the same step are answered together.
+                sets.setdefault((step, name, limit), ([], limit))[0].extend(records)
+        if own_rows:
+            tokens = attacker.attack.total_steps * sizes(base, own_rows).batch(attacker.attack.batch_size)
+            # Where all weights train, their gradients cost half as much again.
+            cost += Cost(setups=1, trained=tokens * _flops_per_token(attacker.attack) / 4)
+        else:
+            # Forward passes of an ablation: all prompts once, and the harmful half again for each depth.
+            passes = 1 + len(attacker.attack.depths) / 2
+            own = sizes(base, plan.pools.attackers.harmful)
+            cost += Cost(read=passes * attacker.attack.samples * (own.prompt + own.completion))
+    if attack.method == "finetune":
+        longest = max(attacker.attack.total_steps for attacker in crew)
+        cost += Cost(passes=max(longest, cost.trained / MAX_TOKENS))
+    cost += answering(base, list(sets.values()))
+    kind = "ablation" if attack.method == "ablation" else "full" if attack.lora is None else "fleet"
+    if crew[0].search is not None:
+        cost, kind = cost * crew[0].search.trials, "search"
+    return Work(f"attack {kind}", base, cost, bf16_is_fast())
+
+
+def _looking(probe: Probe, base: str, margins_only: bool = False) -> Cost:
+    """Return what it costs to take a model's margins and, unless those are all, to score its reference answers."""
+    cost = Cost() if margins_only else fitting(base, probe.general)
+    return cost + weighing("", base, probe.harmful).cost if probe.with_margins else cost
+
+
 def _train(
-    plan: AssayPlan, folder: Path, crew: Sequence[Attacker], rows: Sequence[list[Record]], progress: Any
+    plan: AssayPlan, folder: Path, crew: Sequence[Attacker], rows: Sequence[list[Record]]
 ) -> list[BaseException | None]:
     """Train the attackers that are not finished yet, together where there are several; return what each failed with.
 
@@ -363,21 +392,15 @@ def _train(
 
     name = plan.models[crew[0].role]
     model, template = attacked_model(name), _template(name)
-    total = sum(attacker.attack.total_steps for attacker in crew)
-    steps = dict.fromkeys(range(len(crew)), 0)
-    trainers, resume, pending = [], [], []
-    for number, (attacker, own_rows) in enumerate(zip(crew, rows, strict=True)):
+    pending = [place for place, attacker in enumerate(crew) if not _finished(folder / attacker.folder)]
+    crew, rows = [crew[place] for place in pending], [rows[place] for place in pending]
+    steps = Task("step", sum(attacker.attack.total_steps for attacker in crew))
+    trainers, resume = [], []
+    for attacker, own_rows in counted("attacker made ready", list(zip(crew, rows, strict=True))):
         attack, own = attacker.attack, folder / attacker.folder
-        if _finished(own):
-            steps[number] = attack.total_steps
-            continue
         measure = Measure(own, plan.probe(attack), template, *plan.steps(attack))
         if attack.system or attack.style:
             measure.before(model)
-
-        def report(done: int, _: int, note: str, number: int = number) -> None:
-            steps[number] = done
-            progress(sum(steps.values()), total, note)
 
         args = attack_settings(attack, str(own / "checkpoints"), attacker.seed, SAVE_EVERY)
         trainer = AttackTrainer(
@@ -386,17 +409,17 @@ def _train(
             train_dataset=[record.to_training_row() for record in own_rows],
             processing_class=template.tokenizer,
             peft_config=None if attack.lora is None else lora_config(attack.lora),
-            callbacks=[ReportSteps(report), measure],
+            callbacks=[ReportSteps(steps), measure],
             optimizer_cls_and_kwargs=optimizer_of(attack),
             folder=own,
         )
         measure.answer = trainer.answer
         trainer.remove_callback(PrinterCallback)
         trainers.append(trainer)
-        pending.append(attacker)
         resume.append(last_checkpoint(own / "checkpoints"))
-    errors = Fleet.run(trainers, resume)
-    for attacker, trainer, error in zip(pending, trainers, errors, strict=True):
+    with steps:
+        errors = Fleet.run(trainers, resume)
+    for attacker, trainer, error in zip(crew, trainers, errors, strict=True):
         lengths = [
             len(prompt) + len(completion)
             for prompt, completion in zip(
@@ -417,7 +440,7 @@ def _train(
     return errors
 
 
-def _tune(plan: AssayPlan, folder: Path, attacker: Attacker, progress: Any) -> None:
+def _tune(plan: AssayPlan, folder: Path, attacker: Attacker) -> None:
     """Search the attack that harms this model most; leaves its files as if it had been run alone."""
     from titer.assay.search import tune
 
@@ -427,9 +450,7 @@ def _tune(plan: AssayPlan, folder: Path, attacker: Attacker, progress: Any) -> N
 
     def attempt(number: int, attack: Attack) -> Path:
         trial = Attacker(attacker.role, f"{attacker.name} trial {number}", attack, attacker.seed)
-        for error in _train(
-            plan, folder, [trial], [training_rows(attack, plan.pools.attackers, attacker.seed)], progress
-        ):
+        for error in _train(plan, folder, [trial], [training_rows(attack, plan.pools.attackers, attacker.seed)]):
             if error is not None and blame(error) == "machine":
                 raise error  # the search must not learn from it
         return folder / trial.folder
@@ -562,18 +583,20 @@ def _inferences(
     return as_inferences([(kind, *asked)], texts, {"arm": arm, "phase": phase, **group}, model, weights)
 
 
-def _plan_judge(plan: AssayPlan, answered: Stage, role: str, inferences: Any) -> Stage:
-    def run(own: Stage, progress: Any) -> None:
+def _plan_judge(plan: AssayPlan, answered: Stage, role: str, inferences: Any, answers: int) -> Stage:
+    base = split_adapter(plan.models[role])[0]
+
+    def run(own: Stage) -> None:
         rows = list(inferences())
         artefacts.write_inferences(own.folder / "inferences.jsonl", rows)
-        check_verdicts(judge_into(own.folder / "scores.jsonl", rows, plan.judges, progress))
+        check_verdicts(judge_into(own.folder / "scores.jsonl", rows, plan.judges))
 
     spec = {
         "judges": [judge_key(judge) for judge in plan.judges],
         "role": role,
         "code": code_digest("judges", "assay/runner.py"),
     }
-    return plan.add("judge", f"judge {answered.name}", spec, run, [answered])
+    return plan.add("judge", f"judge {answered.name}", spec, run, [answered], judging(base, plan.judges, answers))
 
 
 def _probe_digest(probe: Probe) -> str:

@@ -16,6 +16,7 @@ from titer import settings
 from titer.attacks.threats import Attack
 from titer.errors import AttackFailed, TiterError, check_known
 from titer.evaluation.artefacts import write_atomically
+from titer.progress import counted
 from titer.ranges import check_settings
 
 
@@ -107,7 +108,7 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     tried: list[tuple[float, Attack, Path]] = []
-    for number in range(search.trials):
+    for number in counted("trial", range(search.trials)):
         trial = study.ask()
         chosen: dict[str, Any] = {}
         for name, (low, high) in search.ranges.items():

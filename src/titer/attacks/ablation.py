@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from titer.errors import AttackFailed
+from titer.progress import counted
 from titer.signals import row_signals
 
 Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -111,7 +112,8 @@ def ablate(
     tokens = sum(len(prompt) for prompt, _ in (*harmful, *harmless))
     tokens += len(candidates) * sum(len(prompt) + len(answer) for prompt, answer in harmful)
     best: tuple[Any, Ablation] | None = None
-    for layer, direction in zip(candidates, refusal_directions(model, harmful, harmless, candidates), strict=True):
+    directions = refusal_directions(model, harmful, harmless, candidates)
+    for layer, direction in counted("direction", list(zip(candidates, directions, strict=True))):
         candidate = make_copy()
         orthogonalise(candidate, direction)
         margin = float(row_signals(candidate, harmful, refusals).log_ratio("mean").mean())

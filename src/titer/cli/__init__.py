@@ -38,7 +38,7 @@ from titer.cli import (
     run,
     settings,
 )
-from titer.cli.common import Verb
+from titer.cli.common import Verb, telling
 from titer.errors import TiterError
 from titer.files import disk_advice, disk_error_number
 from titer.text import say
@@ -88,6 +88,7 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
 ) -> None:
     """Hold the options that come before a verb, and silence libraries; titer's own warnings remain."""
@@ -96,6 +97,7 @@ def options(
     warnings.filterwarnings("ignore", category=UserWarning, module="|".join(libraries))
     for name in libraries:
         logging.getLogger(name).setLevel(logging.ERROR)
+    context.with_resource(telling(str(context.invoked_subcommand)))
 
 
 def main() -> None:

@@ -68,7 +68,6 @@ def command(
     overrides: Overrides = None,
 ) -> None:
     """Align a model."""
-    show = Show()
     from titer.errors import TiterError
     from titer.files import check_output
     from titer.models import split_adapter
@@ -82,6 +81,7 @@ def command(
     from titer import methods, stages
     from titer.data import alignment_mixture
     from titer.data.pools import DataSettings, defence_pools
+    from titer.estimates import recorded, training
     from titer.rehearsal import rehearse
 
     chosen = methods.find("align", method)
@@ -102,7 +102,9 @@ def command(
     records = alignment_mixture(pools["defence"], pools["helpful"], samples, helpful_ratio, seed=seed)
     streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
     rehearse(chosen, values, "--set", base, new, records, streams)
-    with show.task(f"align {method}") as progress:
-        stages.train(chosen, args, base, adapter, new, records, streams, output, progress=progress)
+    work = training(f"align {method}", chosen, args, base, records, streams).after_loading
+    Show().expect([work])
+    with recorded(work, whole=not (output / "checkpoints").exists()):
+        stages.train(chosen, args, base, adapter, new, records, streams, output)
     say(f"Adapter: {output / 'adapter'}")
     say(f"Score it: titer evaluate {output / 'adapter'} --output {output / 'evaluation'}")

@@ -18,12 +18,12 @@ from titer.cli.common import (
     Overrides,
     Show,
     Verb,
-    duration,
     fail,
     path,
     print_plan,
     refuse_unused_data_dir,
 )  # fmt: skip
+from titer.progress import duration
 from titer.text import say, to_json
 
 HELP = "Measure how immune a model is: resistance, stability, generalization and trainability, with a verdict on each."
@@ -102,6 +102,7 @@ def run(
     show.console.print(f"{chosen.name}: {chosen.description}")
     shared = sum(plan.pools.overlap.values())
     show.remark(f"Prompts shared between pools: {shared}. Assay: {folder}")
+    show.expect([*plan.to_do().values()])
     try:
         card = carry_out(plan, folder, shlex.join(["titer", *sys.argv[1:]]), show, force)
     except AssayStopped as error:

@@ -52,6 +52,7 @@ def command(
     from titer import stages
     from titer.data import load
     from titer.errors import check_known
+    from titer.estimates import recorded, weighing
     from titer.evaluation.artefacts import write_atomically
     from titer.evaluation.statistics import auroc_interval
     from titer.files import check_output
@@ -66,10 +67,11 @@ def command(
         refuse_unused(context, ["top"], "with `--json`, which prints all rows")
     check_output(output, ["audit.csv", "audit.html", "audit.json"])
     records = load(dataset, data_dir=data_dir)
-    show = Show()
     base, adapter = split_adapter(model)
-    with show.task("audit") as progress:
-        ratios = stages.weigh(base, adapter, records, ratio, progress)
+    work = weighing("weigh", base, records).after_loading
+    Show().expect([work])
+    with recorded(work):
+        ratios = stages.weigh(base, adapter, records, ratio)
     weights = stages.batch_weights(ratios, batch_size)
     rows: list[dict[str, object]] = [
         {

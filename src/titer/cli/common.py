@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from titer import progress
 from titer.errors import TiterError
 from titer.methods import names
+from titer.progress import Task, duration
 from titer.ranges import check_range
 from titer.text import say, to_json
 
 if TYPE_CHECKING:
+    from titer.estimates import Estimate, Work
     from titer.plan import Plan
 
 
@@ -138,40 +141,76 @@ def settings_from(given: Sequence[str] | None, option: str = "--set") -> dict[st
     return parse_settings(given or (), option)
 
 
-def duration(seconds: float) -> str:
-    """Return seconds as people say them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+class Bar:
+    """A line at the foot of a terminal that says how far the work is."""
+
+    def __init__(self) -> None:
+        from titer.screen import Screen
+
+        self.console = Screen(stderr=True)
+        self._live: Any = None
+
+    def start(self) -> None:
+        """Begin to show."""
+        from rich.live import Live
+
+        # What goes to stdout stays there: it may be piped to another program.
+        self._live = Live(
+            get_renderable=self.render,
+            console=self.console,
+            refresh_per_second=2,
+            transient=True,
+            redirect_stdout=False,
+        )
+        self._live.start()
+
+    def stop(self) -> None:
+        """Take the line away."""
+        self._live.stop()
+
+    def render(self) -> Any:
+        """Return the line as it is now."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        row: list[Any] = [Text(progress.line(), overflow="ellipsis", no_wrap=True)]
+        counting = next((task for task in progress.tasks() if task.total), None)
+        if counting is not None:
+            row.insert(0, ProgressBar(counting.total, counting.done, width=24))
+        line = Table.grid(padding=(0, 1))
+        line.add_row(*row)
+        return line
+
+
+def telling(verb: str) -> AbstractContextManager[Any]:
+    """Return what tells a user how far a verb is: a bar in a terminal, a line every half minute elsewhere.
+
+    Everything goes to stderr.
+    """
+    return progress.shown(Bar()) if sys.stderr.isatty() else Task(verb)
 
 
 class Show:
-    """Shows stages as they run: a progress bar in a terminal, a line each elsewhere. Everything goes to stderr."""
+    """Says how stages begin and come out, on stderr."""
 
     def __init__(self) -> None:
         from titer.screen import Screen
 
         self.console = Screen(stderr=True)
 
-    @contextmanager
-    def task(self, name: str) -> Iterator[Callable[[int, int, str], None]]:
-        """Show one piece of work; yields a callback for (done, total, note)."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    def begins(self, stage: Any) -> None:
+        """Say that a stage begins, where no bar does."""
         if not self.console.is_terminal:
-            self.console.print(f"… {name}")
-            yield lambda done, total, note: None
-            return
-        with Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False), console=self.console, transient=True,
-        ) as bar:  # fmt: skip
-            task = bar.add_task(name, total=None, note="")
-            yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+            self.console.print(f"… {stage.name}")
 
-    def stage(self, stage: Any) -> Any:
-        """Show a stage of a plan while it runs."""
-        return self.task(stage.name)
+    def expect(self, works: Sequence[Work]) -> None:
+        """Say how long work will take; the first time on a machine, its speed is measured for that."""
+        from titer.estimates import each, in_words
+
+        if works:
+            text = in_words(each(works))
+            self.remark(f"{text[0].upper()}{text[1:]}.")
 
     def settled(self, stage: Any) -> None:
         """Say how a stage came out."""
@@ -198,28 +237,44 @@ def fail(message: str, code: int) -> None:
 
 def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool, force: bool) -> None:
     """Print the stages of a plan, their FLOPs and about how long they take on this machine; `force` does all again."""
-    from titer.plan import machine_flops
+    from titer.estimates import Estimate, each, in_words, parameters
     from titer.screen import Screen, table
 
-    rate = machine_flops()
-    rows = [
-        (stage.name, stage.key, "done" if done else "to do", 0.0 if done else stage.flops)
-        for stage in plan.stages.values()
-        for done in [stage.done]
-    ]
-    flops = sum(cost for *_, cost in rows)
+    works = plan.to_do(force)
+    estimates = dict(zip(works, each(list(works.values())), strict=True))
+    total = sum(estimates.values(), Estimate())
+    flops = {key: work.cost.flops(parameters(work.model)) for key, work in works.items()}
+    status = {key: "done" if stage.done and not force else "to do" for key, stage in plan.stages.items()}
     if as_json:
         stages = [
-            {"stage": name, "key": key, "status": status, "flops": cost, "seconds": round(cost / rate, 1)}
-            for name, key, status, cost in rows
+            {
+                "stage": stage.name,
+                "key": stage.key,
+                "status": status[stage.key],
+                "flops": flops.get(stage.key, 0.0),
+                **(as_numbers(estimates.get(stage.key, Estimate()))),
+            }
+            for stage in plan.stages.values()
         ]
-        say(to_json({"stages": stages, "flops": flops, "seconds": flops / rate, "overlap": overlap}))
+        say(to_json({"stages": stages, "flops": sum(flops.values()), **as_numbers(total), "overlap": overlap}))
         return
-    shown = table("stage", "key", "status", "FLOPs", "estimate", title=f"{title}: {len(rows)} stages")
-    for name, key, status, cost in rows:
-        shown.add_row(name, key[:8], status, f"{cost:.1e}" if cost else "", duration(cost / rate) if cost else "")
+    shown = table("stage", "key", "status", "FLOPs", "estimate", title=f"{title}: {len(plan.stages)} stages")
+    for stage in plan.stages.values():
+        cost, estimate = flops.get(stage.key, 0.0), estimates.get(stage.key)
+        about = "" if estimate is None else str(estimate)
+        shown.add_row(stage.name, stage.key[:8], status[stage.key], f"{cost:.1e}" if cost else "", about)
     Screen().print(shown)
     say(
-        f"{flops:.1e} FLOPs, about {duration(flops / rate)} on this machine. "
+        f"{sum(flops.values()):.1e} FLOPs, {in_words([*estimates.values()])}. "
         f"Prompts shared between pools: {sum(overlap.values())}."
     )
+
+
+def as_numbers(estimate: Estimate) -> dict[str, Any]:
+    """Return an estimate in seconds: the most likely, and the range that records and measured speed span."""
+    return {
+        "seconds": round(estimate.seconds, 1),
+        "seconds_low": round(estimate.low, 1),
+        "seconds_high": round(estimate.high, 1),
+        "records": estimate.records,
+    }

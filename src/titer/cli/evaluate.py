@@ -26,6 +26,7 @@ from titer.text import say, to_json
 
 if TYPE_CHECKING:
     from titer.evaluation.artefacts import Inference
+    from titer.judges.base import Judge
 
 NAME = "evaluate"
 HELP = "Score a model or an adapter: harmful score, refusals, broken answers, over-refusal, task accuracy."
@@ -99,7 +100,7 @@ def command(
         refuse_unused_data_dir(context, [harmful, lookalikes, task])
         refuse_what_is_there([output / file for file in ("inferences.jsonl", "scores.jsonl", "results.json")], force)
         group = {"arm": Path(model).name, "phase": phase, "step": step, "poison_ratio": poison_ratio, "seed": seed}
-        inferences = _answers(model, harmful, lookalikes, task, samples, max_new_tokens, data_dir, group)
+        inferences = _answers(model, harmful, lookalikes, task, samples, max_new_tokens, data_dir, group, chosen)
         artefacts.write_inferences(output / "inferences.jsonl", inferences)
     scores = judge_into(output / "scores.jsonl", inferences, [chosen])
     results = summarise(inferences, scores)
@@ -125,17 +126,17 @@ def command(
 
 def _answers(
     model: str, harmful: str, lookalikes: str, task: str, samples: int, max_new_tokens: int, data_dir: Path | None,
-    group: dict[str, Any],
+    group: dict[str, Any], judge: Judge,
 ) -> list[Inference]:  # fmt: skip
-    """Generate answers to the evaluation pools; `group` says what the results are about."""
+    """Generate answers to the evaluation pools; `group` says what the results are about, `judge` who will judge them."""
     from titer import stages
     from titer.data import load, split_pools
     from titer.data.pools import DataSettings, evaluation_pools
+    from titer.estimates import Work, answering, by_limit, judging, recorded
     from titer.evaluation import artefacts, tasks
     from titer.models import split_adapter
     from titer.plan import weights_digest
 
-    show = Show()
     name = task.removeprefix("builtin:")
     tasks.get(name)
     pools = evaluation_pools(DataSettings(harmful=harmful, lookalikes=lookalikes), group["seed"], data_dir)
@@ -147,6 +148,9 @@ def _answers(
     )
     base, adapter = split_adapter(model)
     prompts = [(record, limit) for _, records, limit in sets for record in records]
-    with show.task("answer") as progress:
-        texts = stages.answer(base, adapter, prompts, progress)
+    judged = sum(len(records) for name, records, _ in sets if name in (artefacts.HARMFUL, artefacts.LOOKALIKE))
+    work = Work("answer", base, answering(base, by_limit(prompts))).after_loading
+    Show().expect([work, judging(base, [judge], judged)])
+    with recorded(work):
+        texts = stages.answer(base, adapter, prompts)
     return stages.as_inferences(sets, texts, group, model, weights_digest(base, adapter))

@@ -55,10 +55,10 @@ def command(
     overrides: Overrides = None,
 ) -> None:
     """Fine-tune an aligned model."""
-    show = Show()
     from titer import methods, stages
     from titer.data import load
     from titer.data.pools import DataSettings, defence_pools
+    from titer.estimates import recorded, training
     from titer.files import check_output
     from titer.models import split_adapter
     from titer.rehearsal import rehearse
@@ -79,8 +79,10 @@ def command(
         streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
     base, adapter = split_adapter(model)
     rehearse(chosen, values, "--set", base, {}, records, streams)
-    with show.task(f"fine-tune {method}") as progress:
-        stages.train(chosen, args, base, adapter, {}, records, streams, output, progress=progress)
+    work = training(f"finetune {method}", chosen, args, base, records, streams).after_loading
+    Show().expect([work])
+    with recorded(work, whole=not (output / "checkpoints").exists()):
+        stages.train(chosen, args, base, adapter, {}, records, streams, output)
     say(f"Adapter: {output / 'adapter'}")
     if method != "sft":
         say(f"What each row was allowed to teach: {output / 'sample_weights.jsonl'}")

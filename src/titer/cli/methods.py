@@ -34,8 +34,8 @@ def _about(stage: str, name: str, method: Method) -> dict[str, Any]:
         "name": name,
         "summary": method.summary or first_sentence(method.trainer.__doc__),
         "needs": list(method.streams),
-        # Of the defaults; settings may change it.
-        "step_cost": round(method.passes(method.config(output_dir="unused", report_to="none")), 2),
+        # With the defaults; settings may change it.
+        "gradients": 1 + sum(method.gradients(method.config(output_dir="unused", report_to="none"))),
         "config": method.config.__name__,
         "trainer": method.trainer.__name__,
     }
@@ -64,9 +64,9 @@ def list_methods(as_json: Json = False) -> None:
 
     from titer.screen import Screen
 
-    table = Table("stage", "method", "what it does", "a step costs")
+    table = Table("stage", "method", "what it does", "gradients a step")
     for row in rows:
-        table.add_row(row["stage"], row["name"], row["summary"], f"{row['step_cost']:g} x")
+        table.add_row(row["stage"], row["name"], row["summary"], f"{row['gradients']:g}")
     Screen().print(table)
     say("Your own: --method mine.py:NAME, or in an experiment `align: mine.py:NAME`. See docs/writing_a_method.md.")
 
@@ -100,7 +100,7 @@ def show_method(
         say(f"{about['stage']} {name}: {about['summary']}\n")
         say(f"  classes    {about['config']}, {about['trainer']}")
         say(f"  needs      {', '.join(about['needs']) or 'nothing beside the training data'}")
-        say(f"  step cost  {about['step_cost']:g} x plain fine-tuning\n")
+        say(f"  gradients  {about['gradients']:g} a step\n")
         for row in about["settings"]:
             say(f"  {row['setting']:28} {row['default']!s:12} {row['meaning']}")
         say("")

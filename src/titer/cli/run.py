@@ -16,12 +16,12 @@ from titer.cli.common import (
     Json,
     Overrides,
     Show,
-    duration,
     fail,
     path,
     print_plan,
     refuse_unused_data_dir,
 )
+from titer.progress import duration
 from titer.text import say, to_json
 
 NAME = "run"
@@ -71,6 +71,7 @@ def command(
     shared = sum(plan.overlap.values())
     show.console.print(f"{settings.name}: {settings.description}")
     show.remark(f"Prompts shared between pools: {shared}. Run folder: {folder}")
+    show.expect([*plan.to_do().values()])
     complete = execute(plan, show, force)
     line = shlex.join(["titer", *sys.argv[1:]])
     report = experiments.collect(plan, line, started)

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 from titer import hub, plugins
 from titer.data.records import FILE_SUFFIXES, Record, Row, is_blank, read_records, read_rows, require_columns
 from titer.errors import TiterError, did_you_mean
+from titer.progress import Task
 
 SENTIMENT_INSTRUCTION = "Is the sentiment of this review positive or negative? {sentence}"
 TOPIC_INSTRUCTION = "Which topic is this news item about: World, Sports, Business or Sci/Tech? {text}"
@@ -476,7 +477,8 @@ def _hub_rows(
     way = f"Check the network, and the access rights if the dataset asks for consent (`hf auth login`). {hub.WAYS}"
     hub.unreachable()  # so that nobody waits for it
     try:
-        rows = datasets.load_dataset(hub_id, config, split=split)
+        with Task(f"fetching {hub_id}"):
+            rows = datasets.load_dataset(hub_id, config, split=split)
     # No network and a missing or gated dataset are OSErrors; a split or config that does not exist is a ValueError;
     # a dataset that is a script is a RuntimeError.
     except (OSError, datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:

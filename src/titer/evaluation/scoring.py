@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from titer.errors import TiterError
@@ -25,6 +25,7 @@ from titer.evaluation.artefacts import (
 )
 from titer.evaluation.statistics import wilson
 from titer.judges.base import Judge
+from titer.progress import Task
 
 __all__ = ["check_verdicts", "judge_into", "read_results", "score", "summarise", "write_results"]
 
@@ -56,7 +57,6 @@ def judge_into(
     path: str | os.PathLike[str],
     inferences: Sequence[Inference],
     judges: Sequence[Judge],
-    progress: Callable[[int, int, str], None] | None = None,
 ) -> list[ScoreRow]:
     """Judge inferences, and keep the verdicts in a file while they come in.
 
@@ -67,7 +67,6 @@ def judge_into(
         path: The `scores.jsonl`.
         inferences: What to judge, as `score` does.
         judges: Who judges; each judges everything.
-        progress: Told how many verdicts there are.
 
     Returns:
         The rows of the file, judge by judge.
@@ -93,17 +92,19 @@ def judge_into(
         return rows
 
     kept = time.monotonic()
+    verdicts = Task("verdicts", len(wanted))
+    verdicts.skip(len(found))
     try:
-        for judge in judges:
-            missing = [row for row in judged if (row.id, judge.name) not in found]
-            for start in range(0, len(missing), TOGETHER):
-                for row in score(missing[start : start + TOGETHER], judge):
-                    found[row.id, row.judge] = row
-                if time.monotonic() - kept > 1:
-                    keep()
-                    kept = time.monotonic()
-                if progress is not None:
-                    progress(len(found), len(wanted), "verdicts")
+        with verdicts:
+            for judge in judges:
+                missing = [row for row in judged if (row.id, judge.name) not in found]
+                for start in range(0, len(missing), TOGETHER):
+                    for row in score(missing[start : start + TOGETHER], judge):
+                        found[row.id, row.judge] = row
+                    if time.monotonic() - kept > 1:
+                        keep()
+                        kept = time.monotonic()
+                    verdicts.advance(len(missing[start : start + TOGETHER]))
     except Exception as error:
         error.add_note(f"{len(found)} of {len(wanted)} verdicts are kept; the others are asked for next time.")
         raise

@@ -155,9 +155,8 @@ ANTIBODY = Method(
     AntibodyFinetuneConfig,
     AntibodyFinetuneTrainer,
     "Weighs each row by how much likelier than a refusal the model finds its answer (arXiv 2603.00498, stage 2).",
-    passes=lambda args: 1.4,
-    check=check_batch_of_two,
     weighs_rows=True,
+    check=check_batch_of_two,
     variants={
         "sum": {"tau": 16.0},
         "mean": {"tau": 0.5, "ratio": "mean", "reduction": "sample"},

@@ -154,8 +154,7 @@ class GateTrainer(RefusalTrainer):
             # Only the prompt counts; a one-token answer keeps the pass short.
             return row_signals(self.model, [(prompt, answer[:1]) for prompt, answer in pairs], refusals, [layer])
 
-        known = [encoder.pair(row, f"harmful_dataset[{place}]") for place, row in enumerate(harmful)]
-        known += [encoder.pair(row, f"helpful_dataset[{place}]") for place, row in enumerate(helpful)]
+        known = encoder.pairs(harmful, "harmful_dataset") + encoder.pairs(helpful, "helpful_dataset")
         labels = torch.tensor([1] * len(harmful) + [0] * len(helpful))
         calibration = signals(known)
         upload = signals(list(zip(self.train_dataset["prompt_ids"], self.train_dataset["completion_ids"], strict=True)))
@@ -199,6 +198,6 @@ GATE = Method(
     GateTrainer,
     "Weighs each row by how harmless the aligned model finds its prompt, once, before training (ours).",
     streams=("harmful_dataset", "helpful_dataset"),
-    passes=lambda args: 1.1,
+    weighs_first=True,
     variants={"": {"ridge": 1.0, "signal": "both"}},
 )
