@@ -131,15 +131,23 @@ def attacks_list(folder, model):
     return ["attacks", "list"]
 
 
+def data_export(folder, model):
+    return ["data", "export", write_upload(folder), "--output", HOSTILE]
+
+
+def settings(folder, model):
+    return ["settings", HOSTILE]
+
+
 def accelerate(folder, model):
     return ["accelerate", HOSTILE]
 
 
 LINES = [
     data, audit, finetune, align, evaluate, report, run, assay, assay_compare, models, attacks_show, attacks_list,
-    accelerate,
+    accelerate, data_export, settings,
 ]  # fmt: skip
-MISTAKES = {align, models, attacks_show, accelerate}
+MISTAKES = {align, models, attacks_show, accelerate, data_export, settings}
 """Whose hostile text is in an error message."""
 
 
@@ -153,14 +161,17 @@ def test_every_verb_is_given_hostile_text():
             yield from verbs(verb, (*parents, name)) if hasattr(verb, "commands") else [(*parents, name)]
 
     tried = {line.__name__ for line in LINES}
-    assert {"_".join(words) for words in verbs(typer.main.get_command(app))} - {"assay_run"} | {"assay"} == tried
+    assert {"_".join(words) for words in verbs(typer.main.get_command(app))} - {"assay_run", "data_show"} | {
+        "assay",
+        "data",
+    } == tried
 
 
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("more", [[], ["--json"]], ids=["table", "json"])
 def test_no_verb_passes_on_what_a_screen_would_obey(titer, tmp_path, tiny_folder, line, more):
     words = line(tmp_path, tiny_folder)
-    if more and line in (finetune, align, accelerate):
+    if more and line in (finetune, align, accelerate, data_export):
         return
     code, out, error = titer(*words, *more)
     assert (code == 2) == (line in MISTAKES), error

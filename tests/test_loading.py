@@ -330,7 +330,7 @@ def test_every_artefact_says_which_weights_it_is_about(adapter, tiny_folder, upl
         out = tmp_path / "out"
         for line in (
             ["audit", upload, "--model", str(adapter), "--output", str(out)],
-            ["evaluate", str(adapter), "--output", str(out), "--samples", "2"],
+            ["evaluate", str(adapter), "--output", str(out), "--samples", "2", "--force"],
         ):
             CliRunner().invoke(app, line, catch_exceptions=False)
         results = json.loads((out / "results.json").read_text())["provenance"]["weights"]

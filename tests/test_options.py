@@ -265,12 +265,12 @@ def test_a_hub_that_is_not_there_is_told_in_seconds(titer, tmp_path, monkeypatch
 
 
 def test_a_name_that_is_neither_folder_nor_id_asks_no_hub(titer, monkeypatch):
-    from titer import hub
+    from titer import models
 
     def ask():
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr(hub, "unreachable", ask)
+    monkeypatch.setattr(models, "unreachable", ask)
     code, _, error = titer("models", "./no/such/folder")
     assert code == 2
     assert "there is no folder of that name. It is no id of a hub either." in error

