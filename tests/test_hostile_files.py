@@ -555,7 +555,7 @@ def test_a_row_longer_than_the_model_was_made_for(titer, tiny_folder, tmp_path, 
     code, _, error = titer(*words)
     assert code == 2, error
     assert f"{upload}:{'' if verb == 'align' else 4}" in error
-    assert "tokens, and the model was made for 256" in error
+    assert "tokens, and the model was made for 512" in error
     assert "Split the row" in error
     assert not [*tmp_path.glob("out/**/adapter"), *tmp_path.glob("out/audit*")]
 
@@ -567,7 +567,7 @@ def test_a_prompt_longer_than_the_model_was_made_for(titer, tiny_folder, tmp_pat
     code, _, error = titer("evaluate", tiny_folder, "--harmful", prompts, "--output", tmp_path / "out")
     assert code == 2
     assert f"{prompts}:" in error
-    assert "was made for 256" in error
+    assert "was made for 512" in error
 
 
 def test_a_row_whose_attention_no_memory_could_hold(tiny, tokenizer, monkeypatch):
@@ -599,9 +599,9 @@ def test_rows_are_cut_where_the_user_says_and_nowhere_else(titer, tiny_folder, t
         "bf16=false",
     ]
     assert titer(*words, "--output", tmp_path / "cut")[0] == 0
-    code, _, error = titer(*words, "--output", tmp_path / "out", "--set", "max_length=300")
+    code, _, error = titer(*words, "--output", tmp_path / "out", "--set", "max_length=550")
     assert code == 2
-    assert f"({upload}:1) has 300 tokens" in error
+    assert f"({upload}:1) has 550 tokens" in error
 
 
 # --- outputs that cannot be written ----------------------------------------------------------------------------------

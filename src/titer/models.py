@@ -652,9 +652,9 @@ def _not_found(name: str, part: str, error: Exception) -> TiterError:
 
 def _is_of_another_kind(error: Exception) -> bool:
     """Say whether an error tells what is wrong already, or is the machine's fault and not that of any file."""
-    from titer.attacks.failures import blame
+    import torch
 
-    return isinstance(error, TiterError) or blame(error) == "machine"
+    return isinstance(error, TiterError | MemoryError | torch.OutOfMemoryError)
 
 
 def _first_line(error: Exception) -> str:

@@ -100,7 +100,7 @@ def toy_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 num_key_value_heads=2,
-                max_position_embeddings=256,
+                max_position_embeddings=512,
                 tie_word_embeddings=True,
                 initializer_range=0.3,
                 eos_token_id=tokenizer.eos_token_id,
