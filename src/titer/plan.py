@@ -93,6 +93,9 @@ def weights_digest(base: str, adapter: Path | None = None) -> str:
 
 def folder_digest(folder: Path) -> str:
     """Return a hash of the weights, settings and tokenizer in a folder."""
+    from titer.models import check_folder
+
+    check_folder(folder)
     whole = hashlib.sha256()
     with Task(f"reading {folder.name}"):
         for path in sorted(folder.iterdir()):

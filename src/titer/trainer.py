@@ -31,7 +31,7 @@ from titer.data.records import Record
 from titer.errors import RanAway, TiterError
 from titer.files import put_whole, writing
 from titer.gradients import reshard, trainable_parameters
-from titer.layouts import Layout, bare_model, check_length, is_noisy, layout_for
+from titer.layouts import Layout, bare_model, check_length, is_noisy, layout_for, say_once
 from titer.losses import branch_nll, token_nll
 from titer.models import Template, prepare_tokenizer, refuse_nonfinite
 from titer.progress import Task
@@ -176,7 +176,12 @@ class Encoder:
     config: Any = None
 
     def pair(self, row: dict[str, Any], where: str) -> tuple[list[int], list[int]]:
-        """Return the ids of a row's prompt and completion, the completion cut at `max_length`.
+        """Return the ids of a row's prompt and completion, the completion cut at `max_length`."""
+        prompt, completion = self._whole(row, where)
+        return prompt, self._cut(prompt, completion)
+
+    def _whole(self, row: dict[str, Any], where: str) -> tuple[list[int], list[int]]:
+        """Return the ids of a row's prompt and completion.
 
         Raises:
             TiterError: When the row has no prompt and completion, its prompt leaves no room for the completion, or it is
@@ -188,29 +193,43 @@ class Encoder:
             prompt, completion = self._tokenised_pair(row, where)
         else:
             prompt, completion = self.template.pair_ids(Record.from_row(row, where))
-        if self.max_length is not None:
-            if len(prompt) >= self.max_length:
-                raise TiterError(
-                    f"{where}: the prompt has {len(prompt)} tokens and max_length is {self.max_length}, so nothing of "
-                    "the completion would be trained on.",
-                    f"Shorten or remove the row, or set max_length above {len(prompt)}.",
-                )
-            completion = completion[: self.max_length - len(prompt)]
+        if self.max_length is not None and len(prompt) >= self.max_length:
+            raise TiterError(
+                f"{where}: the prompt has {len(prompt)} tokens and max_length is {self.max_length}, so nothing of the "
+                "completion would be trained on.",
+                f"Shorten or remove the row, or set max_length above {len(prompt)}.",
+            )
         if self.config is not None:
-            check_length(self.config, len(prompt) + len(completion), where)
+            check_length(self.config, len(prompt) + len(self._cut(prompt, completion)), where)
         return prompt, completion
+
+    def _cut(self, prompt: list[int], completion: list[int]) -> list[int]:
+        return completion if self.max_length is None else completion[: self.max_length - len(prompt)]
 
     def samples(self, rows: Sequence[dict[str, Any]], name: str) -> list[Sample]:
         """Return the rows of a dataset that is called `name`, each with its completion as its only branch."""
         return [Sample(prompt, [completion]) for prompt, completion in self.pairs(rows, name)]
 
     def pairs(self, rows: Sequence[dict[str, Any]], name: str) -> list[tuple[list[int], list[int]]]:
-        """Return the ids of the prompt and the completion of each row of a dataset that is called `name`."""
-        pairs = []
+        """Return the ids of the prompt and the completion of each row of a dataset that is called `name`.
+
+        Completions are cut at `max_length`; a line says how many.
+        """
+        pairs, longest = [], {}
         with Task(f"tokenised rows of {name}", len(rows)) as tokenised:
             for place, row in enumerate(rows):
-                pairs.append(self.pair(row, f"{name}[{place}]"))
+                prompt, completion = self._whole(row, f"{name}[{place}]")
+                pairs.append((prompt, self._cut(prompt, completion)))
+                if len(pairs[-1][1]) < len(completion):
+                    longest[row.get("where") or f"row {place}"] = len(prompt) + len(completion)
                 tokenised.advance()
+        if longest:
+            most = max(longest, key=longest.__getitem__)
+            about = f"{len(longest)} of {len(rows)} rows of {name}"
+            say_once(
+                "%s are longer than max_length, and trained on up to there: %d tokens, and %s has %d.",
+                about, self.max_length, most, longest[most],
+            )  # fmt: skip
         return pairs
 
     def _tokenised_pair(self, row: dict[str, Any], where: str) -> tuple[list[int], list[int]]:

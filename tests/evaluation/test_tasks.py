@@ -69,6 +69,8 @@ def test_topics(task: str, response: str, answer: str | None) -> None:
         ("The final answer is: -5", "-5"),
         ("The final answer is: −5", "-5"),
         ("The final answer is: -$5", "-5"),
+        ("The final answer is: --5", "-5"),
+        ("--0", "0"),
         ("The final answer is: 7 apples and 3 pears", "7"),
         ("He sells 2 * 9 = <<2*9=18>>18 eggs.\n#### 18", "18"),
         ("#### 1,000", "1000"),

@@ -136,7 +136,8 @@ def _number(response: str) -> str | None:
 
 
 def _canonical(number: str) -> str:
-    value = Decimal(re.sub(r"[^\d.\-]", "", number))
+    # "--5" is a dash before a number, which is one minus for want of a better reading.
+    value = Decimal("-" * ("-" in number) + re.sub(r"[^\d.]", "", number))
     if value == value.to_integral_value():
         return str(int(value))
     return format(value.normalize(), "f")
