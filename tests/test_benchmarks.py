@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-APART = ("common", "small_models", "calibration", "families", "faults", "estimates")
+APART = ("common", "small_models", "calibration", "families", "faults", "estimates", "hostile")
 """Modules, and scripts that compare no times; `tests/assay/test_calibration.py` runs the first of those."""
 
 

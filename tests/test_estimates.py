@@ -206,7 +206,7 @@ def test_a_damaged_file_or_a_full_disk_costs_the_notes_and_not_the_work(known, m
 
 
 def test_a_folder_without_a_config_is_a_users_mistake(tmp_path):
-    with pytest.raises(TiterError, match="Cannot load a model"):
+    with pytest.raises(TiterError, match=r"config\.json does not exist"):
         Speed.of(str(tmp_path))
 
 

@@ -164,7 +164,7 @@ def test_a_full_disk_ends_a_plan_where_it_stands(tmp_path):
     """Every other stage would meet it too."""
     ran = []
 
-    def full(stage, progress):
+    def full(stage):
         ran.append(stage.name)
         raise OSError(errno.ENOSPC, "No space left on device")
 

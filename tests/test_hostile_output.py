@@ -131,6 +131,22 @@ def attacks_list(folder, model):
     return ["attacks", "list"]
 
 
+def methods_show(folder, model):
+    return ["methods", "show", HOSTILE]
+
+
+def methods_list(folder, model):
+    return ["methods", "list"]
+
+
+def judges_show(folder, model):
+    return ["judges", "show", HOSTILE]
+
+
+def judges_list(folder, model):
+    return ["judges", "list"]
+
+
 def data_export(folder, model):
     return ["data", "export", write_upload(folder), "--output", HOSTILE]
 
@@ -145,9 +161,9 @@ def accelerate(folder, model):
 
 LINES = [
     data, audit, finetune, align, evaluate, report, run, assay, assay_compare, models, attacks_show, attacks_list,
-    accelerate, data_export, settings,
+    methods_show, methods_list, judges_show, judges_list, accelerate, data_export, settings,
 ]  # fmt: skip
-MISTAKES = {align, models, attacks_show, accelerate, data_export, settings}
+MISTAKES = {align, models, attacks_show, methods_show, judges_show, accelerate, data_export, settings}
 """Whose hostile text is in an error message."""
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from training import config
 from typer.testing import CliRunner
 
-from titer import stages
+from titer import AntibodyAlignmentConfig, BoosterConfig, stages
 from titer.attacks.trainer import AttackConfig, AttackTrainer
 from titer.cli import app
 from titer.errors import TiterError
@@ -229,8 +229,13 @@ def run_away(line):
 @pytest.fixture
 def any_number(monkeypatch):
     """Let the tiny model run away as large ones do at numbers that are allowed."""
-    for name in ("learning_rate", "weight_decay", "alpha", "rho"):
-        monkeypatch.setitem(RANGES, name, Range(0, 3e38))
+    for table, name in (
+        (RANGES, "learning_rate"),
+        (RANGES, "weight_decay"),
+        (BoosterConfig.RANGES, "alpha"),
+        (AntibodyAlignmentConfig.RANGES, "rho"),
+    ):
+        monkeypatch.setitem(table, name, Range(0, 3e38))
 
 
 @pytest.mark.usefixtures("any_number")

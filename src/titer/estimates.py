@@ -158,17 +158,21 @@ def _template(model: str) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _tokens(model: str, record: Record) -> tuple[list[int], int]:
-    row = record.to_training_row()
-    template = _template(model)
-    return template.prompt_ids(row["prompt"]), len(template.completion_ids(row["prompt"], row["completion"]))
+    prompt, completion = _template(model).pair_ids(record)
+    return prompt, len(completion)
 
 
-def sizes(model: str, records: Sequence[Record]) -> Sizes:
-    """Return the lengths of records as a model's tokenizer and template cut them, from some of them."""
+def sizes(model: str, records: Sequence[Record], limit: int | None = None) -> Sizes:
+    """Return the lengths of records as a model's tokenizer and template cut them, from some of them.
+
+    Completions end where their row has `limit` tokens.
+    """
     from titer.batches import common_prefix_length
 
     some = [records[place * len(records) // SAMPLE] for place in range(SAMPLE)] if len(records) > SAMPLE else records
     found = [_tokens(model, record) for record in some]
+    if limit is not None:
+        found = [(prompt, max(1, min(completion, limit - len(prompt)))) for prompt, completion in found]
     prompts = [prompt for prompt, _ in found]
     return Sizes(
         shared=float(common_prefix_length(prompts)),
@@ -216,14 +220,15 @@ def training(
     steps = optimizer_steps(args, len(records))
     batch, micro = args.per_device_train_batch_size, args.gradient_accumulation_steps
     passes = steps * micro
-    own = sizes(model, records)
+    own = sizes(model, records, args.max_length)
     cost = Cost(setups=1, passes=passes, trained=passes * own.batch(batch))
     # The probe runs some rows alone and a batch without a shared beginning.
-    longest = max(sizes(model, rows).longest for rows in (records, *(streams[name] for name in method.streams)))
+    every = (records, *(streams[name] for name in method.streams))
+    longest = max(sizes(model, rows, args.max_length).longest for rows in every)
     cost += Cost(reads=8, read=(batch + 6) * longest)
     gradients = method.gradients(args)
     if any(gradients):
-        harmful = sizes(model, streams["harmful_dataset"])
+        harmful = sizes(model, streams["harmful_dataset"], args.max_length)
         refused = harmful._replace(completion=refusal_tokens(model))
         # Once: whether two passes over the same rows are the same, and whether the simulated step reaches the model.
         cost += Cost(reads=6, read=4 * longest + 2 * micro * harmful.batch(batch))
@@ -235,7 +240,7 @@ def training(
         # Without a way back it is half a pass, whatever else a step does.
         cost += Cost(passes=passes / 2, reads=passes, read=passes * batch * refusal_tokens(model))
     if method.weighs_first:
-        for rows in (records, *(streams[name] for name in method.streams)):
+        for rows in every:
             cost += _reading(model, rows, answer=1.0)
     return Work(kind, model, cost, bool(args.bf16))
 

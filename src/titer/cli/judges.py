@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from titer.cli.common import Json
+from titer.cli.common import Json, Verb
 from titer.text import first_sentence, say, to_json
 
 HELP = "Explain the judges of answers."
@@ -38,7 +38,7 @@ def _about(name: str) -> dict[str, Any]:
     }
 
 
-@app.command("list", help="Every judge in a sentence.", epilog="Example: `titer judges list --json`")
+@app.command("list", cls=Verb, help="Every judge in a sentence.", epilog="Example: `titer judges list --json`")
 def list_judges(as_json: Json = False) -> None:
     """List the table."""
     from titer.judges import JUDGES
@@ -58,7 +58,7 @@ def list_judges(as_json: Json = False) -> None:
     say("Your own: --judge mine.py:MyJudge, or in an experiment `evaluate: {judge: mine.py:MyJudge}`.")
 
 
-@app.command("show", help="All that is said of a judge.", epilog="Example: `titer judges show keywords`")
+@app.command("show", cls=Verb, help="All that is said of a judge.", epilog="Example: `titer judges show keywords`")
 def show_judge(
     name: Annotated[str, typer.Argument(help="A judge of `titer judges list`, or an import path.")],
     as_json: Json = False,

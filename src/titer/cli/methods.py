@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titer.cli.common import Json
+from titer.cli.common import Json, Verb
 from titer.text import first_sentence, say, to_json
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _settings(method: Method) -> Iterator[dict[str, Any]]:
             yield {"setting": item.name, "default": item.default, "meaning": item.metadata.get("help", "")}
 
 
-@app.command("list", help="Every method in a sentence.", epilog="Example: `titer methods list --json`")
+@app.command("list", cls=Verb, help="Every method in a sentence.", epilog="Example: `titer methods list --json`")
 def list_methods(as_json: Json = False) -> None:
     """List the table."""
     from titer.methods import every
@@ -72,7 +72,10 @@ def list_methods(as_json: Json = False) -> None:
 
 
 @app.command(
-    "show", help="What a method needs and costs, and its settings.", epilog="Example: `titer methods show gate`"
+    "show",
+    cls=Verb,
+    help="What a method needs and costs, and its settings.",
+    epilog="Example: `titer methods show gate`",
 )
 def show_method(
     name: Annotated[str, typer.Argument(help="A method of `titer methods list`, or an import path.")],
