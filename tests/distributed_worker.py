@@ -166,3 +166,6 @@ if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5:])
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    # Without the interpreter's own end, in which threads of PyTorch's sometimes abort a process that has done its work.
+    os._exit(0)
