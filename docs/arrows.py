@@ -154,7 +154,7 @@ def drawn(found: Arrows) -> Arrows:
 
 
 def picture(found: Arrows) -> str:
-    """Return the Markdown between the marks: the picture in Mermaid's notation, a table of all arrows, those that run up."""
+    """Return the Markdown between the marks: the picture in Mermaid's notation, a table of the arrows, those that run up."""
     lines = ["```mermaid", "flowchart TD"]
     for floor, rooms in reversed(FLOORS.items()):
         if len(rooms) > 1:
@@ -168,7 +168,8 @@ def picture(found: Arrows) -> str:
     lines += ["```", "", "| floor | room | imports at once | imports when it is called |", "|---|---|---|---|"]
     for floor, rooms in reversed(FLOORS.items()):
         for room in rooms:
-            ends = {end: kind for (start, end), kind in found.items() if start == room}
+            ground = () if floor == "ground" else FLOORS["ground"]
+            ends = {end: kind for (start, end), kind in found.items() if start == room and end not in ground}
             now = [end for end, kind in ends.items() if kind == "import"]
             later = [end + NOTES.get(kind, "") for end, kind in ends.items() if kind != "import"]
             lines.append(f"| {floor} | `{room}` | {', '.join(now) or '–'} | {', '.join(later) or '–'} |")

@@ -35,7 +35,7 @@ from titer.batches import (
     pad,
     to_device,
 )
-from titer.errors import TiterError
+from titer.errors import TiterError, first_line
 from titer.losses import fuse_head, token_nll
 from titer.progress import Task
 
@@ -443,12 +443,6 @@ def cannot(bare: Any, do_what: str, error: Exception) -> Exception:
         f"{type(bare).__name__} cannot {do_what}: {first_line(error)}",
         "titer wants causal language models of transformers, with rows no longer than the model allows.",
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's kind and the first line of what it says."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}"
 
 
 def _leave_out_routers(bare: Any) -> None:

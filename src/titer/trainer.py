@@ -303,8 +303,8 @@ class PackCollator:
 class StepState(TrainerCallback, ExportableState):
     """Numbers that a method carries from step to step; saved in checkpoints, so that resuming is exact."""
 
-    def __init__(self, values: dict[str, float] | None = None) -> None:
-        self.values: dict[str, float] = dict(values or {})
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
 
     def state(self) -> dict[str, Any]:
         """Return what the trainer writes into `trainer_state.json`."""

@@ -17,7 +17,7 @@ from titer import plugins
 from titer.errors import TiterError
 from titer.judges.base import LABELS, Judge, Label, Verdict
 from titer.judges.keywords import KeywordJudge
-from titer.judges.offline import OfflineJudge, is_refusal
+from titer.judges.offline import OfflineJudge
 
 JUDGES: dict[str, Callable[[], Judge]] = {
     "offline": OfflineJudge,
@@ -48,4 +48,4 @@ def get(name: str) -> Judge:
     return judge
 
 
-__all__ = ["JUDGES", "LABELS", "Judge", "KeywordJudge", "Label", "OfflineJudge", "Verdict", "get", "is_refusal"]
+__all__ = ["JUDGES", "LABELS", "Judge", "KeywordJudge", "Label", "OfflineJudge", "Verdict", "get"]
