@@ -25,7 +25,7 @@ class TiterError(ValueError):
 
 
 class RanAway(TiterError):
-    """A training whose loss or weights are no numbers any more: with the same settings it ends so each time."""
+    """A training whose loss or weights are not finite any more; the same settings would end in the same way."""
 
 
 class AttackFailed(TiterError):

@@ -373,7 +373,7 @@ def check_causal(
 def _logits_alone(model: Any, bare: Any, ids: Sequence[int], last: int) -> Tensor:
     """Return the logits of the last tokens of one row, `(last, vocabulary)`."""
     device = next(model.parameters()).device
-    # Those of a long prompt would be large, and are not wanted.
+    # The logits of a long prompt would take much memory, and only the last are needed.
     fewer = {"logits_to_keep": last} if "logits_to_keep" in inspect.signature(bare.forward).parameters else {}
     try:
         logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=device), **fewer).logits[0, -last:]
@@ -436,7 +436,7 @@ def _state_of(model: Any, bare: Any) -> tuple[Any, ...]:
 
 
 def cannot(bare: Any, do_what: str, error: Exception) -> Exception:
-    """Return what to raise where a model's own code raised whatever it did; a lack of memory says enough itself."""
+    """Return the error for an error of a model's own code; one of titer's, or a lack of memory, is returned as it is."""
     if isinstance(error, (TiterError, torch.OutOfMemoryError)):
         return error
     return TiterError(

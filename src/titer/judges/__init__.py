@@ -28,7 +28,7 @@ JUDGES: dict[str, Callable[[], Judge]] = {
 def get(name: str) -> Judge:
     """Return the judge called `name` (`offline`), or that judge at one revision (`offline@1`), with its settings or without.
 
-    One of one's own is named by its import path (`mine.py:MyJudge`): a class, or a function, that makes it without arguments.
+    Your own is named by its import path (`mine.py:MyJudge`): a class, or a function, that makes it without arguments.
 
     Raises:
         TiterError: When no judge has that name, when the installed one has another revision, or when a path leads to none.
