@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types format install clean
+.PHONY: quickstart test lint types format arrows install clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/titer run quickstart
@@ -12,15 +12,19 @@ test: lint types
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs/arrows.py
+	$(BIN)/ruff format --check src tests benchmarks docs/arrows.py
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks docs/arrows.py
+	$(BIN)/ruff format src tests benchmarks docs/arrows.py
+
+# The picture of the rooms in docs/architecture.md.
+arrows:
+	$(PYTHON) docs/arrows.py
 
 install: $(VENV)/.installed
 

@@ -25,11 +25,19 @@ class TiterError(ValueError):
 
 
 class RanAway(TiterError):
-    """A training whose loss or weights are no numbers any more: with the same settings it ends so each time."""
+    """A training whose loss or weights are not finite any more; the same settings would end in the same way."""
 
 
 class AttackFailed(TiterError):
     """An attack that could not be carried out for a reason of its own, such as a model that it does not apply to."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or first two, with its kind where that says nothing by itself."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if first.endswith(":"):
+        first = " ".join([first, *others[:1]])
+    return first if " " in first else f"{type(error).__name__} {first}".rstrip()
 
 
 MOST = 12

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from titer.batches import common_prefix_length
-from titer.layouts import bare_model, cannot, coarsest_precision, first_line, same_to_rounding, say_once
+from titer.errors import first_line
+from titer.layouts import bare_model, cannot, coarsest_precision, same_to_rounding, say_once
 from titer.models import Template
 from titer.progress import Task
 

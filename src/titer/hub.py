@@ -25,8 +25,8 @@ def endpoint() -> str:
 def unreachable() -> str | None:
     """Return why the hub cannot be asked, `None` where it can; when it cannot, libraries look into their caches alone.
 
-    Whatever it answers, it is there. So it is where something of the encryption is not understood, which is for the
-    libraries and their certificates to judge.
+    Any answer means that it is there, an error too. So does a failed TLS handshake, since the libraries may use other
+    certificates.
     """
     from huggingface_hub import constants
 

@@ -35,7 +35,7 @@ from titer.batches import (
     pad,
     to_device,
 )
-from titer.errors import TiterError
+from titer.errors import TiterError, first_line
 from titer.losses import fuse_head, token_nll
 from titer.progress import Task
 
@@ -373,7 +373,7 @@ def check_causal(
 def _logits_alone(model: Any, bare: Any, ids: Sequence[int], last: int) -> Tensor:
     """Return the logits of the last tokens of one row, `(last, vocabulary)`."""
     device = next(model.parameters()).device
-    # Those of a long prompt would be large, and are not wanted.
+    # The logits of a long prompt would take much memory, and only the last are needed.
     fewer = {"logits_to_keep": last} if "logits_to_keep" in inspect.signature(bare.forward).parameters else {}
     try:
         logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=device), **fewer).logits[0, -last:]
@@ -436,19 +436,13 @@ def _state_of(model: Any, bare: Any) -> tuple[Any, ...]:
 
 
 def cannot(bare: Any, do_what: str, error: Exception) -> Exception:
-    """Return what to raise where a model's own code raised whatever it did; a lack of memory says enough itself."""
+    """Return the error for an error of a model's own code; one of titer's, or a lack of memory, is returned as it is."""
     if isinstance(error, (TiterError, torch.OutOfMemoryError)):
         return error
     return TiterError(
         f"{type(bare).__name__} cannot {do_what}: {first_line(error)}",
         "titer wants causal language models of transformers, with rows no longer than the model allows.",
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's kind and the first line of what it says."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}"
 
 
 def _leave_out_routers(bare: Any) -> None:

@@ -88,7 +88,7 @@ def fuse_head(model: Any) -> bool:
     parts = [] if head is None else list(head.modules())[1:]
     fused: list[Any] = [module for module in parts if type(module) is FusedHead]
     for module in fused:
-        module.__class__ = torch.nn.Linear  # what was put around it since wants its logits
+        module.__class__ = torch.nn.Linear  # modules wrapped around it since then expect logits
     if type(head) is not torch.nn.Linear:
         return type(head) is FusedHead
     seen: list[Any] = []

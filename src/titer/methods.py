@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NOT_HERE = {
-    "output_dir": "Where things go is for the folder of the output to say.",
+    "output_dir": "The output folder decides where files go.",
     "seed": "Name the seed beside the settings: `--seed`, or `seeds` of an experiment.",
     "resume_from_checkpoint": "A training that was interrupted goes on by itself.",
     "push_to_hub": "titer leaves an adapter in a folder; `hf upload` takes it to a hub.",
@@ -56,7 +56,7 @@ def _none(args: Any) -> Gradients:
 
 
 def _any_batch(args: Any, rows: int) -> None:
-    """Refuse nothing."""
+    """Accept every batch."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titer.errors import TiterError
+from titer.errors import TiterError, first_line
 from titer.files import check_file, check_output, read_json, read_text, remove
 from titer.hub import WAYS, excuse, unreachable
 from titer.progress import Task
@@ -315,7 +315,7 @@ class Template:
                 safe, add_generation_prompt=add_generation_prompt, tokenize=False
             )
         except Exception as error:  # a template is a program of somebody else's
-            raise self._wrong(f"fails: {_first_line(error)}") from error
+            raise self._wrong(f"fails: {first_line(error)}") from error
         if not isinstance(rendered, str) or not rendered.strip():
             raise self._wrong("returns no text")
         return rendered, hidden
@@ -516,7 +516,7 @@ def add_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any:
         if "size mismatch" in str(error):
             reason = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
             raise TiterError(f"{where} does not fit its base model: {reason}", FOREIGN_ADAPTER) from error
-        raise TiterError(f"{where} cannot be loaded: {_first_line(error)}", FOREIGN_ADAPTER) from error
+        raise TiterError(f"{where} cannot be loaded: {first_line(error)}", FOREIGN_ADAPTER) from error
     refuse_nonfinite(where, weights.items())
     if not adapted.peft_config["default"].is_prompt_learning:  # which loads its prompts strictly, beside the modules
         places = adapted.state_dict()
@@ -646,13 +646,13 @@ def loading(name: str, part: str = "model") -> Iterator[None]:
         if _is_of_another_kind(error):
             raise
         if os.path.isdir(os.path.expanduser(name)):
-            raise TiterError(f"Cannot load a {part} from `{name}`: {_first_line(error)}", WHOLE_MODEL) from error
+            raise TiterError(f"Cannot load a {part} from `{name}`: {first_line(error)}", WHOLE_MODEL) from error
         raise _not_found(name, part, error) from error
 
 
 def _not_found(name: str, part: str, error: Exception) -> TiterError:
     """Return the error for a model that is no folder here, with the reason that a library gave."""
-    reason = _first_line(error)
+    reason = first_line(error)
     if name != EMBEDDED:
         elsewhere = excuse() if _is_hub_id(name) else " It is no id of a hub either."
         reason = f"there is no folder of that name.{elsewhere}" if elsewhere else reason
@@ -667,11 +667,3 @@ def _is_of_another_kind(error: Exception) -> bool:
     import torch
 
     return isinstance(error, TiterError | MemoryError | torch.OutOfMemoryError)
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first sentence of what an error says, with its kind where that says nothing by itself."""
-    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    if first.endswith(":"):
-        first = " ".join([first, *others[:1]])
-    return first if " " in first else f"{type(error).__name__} {first}".rstrip()

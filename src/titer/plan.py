@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titer import __version__, estimates
+from titer import estimates
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.estimates import Work, machine
@@ -29,6 +29,7 @@ from titer.files import disk_error_number, read_json, remove
 from titer.judges.base import Judge
 from titer.plugins import source_digest
 from titer.progress import Task
+from titer.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -209,7 +209,7 @@ def _code(value: Any, within: tuple[FunctionType, ...] = ()) -> Any:
     if isinstance(value, FunctionType) and value not in within:
         uses = _closed_over(value)
         if getattr(sys.modules.get(value.__module__), "__file__", None) is None:
-            # No file tells what the names of a notebook stand for.
+            # Code in a notebook has no file to hash, so what its names refer to is hashed instead.
             uses += [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
         parts = (value.__code__, value.__defaults__, value.__kwdefaults__, uses)
         return [_code(part, (*within, value)) for part in parts]

@@ -143,7 +143,7 @@ RANGES: dict[str, Range] = {
 """By the name of a setting, which means the same wherever it stands."""
 
 _FINITE = Range(-1e30, 1e30)
-"""What the numbers of a method may be that is not titer's own; its config checks what more there is to check."""
+"""For the numbers of a method from outside of titer, whose config may check them more closely."""
 
 _LISTS = ("seeds", "poison_ratios", "checkpoints", "depths")
 """Settings that may be lists, each value of which is in the range."""
@@ -180,7 +180,7 @@ def numbers(kind: type) -> dict[str, bool]:
     """Return the fields of a settings class that hold numbers, or lists of them, and whether they may be left `None`."""
     found = {}
     for item in dataclasses.fields(kind):
-        # Types stand there as text or as types, as each library likes it.
+        # Some libraries postpone annotations, so a type may be text.
         words = getattr(item.type, "__name__", str(item.type)) if isinstance(item.type, type) else str(item.type)
         parts = {part.strip().removeprefix("list[").removesuffix("]") for part in words.split("|")}
         if item.init and parts & {"int", "float"}:

@@ -303,7 +303,7 @@ def placed_row(record: Record) -> dict[str, Any]:
 def _finished(folder: Path, checkpoints: Path, key: str) -> bool:
     """Say whether a training is finished, after making sure that what its folder holds belongs to it.
 
-    Settings and data that left no checkpoint behind, because they ran away or were stopped too soon, are in nobody's way.
+    A training that left no checkpoint, because it ran away or was stopped too soon, does not keep others from the folder.
     """
     marker, finished = folder / INPUTS, (folder / "adapter").exists()
     same = marker.is_file() and marker.read_bytes() == key.encode()

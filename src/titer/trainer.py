@@ -303,8 +303,8 @@ class PackCollator:
 class StepState(TrainerCallback, ExportableState):
     """Numbers that a method carries from step to step; saved in checkpoints, so that resuming is exact."""
 
-    def __init__(self, values: dict[str, float] | None = None) -> None:
-        self.values: dict[str, float] = dict(values or {})
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
 
     def state(self) -> dict[str, Any]:
         """Return what the trainer writes into `trainer_state.json`."""
@@ -357,7 +357,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         if not isinstance(args, PackedSFTConfig):
             raise TiterError(
                 f"`args` must be a titer config, not {type(args).__name__}.",
-                f"Beside `{type(self).__name__}` stands a config that takes the same settings as `trl.SFTConfig`.",
+                f"Use the config of `{type(self).__name__}`, which takes the same settings as `trl.SFTConfig`.",
             )
         for name in ("data_collator", "formatting_func", "compute_loss_func"):
             if kwargs.get(name) is not None:

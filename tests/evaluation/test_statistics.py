@@ -13,7 +13,6 @@ from titer.evaluation.statistics import (
     agreement,
     auroc,
     auroc_interval,
-    cohen_kappa,
     difference_of,
     mean_interval,
     paired_mean,
@@ -200,7 +199,7 @@ def test_agreement_by_hand() -> None:
     first = ["harmful"] * 25 + ["benign"] * 25
     second = ["harmful"] * 20 + ["benign"] * 5 + ["harmful"] * 10 + ["benign"] * 15
     assert agreement(first, second) == (50, 0, pytest.approx(0.7), pytest.approx(0.4))
-    assert cohen_kappa(second, first) == pytest.approx(0.4)
+    assert agreement(second, first).kappa == pytest.approx(0.4)
 
 
 def test_agreement_leaves_out_failures_and_says_so() -> None:

@@ -118,12 +118,12 @@ def trainability(
     tested = min(run[-1][0] for run in ours)
     fast: bool | None = None
     if their_steps is not None:
-        # A model that is there before any step is as fast as can be.
+        # A model that reaches the target before any step counts as taking one.
         allowed = slower * max(their_steps, 1.0)
         if steps is not None and steps <= allowed:
             fast = True
         elif tested >= allowed or steps is not None:
-            # Slow is what lies clearly below the target after all steps allowed: one prompt must not make it so.
+            # It is slow only when it is clearly below the target after all allowed steps; one prompt must not decide that.
             then = _mean([accuracy for step, accuracy in run if step <= allowed][-1] for run in ours)
             n = len(right[0])
             fast = False if wilson(min(then * n, n), n).high < target else None

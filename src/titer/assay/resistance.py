@@ -209,8 +209,8 @@ class _Sides:
         their_run: The same of the undefended model.
         ours: Passages of those that count against the defended model.
         theirs: The same of the undefended model.
-        broken: Those of ours that broke it.
-        their_broken: Those of theirs that broke it.
+        broken: Those of `ours` that broke the defended model.
+        their_broken: Those of `theirs` that broke the undefended model.
     """
 
     def __init__(self, defended: Sequence[Trajectory], undefended: Sequence[Trajectory], phi: float, unit: str) -> None:

@@ -1,7 +1,6 @@
 """The scorecard of an assay: the four conditions with figures, intervals and verdicts, as one JSON document.
 
-`docs/scorecard.md` describes every key. All parts and probabilities are in [0, 1]; budgets are in the unit that stands
-beside them.
+`docs/assay.md` describes every key. All parts and probabilities are in [0, 1]; each budget is given with its unit.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def turnbull(passages: Sequence[Passage], kinds: Sequence[str], seed: int = 0) -
     if not ((held >= 0).all() and np.isfinite(held).all() and (broke > held).all()):
         raise TiterError("Budgets must be above 0, and a break behind the budget that held.")
     edges = np.unique(np.concatenate(([0.0], held, broke)))
-    # Mass lies only where a left end is followed by a right end: of every data set drawn from these as well.
+    # Mass lies only in intervals between a left end and the right end next to it; this holds for resampled data too.
     left = np.isin(edges[:-1], held) & np.isin(edges[1:], broke)
     starts, stops = edges[:-1][left], edges[1:][left]
     patterns, place = np.unique(np.stack([held, broke], 1), axis=0, return_inverse=True)
@@ -203,7 +203,7 @@ def turnbull(passages: Sequence[Passage], kinds: Sequence[str], seed: int = 0) -
     bounds = []
     for share, spread in zip(estimate, variance, strict=True):
         share = 0.0 if share < 1e-6 else 1.0 if share > 1 - 1e-6 else float(share)
-        # One kind says nothing about another; no more trials than attacks can come of any variance.
+        # A single kind has no variance between kinds. The effective number of trials is at most the number of attacks.
         trials = share * (1 - share) / spread * shrink if 0 < share < 1 and spread > 1e-12 else float(m)
         trials = min(max(trials, 1.0), float(len(passages)))
         bounds.append(wilson(share * trials, trials))
@@ -284,7 +284,7 @@ def cost_ratio(attacks: Sequence[Passage], reference: Sequence[Passage]) -> Cost
 
 
 def cheapest(attacks: Sequence[Passage]) -> Passage:
-    """Return the break at the smallest budget or, where nothing broke, the smallest budget spent in vain.
+    """Return the break at the smallest budget or, where nothing broke, the smallest budget that was spent without one.
 
     Raises:
         TiterError: Without attacks.

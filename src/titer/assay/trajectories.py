@@ -96,7 +96,7 @@ class Trajectory:
 
     @property
     def kind(self) -> str:
-        """The attack without its point of the grid: attackers of a kind are alike, and count as one where kinds count."""
+        """The attack without its point of the grid; attackers of one kind count as one wherever kinds are counted."""
         return self.attack.split(" ")[0]
 
     @property

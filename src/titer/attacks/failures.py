@@ -1,4 +1,4 @@
-"""Who is to blame when an attacker fails: the machine, the attack itself, or, for all that is neither, titer."""
+"""Whose fault it is when an attacker fails: the machine's, the attack's, or, if neither, titer's."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _WORDS = re.compile(r"can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDA erro
 
 
 def blame(error: BaseException) -> Literal["machine", "attack"] | None:
-    """Return what an attacker's failure is to be put down to; `None` for everything that nobody foresaw.
+    """Return whose fault an attacker's failure is; `None` for every error that is not expected.
 
     `machine`: no memory, no handles. It says nothing of model or attack, and another try may go well. `attack`: an
-    `AttackFailed`, and what numerical routines raise on weights that have run away. A disk that is full or gone is nobody's
-    here: every attacker would meet it, so it ends the run (`titer.files.DiskError`). Every other error is a fault of titer
+    `AttackFailed`, and what numerical routines raise on weights that have run away. A disk that is full or gone is
+    neither's: every attacker would meet it, so it ends the run (`titer.files.DiskError`). Every other error is a fault of titer
     (or of a method from outside), and must never pass for an attack that failed.
 
     A loss that is no number raises nothing: the attacker goes on, and the scorecard finds its model destroyed.

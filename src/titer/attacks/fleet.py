@@ -199,7 +199,7 @@ class FleetTrainer(PackedSFTTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Alone, it would go on from here; until the fleet starts, other attackers draw random numbers too.
+        # Kept, because other attackers draw random numbers before the fleet starts; alone, it would go on from here.
         self.randomness = random_state()
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -365,6 +365,6 @@ class Fleet:
             nll, _ = token_nll(self.model, join(batches))
             sums = torch.stack([part.sum() for part in nll.split([batch["targets"].numel() for batch in batches])])
             losses = sums / sums.new_tensor([step.divisor for step in steps.values()])
-        # Not one's loss but all: each reaches its own adapter only.
+        # The losses of all attackers at once: the gradient of each reaches its own adapter only.
         losses.backward(torch.ones_like(losses))
         return dict(zip(steps, losses.detach().clone(), strict=True))

@@ -88,7 +88,7 @@ def show_method(
 
     known = [stage for stage, table in STAGES.items() if name in table]
     if not known and plugins.is_path(name):
-        # Which stage it is for is its own affair.
+        # A method from outside does not say which stage it is for; either lookup finds it.
         known = ["align"]
     check_known([name] if not known else [], {each for table in STAGES.values() for each in table}, "method")
     found = [find(stage, name) for stage in known]

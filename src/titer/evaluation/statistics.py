@@ -272,11 +272,6 @@ def agreement(first: Sequence[Hashable | None], second: Sequence[Hashable | None
     return Agreement(n, len(first) - n, observed, kappa)
 
 
-def cohen_kappa(first: Sequence[Hashable | None], second: Sequence[Hashable | None]) -> float | None:
-    """Cohen's kappa of two judges: see `agreement`."""
-    return agreement(first, second).kappa
-
-
 def z_score(confidence: float) -> float:
     """Return the quantile of the standard normal distribution that bounds a two-sided interval."""
     if not 0 < confidence < 1:

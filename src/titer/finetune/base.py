@@ -79,7 +79,7 @@ class RefusalTrainer(PackedSFTTrainer):
             with replacing(path) as file:
                 file.writelines(json.dumps(line).encode() + b"\n" for line in before)
         columns = {"row": rows, "weight": weights, **more}
-        # Opened as it is, not made: of a log that somebody removed, the rest would pass for all of it.
+        # `r+` does not create the file: if somebody removed the log, a new one would look complete and lack the first steps.
         with writing(path), path.open("r+", encoding="utf-8") as file:
             file.seek(0, os.SEEK_END)
             for values in zip(*(column.tolist() for column in columns.values()), strict=True):

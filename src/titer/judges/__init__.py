@@ -17,7 +17,7 @@ from titer import plugins
 from titer.errors import TiterError
 from titer.judges.base import LABELS, Judge, Label, Verdict
 from titer.judges.keywords import KeywordJudge
-from titer.judges.offline import OfflineJudge, is_refusal
+from titer.judges.offline import OfflineJudge
 
 JUDGES: dict[str, Callable[[], Judge]] = {
     "offline": OfflineJudge,
@@ -28,7 +28,7 @@ JUDGES: dict[str, Callable[[], Judge]] = {
 def get(name: str) -> Judge:
     """Return the judge called `name` (`offline`), or that judge at one revision (`offline@1`), with its settings or without.
 
-    One of one's own is named by its import path (`mine.py:MyJudge`): a class, or a function, that makes it without arguments.
+    Your own is named by its import path (`mine.py:MyJudge`): a class, or a function, that makes it without arguments.
 
     Raises:
         TiterError: When no judge has that name, when the installed one has another revision, or when a path leads to none.
@@ -48,4 +48,4 @@ def get(name: str) -> Judge:
     return judge
 
 
-__all__ = ["JUDGES", "LABELS", "Judge", "KeywordJudge", "Label", "OfflineJudge", "Verdict", "get", "is_refusal"]
+__all__ = ["JUDGES", "LABELS", "Judge", "KeywordJudge", "Label", "OfflineJudge", "Verdict", "get"]

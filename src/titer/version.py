@@ -1,0 +1,3 @@
+"""titer's version."""
+
+__version__ = "0.1.0"
