@@ -32,6 +32,15 @@ def speeds(tmp_path_factory):
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_speeds(tmp_path_factory):
+    """Keep what tests measure of this machine's speed apart from what its user's work took."""
+    with pytest.MonkeyPatch.context() as patched:
+        folder = tmp_path_factory.mktemp("speeds")
+        patched.setattr("titer.estimates.speeds_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_old_is_collected():
     """Let a garbage collection look at what the module's tests make, and not at the libraries' million objects.
