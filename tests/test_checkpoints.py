@@ -24,7 +24,7 @@ SAVED = 4
 
 POINTS = {
     "weights": ("peft.peft_model.safe_save_file", ""),
-    "simulated attack": ("safetensors.torch.save_file", ""),
+    "carried tensors": ("titer.trainer.save_file", ""),
     "optimizer": ("torch.save", "optimizer"),
     "random numbers": ("torch.save", "rng_state"),
     "state": ("transformers.trainer_callback.TrainerState.save_to_json", ""),

@@ -16,6 +16,7 @@ import typer
 import yaml
 
 from titer.cli import app
+from titer.testing import check_attack, check_dataset
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAMES = ["assay.md", "concepts.md", "formats.md", "paper_index.md", "writing_a_method.md"]
@@ -76,6 +77,11 @@ def beside_mine(tmp_path, monkeypatch):
     before_tests = itertools.takewhile(lambda body: "def test_" not in body, page)
     (tmp_path / "mine.py").write_text("\n\n".join(before_tests))
     monkeypatch.chdir(tmp_path)
+
+
+def test_the_attack_and_the_data_of_writing_a_method_keep_their_contracts(beside_mine):
+    check_attack("mine.py:SLOW")
+    check_dataset("mine.py:requests")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if any("runnable" in i for i, _ in blocks(name, "python"))])

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,11 +61,19 @@ def computed(monkeypatch):
 
 @pytest.mark.parametrize(
     ("stage", "name"),
-    [("align", "sft"), ("align", "booster"), ("align", "antibody"), ("finetune", "antibody"), ("finetune", "gate")],
+    [
+        ("align", "sft"),
+        ("align", "booster"),
+        ("align", "antibody"),
+        ("align", f"{Path(__file__).with_name('spanning.py')}:SPANNING"),
+        ("finetune", "antibody"),
+        ("finetune", "gate"),
+    ],
 )
 def test_a_training_computes_the_tokens_that_are_estimated(stage, name, tiny_folder, tmp_path, computed):
     method = methods.find(stage, name)
     values = {"max_steps": 6, "per_device_train_batch_size": 5, "max_length": None, "bf16": False}
+    values |= method.variants[""] if "SPANNING" in name else {}
     args = methods.settings(method, values, "", str(tmp_path / "checkpoints"), 0)
     streams = {"harmful_dataset": rows("harmful", 30), "helpful_dataset": rows("general", 30)}
     work = training(f"{stage} {name}", method, args, str(tiny_folder), rows("general", 40), streams)

@@ -2,15 +2,21 @@
 
 import copy
 import dataclasses
+from unittest import mock
 
 import pytest
 import torch
+from spanning import SPANNING, SpanningTrainer
 
 from titer import attacks, judges, methods
+from titer.align.base import HarmfulStreamTrainer
 from titer.attacks import CATALOGUE, Attack
 from titer.data import available
+from titer.errors import TiterError
 from titer.judges import KeywordJudge, Verdict
+from titer.losses import token_nll
 from titer.methods import Method
+from titer.ranges import Range
 from titer.testing import JUDGE_CHECKS, METHOD_CHECKS, check_attack, check_dataset, check_judge, check_method, trials
 from titer.trainer import PackedSFTConfig, PackedSFTTrainer
 
@@ -59,23 +65,137 @@ class Mute(PackedSFTConfig):
     gamma: float = 1.0
 
 
+class TurningTrainer(HarmfulStreamTrainer):
+    """One step on harmful rows and two on its own in turn, each drawn to the weights where its turn began."""
+
+    @property
+    def turn(self):
+        return self.state.global_step % 3
+
+    def before_step(self, model):
+        if self.turn < 2:
+            self.carried["anchor"] = [weight.detach().clone() for weight in self.trainable.values()]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.turn:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        losses = [token_nll(model, batch)[0] for batch in self.stream_batches("harmful")]
+        return torch.cat(losses).mean() / len(self.micro_batches)
+
+    def after_step(self, model):
+        for weight, anchor in zip(self.trainable.values(), self.carried["anchor"], strict=True):
+            weight.grad += weight.detach() - anchor
+
+
+class Amnesiac(TurningTrainer):
+    """Keeps where its turn began in no checkpoint; a run that goes on after three steps does not notice."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint:
+            self.carried["anchor"] = [weight.detach().clone() for weight in self.trainable.values()]
+
+
+class Hooked(SpanningTrainer):
+    """Takes its hooks off when a step ends, but not when it breaks off."""
+
+    def training_step(self, *args, **kwargs):
+        with mock.patch.object(self.during_step, "close"):
+            loss = super().training_step(*args, **kwargs)
+        self.during_step.close()
+        return loss
+
+
+class Elsewhere(HarmfulStreamTrainer):
+    """Never looks at its own rows."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return torch.cat([token_nll(model, batch)[0] for batch in self.stream_batches("harmful")]).mean()
+
+
+TURNING = Method(PackedSFTConfig, TurningTrainer, streams=("harmful_dataset",))
+
 BROKEN = {
     "batch_splits_do_not_matter": Method(PackedSFTConfig, PerMicroBatch),
     "learning_rate_zero_leaves_weights_alone": Method(PackedSFTConfig, Leaking),
     "resumed_is_uninterrupted": Method(PackedSFTConfig, Forgetting),
     "weights_are_whole_when_any_pass_is_interrupted": Method(PackedSFTConfig, Swallowing),
     "settings_explain_themselves": Method(Mute, PackedSFTTrainer),
+    "prompts_are_never_trained_on": Method(PackedSFTConfig, Elsewhere, streams=("harmful_dataset",)),
+}
+BROKEN_TOO = {
+    "resumed_is_uninterrupted": dataclasses.replace(TURNING, trainer=Amnesiac),
+    "weights_are_whole_when_any_pass_is_interrupted": dataclasses.replace(SPANNING, trainer=Hooked),
 }
 
 
-@pytest.mark.parametrize("rule", BROKEN)
-def test_a_method_that_breaks_a_rule_is_told_which(rule, tmp_path, monkeypatch):
-    [(_, trial)] = trials(BROKEN[rule], tmp_path)
+@pytest.mark.parametrize(
+    ("ranges", "named"),
+    [
+        ({"gamma": Range(0, None)}, "gamma"),
+        ({"gamma": Range(0, float("inf"))}, "gamma"),
+        ({"gamma": (0, 1)}, "gamma"),
+        ({"gama": Range(0, 1)}, "gama"),
+    ],
+)
+def test_ranges_that_say_nothing_are_refused_where_they_are_declared(ranges, named):
+    config = dataclasses.make_dataclass("Odd", [], bases=(Mute,), namespace={"RANGES": ranges})
+    with pytest.raises(TiterError, match=f"Odd.RANGES.*`{named}`"):
+        Method(config, PackedSFTTrainer)
+
+
+@pytest.mark.parametrize(("rule", "method"), [*BROKEN.items(), *BROKEN_TOO.items()])
+def test_a_method_that_breaks_a_rule_is_told_which(rule, method, tmp_path, monkeypatch):
+    [(_, trial)] = trials(method, tmp_path)
     with pytest.raises(AssertionError):
         METHOD_CHECKS[rule](trial)
     monkeypatch.setattr("titer.testing.METHOD_CHECKS", {rule: METHOD_CHECKS[rule]})
     with pytest.raises(AssertionError, match=rule.replace("_", " ")):
-        check_method(BROKEN[rule])
+        check_method(method)
+
+
+def test_all_broken_rules_are_told_at_once_and_other_errors_say_which_was_checked(monkeypatch):
+    def broken(trial):
+        raise AssertionError("so it is")
+
+    def impossible(trial):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("titer.testing.METHOD_CHECKS", {"one_rule": broken, "another_rule": broken})
+    with pytest.raises(AssertionError, match="one rule: so it is\nanother rule: so it is"):
+        check_method("booster")
+    monkeypatch.setattr("titer.testing.METHOD_CHECKS", {"third_rule": impossible})
+    with pytest.raises(ZeroDivisionError) as error:
+        check_method("booster")
+    assert error.value.__notes__ == ["Raised while checking: third rule"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "method"),
+    [
+        ("sharing_the_prefix_changes_nothing", SPANNING),
+        ("weights_are_whole_when_any_pass_is_interrupted", SPANNING),
+        ("batch_splits_do_not_matter", SPANNING),
+        ("gradient_checkpointing_changes_nothing", SPANNING),
+        ("resumed_is_uninterrupted", TURNING),
+        ("prompts_are_never_trained_on", TURNING),
+    ],
+)
+def test_methods_that_span_steps_and_passes_can_keep_the_rules(rule, method, tmp_path):
+    [(_, trial)] = trials(method, tmp_path)
+    METHOD_CHECKS[rule](trial)
+
+
+def test_a_setting_is_refused_by_name_or_the_check_fails(tmp_path):
+    class Vague(SpanningTrainer):
+        def __init__(self, *, args, **kwargs):
+            if args.share_prefix:
+                raise TiterError("This does not work.")
+            super().__init__(args=args, **kwargs)
+
+    [(_, trial)] = trials(dataclasses.replace(SPANNING, trainer=Vague), tmp_path)
+    with pytest.raises(TiterError, match="does not work"):
+        METHOD_CHECKS["sharing_the_prefix_changes_nothing"](trial)
 
 
 def test_a_method_is_checked_by_its_name(monkeypatch):

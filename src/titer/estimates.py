@@ -227,13 +227,14 @@ def training(
     longest = max(sizes(model, rows, args.max_length).longest for rows in every)
     cost += Cost(reads=8, read=(batch + 6) * longest)
     gradients = method.gradients(args)
-    if any(gradients):
+    cost += Cost(passes=passes * gradients.training, trained=passes * gradients.training * own.batch(batch))
+    if gradients.answers or gradients.refusals:
         harmful = sizes(model, streams["harmful_dataset"], args.max_length)
         refused = harmful._replace(completion=refusal_tokens(model))
         # Once: whether two passes over the same rows are the same, and whether the simulated step reaches the model.
         cost += Cost(reads=6, read=4 * longest + 2 * micro * harmful.batch(batch))
         cost += Cost(
-            passes=passes * sum(gradients),
+            passes=passes * (gradients.answers + gradients.refusals),
             trained=passes * (gradients.answers * harmful.batch(batch) + gradients.refusals * refused.batch(batch)),
         )
     if method.weighs_rows:

@@ -8,13 +8,15 @@ path, `package.module:NAME` or `file.py:NAME`, wherever a method's name may stan
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from titer import plugins
 from titer.errors import TiterError, check_known
-from titer.ranges import check_range, numbers, range_of
+from titer.ranges import Range, check_range, numbers, range_of
 
 if TYPE_CHECKING:
     from titer.trainer import PackedSFTConfig, PackedSFTTrainer
@@ -40,15 +42,17 @@ def defaults() -> dict[str, Any]:
 
 
 class Gradients(NamedTuple):
-    """Gradients of the harmful stream that an optimizer step takes beside that of the training loss.
+    """Gradients that an optimizer step takes beside the one of the training loss that every method takes.
 
     Attributes:
         answers: Of the loss of harmful answers.
         refusals: Of the loss of refusals in their place.
+        training: Of the training loss again: by other weights, or by what lies inside of the model.
     """
 
     answers: float = 0.0
     refusals: float = 0.0
+    training: float = 0.0
 
 
 def _none(args: Any) -> Gradients:
@@ -69,8 +73,8 @@ class Method:
         summary: What it does, in a sentence; if empty, the first one of the trainer's docstring.
         streams: The datasets it wants beside the training data, by argument name: `harmful_dataset` and
             `helpful_dataset` are there.
-        gradients: The gradients it takes of the harmful stream, by its settings, in the mean over steps. This and the next two
-            are what estimates of time go by.
+        gradients: The gradients it takes beside that of the training loss, by its settings, in the mean over steps. This and
+            the next two are what estimates of time go by.
         weighs_rows: Whether every step scores a refusal of each row, to weigh it by, which a report then shows.
         weighs_first: Whether it scores all rows before it trains.
         check: Called with settings and the number of training rows; raises where they would make it another method.
@@ -87,6 +91,16 @@ class Method:
     weighs_first: bool = False
     check: Callable[[Any, int], None] = _any_batch
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+
+    def __post_init__(self) -> None:
+        for name, allowed in getattr(self.config, "RANGES", {}).items():
+            known = {one.name for one in dataclasses.fields(self.config)}
+            ends = allowed[:2] if isinstance(allowed, Range) else ()
+            if name not in known or not ends or not all(isinstance(end, Real) and math.isfinite(end) for end in ends):
+                raise TiterError(
+                    f"{self.config.__name__}.RANGES: `{name}` is no setting with a range of numbers.",
+                    "Give a `titer.ranges.Range(low, high)` with two finite numbers for a field of the config.",
+                )
 
 
 ALIGN: dict[str, Method | str] = {

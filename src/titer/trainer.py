@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import torch
 import trl
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
 from transformers.trainer import TRAINER_STATE_NAME
@@ -30,7 +32,7 @@ from titer.batches import PackedBatch, Sample
 from titer.data.records import Record
 from titer.errors import RanAway, TiterError
 from titer.files import put_whole, writing
-from titer.gradients import reshard, trainable_parameters
+from titer.gradients import reshard, sharded_like, trainable_parameters, whole
 from titer.layouts import Layout, bare_model, check_length, is_noisy, layout_for, say_once
 from titer.losses import branch_nll, token_nll
 from titer.models import Template, prepare_tokenizer, refuse_nonfinite
@@ -42,6 +44,9 @@ IGNORE = -100
 
 UNFINISHED = ".unfinished"
 """In the output folder: where a checkpoint is written until it is whole."""
+
+CARRIED_FILE = "carried.safetensors"
+"""In a checkpoint: the tensors that a method carries from step to step."""
 
 USE_FSDP2 = "Use FSDP2 or DDP: `accelerate launch --config_file $(titer accelerate fsdp2) SCRIPT`."
 """The hint for ways of sharding that do not work."""
@@ -334,6 +339,12 @@ class PackedSFTTrainer(trl.SFTTrainer):
         peft_config: LoRA configuration, for a model without an adapter.
         kwargs: Further arguments of `trl.SFTTrainer`.
 
+    Attributes:
+        micro_batches: Those of this optimizer step on this rank.
+        micro_batch: Which of them goes through now.
+        carried: What a method carries from step to step: by name, a tensor for each trained weight, saved in checkpoints.
+        during_step: Is closed when an optimizer step ends, also by an error or Ctrl-C: for hooks and patches that span it.
+
     Raises:
         TiterError: For rows that cannot be trained on, settings that would change the method, and, while it trains, a
             loss that is no number.
@@ -372,7 +383,9 @@ class PackedSFTTrainer(trl.SFTTrainer):
         self._config = getattr(model, "config", None)
         self.args = args  # `streams` wants the settings before `Trainer.__init__` has set them
         self.micro_batches: list[PackedBatch] = []
-        self._micro_batch = 0
+        self.micro_batch = 0
+        self.carried: dict[str, list[Tensor]] = {}
+        self.during_step = ExitStack()
         self._step_loss: Tensor | float = 0.0
         self._saving = False
         self._drawn: dict[str, list[PackedBatch]] = {}
@@ -549,7 +562,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Collect the micro-batches of one optimizer step, and remember them for `before_step`."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.micro_batches, self._micro_batch, self._drawn = batches, 0, {}
+        self.micro_batches, self.micro_batch, self._drawn = batches, 0, {}
         return batches, items
 
     @property
@@ -589,20 +602,25 @@ class PackedSFTTrainer(trl.SFTTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run one micro-batch; the first of an optimizer step runs `before_step`, the last runs `after_step`."""
-        if self._micro_batch == 0:
-            model.train()
-            self.micro_batches = [self._prepare_inputs(batch) for batch in self.micro_batches]
-            self.before_step(model)
-            self._step_loss = 0.0
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._micro_batch += 1
-        if self.stops_when_it_diverges:
-            self._step_loss += loss
-        if self._micro_batch == len(self.micro_batches):
+        try:
+            if self.micro_batch == 0:
+                model.train()
+                self.micro_batches = [self._prepare_inputs(batch) for batch in self.micro_batches]
+                self.before_step(model)
+                self._step_loss = 0.0
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            self.micro_batch += 1
             if self.stops_when_it_diverges:
-                # Read once a step, as logging does, and of all ranks, which then stop together.
-                self._refuse_divergence("loss", self.total(torch.as_tensor(self._step_loss)).item())
-            self.after_step(model)
+                self._step_loss += loss
+            if self.micro_batch == len(self.micro_batches):
+                if self.stops_when_it_diverges:
+                    # Read once a step, as logging does, and of all ranks, which then stop together.
+                    self._refuse_divergence("loss", self.total(torch.as_tensor(self._step_loss)).item())
+                self.after_step(model)
+                self.during_step.close()
+        except BaseException:
+            self.during_step.close()
+            raise
         return loss
 
     def _refuse_divergence(self, what: str, value: float) -> None:
@@ -711,6 +729,29 @@ class PackedSFTTrainer(trl.SFTTrainer):
         return nll.mean(), None, None
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        tensors = {}
+        for name, kept in self.carried.items():
+            for place, tensor in enumerate(kept):
+                gathered = whole(tensor)  # all ranks take part
+                if self.args.should_save:
+                    tensors[f"{name}.{place}"] = gathered.cpu().contiguous()
+        if tensors:
+            save_file(tensors, Path(output_dir) / CARRIED_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        file = None if checkpoint is None else Path(checkpoint) / CARRIED_FILE
+        if file is not None and file.is_file():
+            tensors = load_file(file)
+            names = dict.fromkeys(key.rpartition(".")[0] for key in tensors)
+            weights = list(self.trainable.values())
+            self.carried = {
+                name: [sharded_like(tensors[f"{name}.{place}"], weight) for place, weight in enumerate(weights)]
+                for name in names
+            }
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = Path(super()._get_output_dir(trial))

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -20,18 +19,13 @@ from titer.gradients import (
     gradients,
     perturbed,
     scale_,
-    sharded_like,
     take_gradients,
-    whole,
 )
 from titer.ranges import COUNT, SHARE, Range
 from titer.streams import Pool
 from titer.trainer import Encoder, PackedSFTConfig, PackedSFTTrainer, as_rows
 
 logger = logging.getLogger(__name__)
-
-SIMULATED_FILE = "simulated_attack.safetensors"
-"""In a checkpoint: the gradients of the last simulated attack, where they are used again."""
 
 
 class HarmfulStreamTrainer(PackedSFTTrainer):
@@ -94,10 +88,13 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
     args: SimulatedAttackConfig
 
     def __init__(self, *, args: Any, **kwargs: Any) -> None:
-        # By name, one gradient for each trained parameter.
-        self.simulated: dict[str, list[Tensor]] = {}
         self._perturbation_checked = False
         super().__init__(args=args, **kwargs)
+
+    @property
+    def simulated(self) -> dict[str, list[Tensor]]:
+        """The gradients of the last simulated attack by name, carried for as long as they are used again."""
+        return self.carried
 
     @property
     def draw_number(self) -> int:
@@ -127,7 +124,7 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
         """Combine the gradients, and let go of those that are not used again."""
         self.combine()
         if self.args.refresh_every == 1:
-            self.simulated = {}
+            self.simulated.clear()
 
     @contextmanager
     def simulated_attack(self, model: Any, radius: float) -> Iterator[None]:
@@ -137,7 +134,7 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
         same harmful batch gives both gradients. The Jacobian of the perturbation is taken as the identity, as both
         Booster (arXiv 2409.01586) and Antibody (arXiv 2603.00498) do.
         """
-        self.simulated = {}
+        self.simulated.clear()
         harmful_loss = self.stream_backward(model, "harmful")  # .grad = ∇h(w)
         if self.args.min_perturbation and not self._perturbation_checked:
             self._perturbation_checked = self._check_perturbation(model, radius, harmful_loss)
@@ -220,30 +217,3 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
         """Add `factor` times a gradient of the simulated attack to `.grad`, where there is one of that name."""
         if name in self.simulated:
             add_(gradients(self.trainable), self.simulated[name], factor)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        tensors = {}
-        for name, kept in self.simulated.items():
-            for place, tensor in enumerate(kept):
-                gathered = whole(tensor)  # all ranks take part
-                if self.args.should_save:
-                    tensors[f"{name}.{place}"] = gathered.cpu().contiguous()
-        if tensors:
-            from safetensors.torch import save_file
-
-            save_file(tensors, Path(output_dir) / SIMULATED_FILE)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        file = None if checkpoint is None else Path(checkpoint) / SIMULATED_FILE
-        if self.args.refresh_every > 1 and file is not None and file.is_file():
-            from safetensors.torch import load_file
-
-            tensors = load_file(file)
-            names = dict.fromkeys(key.partition(".")[0] for key in tensors)
-            weights = list(self.trainable.values())
-            self.simulated = {
-                name: [sharded_like(tensors[f"{name}.{place}"], weight) for place, weight in enumerate(weights)]
-                for name in names
-            }

@@ -147,7 +147,7 @@ class AntibodyFinetuneTrainer(RefusalTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Run one micro-batch; the loss that is logged is the weighted loss of the whole optimizer batch."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        last = self._micro_batch == len(self.micro_batches)
+        last = self.micro_batch == len(self.micro_batches)
         return self.numerator / self.denominator if last else torch.zeros_like(loss)
 
 
