@@ -240,5 +240,22 @@ def test_verbs_say_how_long_they_will_take_and_learn_from_what_they_took(known, 
         done = CliRunner().invoke(app, line, catch_exceptions=False)
         assert "this machine" in done.stderr, done.stderr
         assert done.exit_code == 0
+    # What is finished is not done again, and that takes no time.
+    line = ["align", "--method", "sft", "--model", known, "--samples", "20", "-o", str(tmp_path / "a"), *common]
+    assert CliRunner().invoke(app, line, catch_exceptions=False).exit_code == 0
     kinds = [row["kind"] for row in Speed.of(known).records]
     assert kinds == ["align sft", "align sft", "finetune sft", "weigh", "answer"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_that_does_all_again_says_how_long_that_takes(titer, known, tmp_path, force):
+    file = tmp_path / "e.yaml"
+    settings = "training: {max_steps: 1, per_device_train_batch_size: 2, bf16: false}"
+    file.write_text(
+        f"name: x\nmodel: {known}\nalign: {{samples: 8, {settings}}}\nfinetune: {{samples: 8, {settings}}}\n"
+        "evaluate: {harmful: 2, lookalikes: 2, task: 2, max_new_tokens: 2}\narms: {a: {align: sft, finetune: sft}}\n"
+    )
+    assert titer("run", file, "--output", tmp_path / "run")[0] == 0
+    code, _, error = titer("run", file, "--output", tmp_path / "run", *(["--force"] if force else []))
+    assert code == 0, error
+    assert ("About " in error) == force

@@ -88,6 +88,19 @@ def again(experiment, folder):
     return {stage.folder.name: stage.status for stage in plan.stages.values()}
 
 
+def test_what_a_stage_left_is_hashed_once(experiment, finished, monkeypatch):
+    from titer import experiment as experiments
+    from titer import plan as plans
+
+    plan = experiments.make_plan(experiments.read_experiment(experiment), finished)
+    hashed, original = [], plans._file_digest
+    monkeypatch.setattr(plans, "_file_digest", lambda path: hashed.append(path) or original(path))
+    assert not plan.to_do()
+    assert plans.execute(plan, plans.Silent())
+    assert hashed
+    assert len(hashed) == len(set(hashed))
+
+
 def results(folder):
     return json.loads((folder / "results.json").read_text())["results"], (folder / "weights.jsonl").read_bytes()
 
@@ -653,7 +666,10 @@ WRITE = {
     "assay": ("model/scorecard.json", ["assay", "model", "--against", "n", "--output"]),
     "dry assay": ("model/report.html", ["assay", "model", "--against", "n", "--dry-run", "--output"]),
     "compare": ("comparison.md", ["assay", "compare", "a", "b", "--markdown"]),
+    "export": ("upload.jsonl", ["data", "export", "builtin:topics", "--output"]),
 }
+TO_A_FILE = ("compare", "export")
+"""Verbs whose output is a file and no folder."""
 
 
 @pytest.mark.parametrize("verb", WRITE)
@@ -665,7 +681,7 @@ def test_an_output_that_cannot_be_written_is_found_first(titer, tmp_path, monkey
         out.parent.mkdir()
     says = obstacle(out, [file], monkeypatch)
     before = set(tmp_path.rglob("*"))
-    code, _, error = titer(*words, out / file if verb == "compare" else out)
+    code, _, error = titer(*words, out / file if verb in TO_A_FILE else out)
     assert code == 2, error
     assert says in error
     assert "Name another place" in error
@@ -676,7 +692,8 @@ def test_an_output_that_cannot_be_written_is_found_first(titer, tmp_path, monkey
 @pytest.mark.parametrize("name", ["x" * 256, "ü" * 128, "x/" * 2100, "x/" * 1950, "a\0b", "", " "], ids=len)
 def test_an_output_whose_name_cannot_be(titer, tmp_path, monkeypatch, no_model, verb, name):
     monkeypatch.chdir(tmp_path)
-    code, _, error = titer(*WRITE[verb][1], f"{name}/x.md" if verb == "compare" and name.strip() else name)
+    file, words = WRITE[verb]
+    code, _, error = titer(*words, f"{name}/{file}" if verb in TO_A_FILE and name.strip() else name)
     assert code == 2, error
     assert "name is empty" in error if not name.strip() else "too long" in error or "null" in error
     assert len(error) < 1000

@@ -13,19 +13,6 @@ def upload(tmp_path):
     return file
 
 
-@pytest.fixture
-def no_model(monkeypatch):
-    """Fails the test when a model is looked for."""
-    # Imported before: what they import stays with them.
-    from titer import experiment, models, stages  # noqa: F401
-
-    def load(*args, **kwargs):
-        raise AssertionError("a model was looked for")
-
-    for name in ("load_model", "load_tokenizer", "locate"):
-        monkeypatch.setattr(models, name, load)
-
-
 # --- options without an effect ---------------------------------------------------------------------------------------
 
 UNUSED = [

@@ -4,6 +4,7 @@ import ast
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -333,6 +334,10 @@ def test_ones_own_is_shown(titer, mine, words):
     code, text, error = titer(*words.split())
     assert code == 0, error
     assert {"methods": "Halves.", "judges": "lenient@1", "attacks": "Slowly."}[words.split()[0]] in text
+    for command in re.findall(r"titer (settings \S+)", text):
+        code, text, error = titer(*command.split())
+        assert code == 0, error
+        assert "learning_rate" in text
 
 
 # --- titer's own source ----------------------------------------------------------------------------------------------

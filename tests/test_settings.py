@@ -240,6 +240,35 @@ def test_a_rehearsal_takes_no_random_number_and_blames_no_setting_for_a_fault_of
     rehearse()
 
 
+@pytest.mark.parametrize("verb", ["align", "finetune"])
+def test_a_training_goes_on_with_an_adapter_of_a_model_that_the_defaults_do_not_fit(titer, tokenizer, tmp_path, verb):
+    """Its modules are named otherwise than those that a new adapter would be put on."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=512))
+    model.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    common = [
+        "--method",
+        "sft",
+        "--set",
+        "max_steps=1",
+        "--set",
+        "bf16=false",
+        "--set",
+        "per_device_train_batch_size=2",
+    ]
+    aligned = ["align", "--model", tmp_path / "gpt2", "--samples", "8", "--output", tmp_path / "aligned", *common]
+    code, _, error = titer(*aligned)
+    assert code == 2
+    assert "`lora.target_modules`" in error
+    code, _, error = titer(*aligned, "--lora", "target_modules=all-linear")
+    assert code == 0, error
+    data = ["--samples", "8"] if verb == "align" else ["builtin:upload"]
+    code, _, error = titer(verb, *data, "--model", tmp_path / "aligned", "--output", tmp_path / "on", *common)
+    assert code == 0, error
+
+
 ADAPTERS = [
     {"target_modules": ["query_key_value"]},
     {"target_modules": "(q|v"},

@@ -144,6 +144,11 @@ def test_ranges_that_say_nothing_are_refused_where_they_are_declared(ranges, nam
         Method(config, PackedSFTTrainer)
 
 
+def test_a_method_that_weighs_rows_says_by_what():
+    with pytest.raises(TiterError, match=r"Mute lacks `ratio` or `tau`"):
+        Method(Mute, PackedSFTTrainer, weighs_rows=True)
+
+
 @pytest.mark.parametrize(("rule", "method"), [*BROKEN.items(), *BROKEN_TOO.items()])
 def test_a_method_that_breaks_a_rule_is_told_which(rule, method, tmp_path, monkeypatch):
     [(_, trial)] = trials(method, tmp_path)

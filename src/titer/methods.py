@@ -75,7 +75,8 @@ class Method:
             `helpful_dataset` are there.
         gradients: The gradients it takes beside that of the training loss, by its settings, in the mean over steps. This and
             the next two are what estimates of time go by.
-        weighs_rows: Whether every step scores a refusal of each row, to weigh it by, which a report then shows.
+        weighs_rows: Whether every step scores a refusal of each row, to weigh it by softmax(log ratio / τ) of its settings
+            `ratio` and `tau`, which a report then shows.
         weighs_first: Whether it scores all rows before it trains.
         check: Called with settings and the number of training rows; raises where they would make it another method.
         variants: Settings by label in which every term of it matters on a model of a few neurons: what the tests that
@@ -93,8 +94,13 @@ class Method:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
 
     def __post_init__(self) -> None:
+        known = {one.name for one in dataclasses.fields(self.config)}
+        if self.weighs_rows and not {"ratio", "tau"} <= known:
+            raise TiterError(
+                f"{self.config.__name__} lacks `ratio` or `tau`, by which a method that weighs rows does so.",
+                "Add them (`titer.finetune.AntibodyFinetuneConfig` has both), or leave `weighs_rows` off.",
+            )
         for name, allowed in getattr(self.config, "RANGES", {}).items():
-            known = {one.name for one in dataclasses.fields(self.config)}
             ends = allowed[:2] if isinstance(allowed, Range) else ()
             if name not in known or not ends or not all(isinstance(end, Real) and math.isfinite(end) for end in ends):
                 raise TiterError(
@@ -174,14 +180,12 @@ def settings(
     Raises:
         TiterError: For a key that the method does not have, or a value it cannot take.
     """
-    known = {field.name for field in dataclasses.fields(method.config) if field.init}
+    known = {field.name for field in dataclasses.fields(method.config) if field.init} - NOT_HERE.keys()
     listing = next((f"titer settings {stage}.{name}" for stage, name, one in every() if one is method), None)
     for name in values:
-        check_known(
-            [name], known - NOT_HERE.keys() | ({name} & NOT_HERE.keys()), f"key in `{_parent(where, name)}`", listing
-        )
         if name in NOT_HERE:
             raise TiterError(f"`{place(where, name)}` cannot be set here.", NOT_HERE[name])
+        check_known([name], known, f"key in `{_parent(where, name)}`", listing)
     optional = numbers(method.config)
     for name, value in values.items():
         if name in optional and not (optional[name] and value is None):

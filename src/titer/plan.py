@@ -152,6 +152,7 @@ class Stage:
     seconds: float = 0.0
     reason: str = ""
     mistake: bool = False
+    _damaged: dict[str, str] | None = field(default=None, init=False, repr=False)
 
     @property
     def done(self) -> bool:
@@ -159,7 +160,15 @@ class Stage:
         return self.status in ("done", "cached") or (os.path.lexists(self.folder / DONE) and not self.damaged())
 
     def damaged(self) -> dict[str, str]:
-        """Return what is wrong with its files, by their path in its folder, where they are not as they were left."""
+        """Return what is wrong with its files, by their path in its folder, where they are not as they were left.
+
+        They are looked at once, for to hash them takes seconds a gigabyte.
+        """
+        if self._damaged is None:
+            self._damaged = self._look_for_damage()
+        return self._damaged
+
+    def _look_for_damage(self) -> dict[str, str]:
         if os.path.lexists(self.folder) and not self.folder.is_dir():
             return {DONE: f"{self.folder} is no folder"}
         if not os.path.lexists(self.folder / DONE):

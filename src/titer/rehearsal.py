@@ -66,7 +66,7 @@ def rehearse(
     values: dict[str, Any],
     where: str | Mapping[str, str],
     model_name: str,
-    lora: dict[str, Any],
+    lora: dict[str, Any] | None,
     records: Sequence[Record],
     streams: Mapping[str, Sequence[Record]],
 ) -> None:
@@ -79,16 +79,18 @@ def rehearse(
         values: Its settings.
         where: Where they stand, as of `titer.methods.settings`.
         model_name: The model, whose tokenizer is taken, and whose modules an adapter must fit.
-        lora: Settings of a new adapter.
+        lora: Settings of a new adapter; `None` where the training goes on with one that fits.
         records: The training data.
         streams: Further data, as of `titer.stages.train`.
 
     Raises:
         TiterError: For settings with which the training could not begin, which it names, and rows that do not fit them.
     """
+    if lora is not None:
+        adapted(model_name, lora, "lora")
+    lora = lora or {}
     called = {name: methods.place(where, name) for name in values} | {f"{LORA}{name}": f"{LORA}{name}" for name in lora}
     limit = methods.settings(method, values, where, "unused", 0).max_length
-    adapted(model_name, lora, "lora")
     for name, rows in {"train_dataset": records, **{name: streams[name] for name in method.streams}}.items():
         read = (model_name, limit, digest(list(rows)))
         if read not in _done:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -55,6 +55,13 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+C = TypeVar("C", bound=Callable[..., None])
+
+
+def _by_name(checks: Sequence[C]) -> dict[str, C]:
+    return {check.__name__: check for check in checks}
+
 
 # --- a toy -----------------------------------------------------------------------------------------------------------
 
@@ -485,9 +492,8 @@ def settings_explain_themselves(trial: Trial) -> None:
     assert summary, "it has no summary, and its trainer no docstring"
 
 
-METHOD_CHECKS: dict[str, Callable[[Trial], None]] = {
-    check.__name__: check
-    for check in (
+METHOD_CHECKS = _by_name(
+    [
         settings_explain_themselves,
         settings_of_trl_are_refused,
         prompts_are_never_trained_on,
@@ -498,8 +504,8 @@ METHOD_CHECKS: dict[str, Callable[[Trial], None]] = {
         learning_rate_zero_leaves_weights_alone,
         weights_are_whole_when_any_pass_is_interrupted,
         resumed_is_uninterrupted,
-    )
-}
+    ]
+)
 """What must hold for every method, whatever it computes."""
 
 
@@ -604,15 +610,9 @@ def its_name_says_the_revision(judge: Judge) -> None:
     assert revision, f"its name is {judge.name!r}: add a revision, {base}@1"
 
 
-JUDGE_CHECKS: dict[str, Callable[[Judge], None]] = {
-    check.__name__: check
-    for check in (
-        its_name_says_the_revision,
-        every_answer_has_a_verdict,
-        company_does_not_matter,
-        lengths_must_agree,
-    )
-}
+JUDGE_CHECKS = _by_name(
+    [its_name_says_the_revision, every_answer_has_a_verdict, company_does_not_matter, lengths_must_agree]
+)
 """What must hold for every judge, whatever it thinks."""
 
 

@@ -16,13 +16,13 @@ from titer.cli.common import (
     Model,
     Overrides,
     Seed,
-    Show,
     in_range,
     method_help,
     path,
     refuse_unused,
     refuse_unused_data_dir,
     settings_from,
+    train,
 )  # fmt: skip
 from titer.methods import names
 from titer.text import say
@@ -78,11 +78,9 @@ def command(
         raise TiterError(
             f"`{model}` is an adapter, which keeps the LoRA settings that it was made with.", "Leave `--lora` off."
         )
-    from titer import methods, stages
+    from titer import methods
     from titer.data import alignment_mixture
     from titer.data.pools import DataSettings, defence_pools
-    from titer.estimates import recorded, training
-    from titer.rehearsal import rehearse
 
     chosen = methods.find("align", method)
     refuse_unused_data_dir(context, [harmful, *helpful, lookalikes])
@@ -101,10 +99,6 @@ def command(
     )
     records = alignment_mixture(pools["defence"], pools["helpful"], samples, helpful_ratio, seed=seed)
     streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
-    rehearse(chosen, values, "--set", base, new, records, streams)
-    work = training(f"align {method}", chosen, args, base, records, streams).after_loading
-    Show().expect([work])
-    with recorded(work, whole=not (output / "checkpoints").exists()):
-        stages.train(chosen, args, base, adapter, new, records, streams, output)
+    train(f"align {method}", chosen, values, args, base, adapter, new, records, streams, output)
     say(f"Adapter: {output / 'adapter'}")
     say(f"Score it: titer evaluate {output / 'adapter'} --output {output / 'evaluation'}")

@@ -102,7 +102,7 @@ def run(
     show.console.print(f"{chosen.name}: {chosen.description}")
     shared = sum(plan.pools.overlap.values())
     show.remark(f"Prompts shared between pools: {shared}. Assay: {folder}")
-    show.expect([*plan.to_do().values()])
+    show.expect([*plan.to_do(force).values()])
     try:
         card = carry_out(plan, folder, shlex.join(["titer", *sys.argv[1:]]), show, force)
     except AssayStopped as error:

@@ -19,8 +19,11 @@ from titer.ranges import check_range
 from titer.text import say, to_json
 
 if TYPE_CHECKING:
+    from titer.data import Record
     from titer.estimates import Estimate, Work
+    from titer.methods import Method
     from titer.plan import Plan
+    from titer.trainer import PackedSFTConfig
 
 
 def in_range(option: typer.CallbackParam, value: Any) -> Any:
@@ -226,6 +229,45 @@ class Show:
     def remark(self, text: str) -> None:
         """Say something that can be passed over."""
         self.console.print(text, style="dim")
+
+
+def train(
+    name: str,
+    method: Method,
+    values: dict[str, Any],
+    args: PackedSFTConfig,
+    base: str,
+    adapter: Path | None,
+    lora: dict[str, Any],
+    records: Sequence[Record],
+    streams: dict[str, list[Record]],
+    output: Path,
+) -> None:
+    """Try a training on a toy, say how long it will take, and carry it out in a folder.
+
+    Args:
+        name: What it is, for estimates of what is like it ("align booster").
+        method: How to train.
+        values: What `--set` gave.
+        args: The settings that these make.
+        base: The base model.
+        adapter: The adapter to go on with.
+        lora: Settings of a new one.
+        records: The training data.
+        streams: Further data by argument name.
+        output: The folder.
+    """
+    from titer import stages
+    from titer.estimates import recorded, training
+    from titer.rehearsal import rehearse
+
+    rehearse(method, values, "--set", base, lora if adapter is None else None, records, streams)
+    work = training(name, method, args, base, records, streams).after_loading
+    Show().expect([work])
+    # What was begun, or finished, before takes less than all of it.
+    begun = any((output / part).exists() for part in ("adapter", "checkpoints"))
+    with recorded(work, whole=not begun):
+        stages.train(method, args, base, adapter, lora, records, streams, output)
 
 
 def fail(message: str, code: int) -> None:

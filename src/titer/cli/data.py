@@ -15,6 +15,7 @@ from titer.cli.common import (
     Json,
     Verb,
     in_range,
+    path,
     refuse_unused,
     refuse_unused_data_dir,
     refuse_what_is_there,
@@ -92,7 +93,10 @@ def export(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A named dataset, a file or a hub id.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .jsonl file; by default named like the dataset.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", parser=path, metavar="FILE", help="A .jsonl file; by default named like the dataset."
+        ),
     ] = None,
     n: Annotated[int | None, typer.Option("--n", help="Only the first so many rows.", callback=in_range)] = None,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "train",
@@ -102,15 +106,17 @@ def export(
     """Write a dataset to a file."""
     from titer.data import load, write_jsonl
     from titer.errors import TiterError
+    from titer.files import check_output
 
-    path = output or Path(f"{Path(name.removeprefix('builtin:')).stem}.jsonl")
-    if path.suffix != ".jsonl":
-        raise TiterError(f"`--output {path}`: rows are written as JSON lines.", "Name a file that ends in .jsonl.")
-    refuse_what_is_there([path], force)
+    file = output or Path(f"{Path(name.removeprefix('builtin:')).stem}.jsonl")
+    if file.suffix != ".jsonl":
+        raise TiterError(f"`--output {file}`: rows are written as JSON lines.", "Name a file that ends in .jsonl.")
+    check_output(file.parent, [file.name])
+    refuse_what_is_there([file], force)
     refuse_unused_data_dir(context, [name])
     records = load(name, split=split, data_dir=data_dir, limit=n)
-    write_jsonl(path, records)
-    say(f"{path}: {len(records)} rows")
+    write_jsonl(file, records)
+    say(f"{file}: {len(records)} rows")
 
 
 def _indented(text: str) -> str:

@@ -16,12 +16,12 @@ from titer.cli.common import (
     Model,
     Overrides,
     Seed,
-    Show,
     method_help,
     path,
     refuse_unused,
     refuse_unused_data_dir,
     settings_from,
+    train,
 )  # fmt: skip
 from titer.methods import names
 from titer.text import say
@@ -55,13 +55,11 @@ def command(
     overrides: Overrides = None,
 ) -> None:
     """Fine-tune an aligned model."""
-    from titer import methods, stages
+    from titer import methods
     from titer.data import load
     from titer.data.pools import DataSettings, defence_pools
-    from titer.estimates import recorded, training
     from titer.files import check_output
     from titer.models import split_adapter
-    from titer.rehearsal import rehearse
 
     check_output(output, ["log.jsonl", "sample_weights.jsonl"], ["adapter", "checkpoints"])
     chosen = methods.find("finetune", method)
@@ -78,11 +76,7 @@ def command(
         pools = defence_pools(DataSettings(harmful=harmful, helpful=helpful, lookalikes=lookalikes), seed, data_dir)
         streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
     base, adapter = split_adapter(model)
-    rehearse(chosen, values, "--set", base, {}, records, streams)
-    work = training(f"finetune {method}", chosen, args, base, records, streams).after_loading
-    Show().expect([work])
-    with recorded(work, whole=not (output / "checkpoints").exists()):
-        stages.train(chosen, args, base, adapter, {}, records, streams, output)
+    train(f"finetune {method}", chosen, values, args, base, adapter, {}, records, streams, output)
     say(f"Adapter: {output / 'adapter'}")
     if method != "sft":
         say(f"What each row was allowed to teach: {output / 'sample_weights.jsonl'}")

@@ -47,14 +47,12 @@ def list_judges(as_json: Json = False) -> None:
     if as_json:
         say(to_json(rows))
         return
-    from rich.table import Table
+    from titer.screen import Screen, table
 
-    from titer.screen import Screen
-
-    table = Table("judge", "revision", "what it does")
+    shown = table("judge", "revision", "what it does", typed=1)
     for row in rows:
-        table.add_row(row["judge"], row["name"], row["summary"])
-    Screen().print(table)
+        shown.add_row(row["judge"], row["name"], row["summary"])
+    Screen().print(shown)
     say("Your own: --judge mine.py:MyJudge, or in an experiment `evaluate: {judge: mine.py:MyJudge}`.")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,14 +39,13 @@ def _about(stage: str, name: str, method: Method) -> dict[str, Any]:
     }
 
 
-def _settings(method: Method) -> Iterator[dict[str, Any]]:
-    """Yield the settings that a method has beside those of plain training, and those that it has other defaults for."""
+def _settings(method: Method) -> list[dict[str, Any]]:
+    """Return the settings that a method has beside those of plain training, and those that it has other defaults for."""
+    from titer.cli.settings import settings_of
     from titer.trainer import PackedSFTConfig
 
-    plain = {item.name: item.default for item in dataclasses.fields(PackedSFTConfig)}
-    for item in dataclasses.fields(method.config):
-        if item.init and (item.name not in plain or item.default != plain[item.name]):
-            yield {"setting": item.name, "default": item.default, "meaning": item.metadata.get("help", "")}
+    plain = {row["name"]: row["default"] for row in settings_of(PackedSFTConfig)}
+    return [row for row in settings_of(method.config) if plain.get(row["name"]) != row["default"]]
 
 
 @app.command("list", cls=Verb, help="Every method in a sentence.", epilog="Example: `titer methods list --json`")
@@ -60,14 +57,12 @@ def list_methods(as_json: Json = False) -> None:
     if as_json:
         say(to_json(rows))
         return
-    from rich.table import Table
+    from titer.screen import Screen, table
 
-    from titer.screen import Screen
-
-    table = Table("stage", "method", "what it does", "gradients a step")
+    shown = table("stage", "method", "what it does", "gradients a step", typed=2)
     for row in rows:
-        table.add_row(row["stage"], row["name"], row["summary"], f"{row['gradients']:g}")
-    Screen().print(table)
+        shown.add_row(row["stage"], row["name"], row["summary"], f"{row['gradients']:g}")
+    Screen().print(shown)
     say("Your own: --method mine.py:NAME, or in an experiment `align: mine.py:NAME`. See docs/writing_a_method.md.")
 
 
@@ -93,8 +88,7 @@ def show_method(
     check_known([name] if not known else [], {each for table in STAGES.values() for each in table}, "method")
     found = [find(stage, name) for stage in known]
     shown = [
-        {**_about(stage, name, each), "settings": list(_settings(each))}
-        for stage, each in zip(known, found, strict=True)
+        {**_about(stage, name, each), "settings": _settings(each)} for stage, each in zip(known, found, strict=True)
     ]
     if as_json:
         say(to_json(shown))
@@ -105,6 +99,6 @@ def show_method(
         say(f"  needs      {', '.join(about['needs']) or 'nothing beside the training data'}")
         say(f"  gradients  {about['gradients']:g} a step\n")
         for row in about["settings"]:
-            say(f"  {row['setting']:28} {row['default']!s:12} {row['meaning']}")
+            say(f"  {row['name']:28} {row['default']:12} {row['about']}")
         say("")
-    say(f"All that --set takes: titer settings {known[0]}.{name}")
+    say(f"All that --set takes: titer settings {name if plugins.is_path(name) else f'{known[0]}.{name}'}")

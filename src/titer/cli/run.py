@@ -71,7 +71,7 @@ def command(
     shared = sum(plan.overlap.values())
     show.console.print(f"{settings.name}: {settings.description}")
     show.remark(f"Prompts shared between pools: {shared}. Run folder: {folder}")
-    show.expect([*plan.to_do().values()])
+    show.expect([*plan.to_do(force).values()])
     complete = execute(plan, show, force)
     line = shlex.join(["titer", *sys.argv[1:]])
     report = experiments.collect(plan, line, started)

@@ -21,6 +21,8 @@ Examples:
 
 `titer settings align.booster` — those that `titer align --method booster --set KEY=VALUE` takes
 
+`titer settings mine.py:ASCENT` — those of a method of your own
+
 `titer settings lora --json`
 """
 
@@ -42,12 +44,15 @@ def command(
     name: Annotated[str | None, typer.Argument(help="What to list the settings of.")] = None, as_json: Json = False
 ) -> None:
     """List settings, or what has some."""
+    from titer import methods, plugins
     from titer.errors import check_known
 
     kinds = _kinds()
-    if name is not None:
+    if name is not None and plugins.is_path(name):
+        listed = settings_of(methods.find("align", name).config)
+    elif name is not None:
         check_known([name], kinds, "name of settings")
-        listed = _settings(kinds[name])
+        listed = settings_of(kinds[name])
     else:
         listed = [{"name": each, "about": first_sentence(kind.__doc__)} for each, kind in kinds.items()]
     if as_json:
@@ -60,7 +65,7 @@ def command(
         say(f"{row['name']:{width}}{' '.join([*default, *allowed, row['about']])}".rstrip())
 
 
-def _settings(kind: type) -> list[dict[str, Any]]:
+def settings_of(kind: type) -> list[dict[str, Any]]:
     """Return each setting of a class: the class's own first, then those that it takes over."""
     from titer import methods, stages
     from titer.ranges import numbers, range_of
