@@ -220,6 +220,7 @@ class Trial:
         callbacks: Sequence[TrainerCallback] = (),
         harmful: Sequence[dict[str, Any]] | None = None,
         tokenizer: Any = None,
+        args: Any = None,
         **settings: Any,
     ) -> Any:
         """Return its trainer, on a copy of the toy.
@@ -232,6 +233,7 @@ class Trial:
             callbacks: Of the trainer.
             harmful: The defender's harmful rows.
             tokenizer: Another model's.
+            args: In the place of those that the settings make.
             settings: Over the method's own and `TRAINING`.
         """
         from titer.finetune.base import RefusalTrainer
@@ -246,7 +248,7 @@ class Trial:
         values = {"output_dir": str(self.folder / name), **TRAINING, **self.settings, **settings}
         return self.method.trainer(
             model=copy.deepcopy(toy if model is None else model),
-            args=self.method.config(**values),
+            args=args or self.method.config(**values),
             train_dataset=list(rows or toy_rows(8)),
             processing_class=tokenizer or toy_tokens,
             callbacks=list(callbacks),
@@ -472,9 +474,8 @@ def settings_of_trl_are_refused(trial: Trial) -> None:
     args = trl.SFTConfig(  # type: ignore[attr-defined]
         output_dir=str(trial.folder), report_to="none", bf16=False
     )
-    plain = dataclasses.replace(trial.method, config=lambda **_: args)  # type: ignore[arg-type]
     try:
-        Trial(plain, {}, trial.folder).make()
+        trial.make(args=args)
     except TiterError:
         return
     raise AssertionError("it takes an SFTConfig")
