@@ -23,11 +23,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from titer.assay.conditions import Paired, stability, trainability
-from titer.assay.profile import PlannedAttack, Profile, answered_steps, read_profile
-from titer.assay.resistance import Start, resistance
-from titer.assay.trajectories import Checkpoint, Trajectory
-from titer.evaluation.statistics import wilson
+from titer.assays.conditions import Paired, stability, trainability
+from titer.assays.profile import PlannedAttack, Profile, answered_steps, read_profile
+from titer.assays.resistance import Start, resistance
+from titer.assays.trajectories import Checkpoint, Trajectory
+from titer.stats.intervals import wilson
 
 KIND, SEED, REST = 0.3, 0.2, 0.2
 """Standard deviations of break times, in octaves."""

@@ -27,8 +27,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from titer.attacks.coroutine import Coroutine, random_state
 from titer.data.builtin import general, harmful, sentiment, topics
+from titer.jobs.plan import environment
 from titer.models import EMBEDDED, Template, load_model, load_tokenizer
-from titer.plan import environment
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},

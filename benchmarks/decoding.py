@@ -10,9 +10,9 @@ from common import arguments, compare, in_turn, load, report
 from rich.table import Table
 
 from titer.data.builtin import harmful
-from titer.generation import generate
-from titer.layouts import use_packed_attention
+from titer.infer.generation import generate
 from titer.models import Template
+from titer.packing.layouts import use_packed_attention
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import torch
 from typer.testing import CliRunner
 
-from titer import estimates
 from titer.cli import app
+from titer.jobs import estimates
 
 
 def rounds(model: str, steps: int, rows: int, folder: Path, settings: list[str]) -> list[list[str]]:

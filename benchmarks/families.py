@@ -2,7 +2,7 @@
 
 Every class is built as a random model of two small layers. `packed` and `padded` are the largest |x − y| / (1 + |y|) of a
 token's loss x in that layout and y of its row alone; `gradient` is the relative error of the gradient of all weights in
-the layout that titer chose. `decoding` is the way of `titer.generation.WAYS`
+the layout that titer chose. `decoding` is the way of `titer.infer.generation.WAYS`
 in which prompts are answered. `noise` says that passes in training mode differ (dropout). A class that titer
 refuses shows why, and one that cannot be built this small is listed below the table.
 
@@ -30,14 +30,14 @@ from rich.progress import track
 from rich.table import Table
 from small_models import VOCABULARY, names, small_model
 
-from titer.batches import Sample, pack, pad
 from titer.data.builtin import general
 from titer.errors import TiterError
-from titer.generation import WAYS, _Batch
-from titer.layouts import Layout, eager_attention, is_noisy, layout_for, use_packed_attention
-from titer.losses import token_nll
+from titer.infer.generation import WAYS, _Batch
+from titer.jobs.plan import environment
 from titer.models import Template, load_model, load_tokenizer
-from titer.plan import environment
+from titer.packing.batches import Sample, pack, pad
+from titer.packing.layouts import Layout, eager_attention, is_noisy, layout_for, use_packed_attention
+from titer.packing.losses import token_nll
 
 BATCH = 8
 

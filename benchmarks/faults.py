@@ -39,17 +39,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # no worker threads, which a fork would not
 import torch
 from common import load, quiet
 
-import titer.align
-import titer.assay.run
-import titer.attacks.fleet
-import titer.data
-import titer.experiment
-import titer.finetune
-import titer.report
-import titer.stages  # noqa: F401 - what the verbs import, once for all forks
 from titer.cli import main as titer_main
 from titer.data.builtin import harmful, sentiment
-from titer.plan import environment
+from titer.jobs.plan import environment
 
 torch.set_num_threads(1)
 

@@ -20,10 +20,10 @@ from rich.table import Table
 from transformers.trainer_callback import PrinterCallback
 
 from titer.attacks import Fleet, FleetTrainer, shared_copy
-from titer.finetune import FinetuneConfig
-from titer.generation import generate
+from titer.infer.generation import generate
+from titer.methods.finetune import FinetuneConfig
 from titer.models import Template
-from titer.trainer import PackedSFTTrainer, bf16_is_fast
+from titer.train.trainer import PackedSFTTrainer, bf16_is_fast
 
 
 def main() -> None:

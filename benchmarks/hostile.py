@@ -575,8 +575,8 @@ def main() -> None:
     parser.add_argument("--tests", action="store_true", help="run and count the tests' cases too")
     parser.add_argument("--keep", metavar="FOLDER", type=Path, help="work in this new folder, and leave it")
     args = parser.parse_args()
-    import titer.assay
-    import titer.stages  # noqa: F401 - both once, for all children
+    import titer.assays
+    import titer.jobs.stages  # noqa: F401 - both once, for all children
 
     folder = args.keep or Path(tempfile.mkdtemp(prefix="titer-hostile-"))
     work, whole = folder / "work", folder / "whole"

@@ -35,12 +35,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import titer
 from titer.attacks import shared_copy
-from titer.batches import Sample, pack, to_device
-from titer.finetune import AntibodyFinetuneConfig, AntibodyFinetuneTrainer
-from titer.layouts import use_packed_attention
-from titer.losses import token_nll
+from titer.methods.finetune import AntibodyFinetuneConfig, AntibodyFinetuneTrainer
 from titer.models import Template
-from titer.trainer import PackedSFTConfig, PackedSFTTrainer, bf16_is_fast
+from titer.packing.batches import Sample, pack, to_device
+from titer.packing.layouts import use_packed_attention
+from titer.packing.losses import token_nll
+from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer, bf16_is_fast
 
 # How many gradients of the training batch's size each method needs.
 EVALUATIONS = {"SFT": 1, "Booster": 3, "Antibody stage 1": 4, "Antibody stage 2": 1}

@@ -18,31 +18,41 @@ SOURCE = Path(__file__).parents[1] / "src" / "titer"
 MARKS = "<!-- arrows: made by `make arrows` -->\n", "<!-- end of arrows -->\n"
 
 FLOORS = {
-    "ground": ("errors", "text", "version", "files", "ranges", "settings", "plugins", "progress", "screen", "hub"),
+    "ground": (
+        "errors",
+        "text",
+        "version",
+        "files",
+        "ranges",
+        "settings",
+        "plugins",
+        "progress",
+        "screen",
+        "hub",
+        "stats",
+    ),
     "data": ("data",),
-    "packing": ("batches", "streams", "losses", "layouts", "gradients"),
+    "packing": ("packing",),
     "models": ("models",),
-    "infer": ("signals", "generation"),
-    "train": ("trainer", "methods"),
-    "defences": ("align", "finetune"),
+    "infer": ("infer",),
+    "train": ("train",),
+    "defences": ("methods",),
     "judges": ("judges",),
-    "results": ("evaluation",),
+    "results": ("results",),
     "attackers": ("attacks",),
-    "jobs": ("stages", "estimates", "plan", "rehearsal"),
-    "assay": ("assay",),
+    "jobs": ("jobs",),
+    "assay": ("assays",),
     "report": ("report",),
-    "workflows": ("experiment",),
+    "workflows": ("workflows",),
     "doors": ("testing", "titer", "cli"),
 }
 """Rooms by floor, from the ground up. `titer` is the package's `__init__`."""
 
 KNOWN = {
-    ("methods", "align"): "the table of methods holds their names, which are imported when a method is asked for",
-    ("methods", "finetune"): "as above",
     (
-        "assay",
+        "assays",
         "report",
-    ): "`titer.assay.assay`, which users call, leaves the report and the model card too; it goes when "
+    ): "`titer.assays.assay`, which users call, leaves the report and the model card too; it goes when "
     "workflows have a room of their own above both",
 }
 """Arrows that run up, and why they are there. None may be added; one that is gone must go from here."""

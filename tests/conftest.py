@@ -28,7 +28,7 @@ def speeds(tmp_path_factory):
     """Where tests keep how fast the machine is, which is not where its users do."""
     folder = tmp_path_factory.mktemp("speeds")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("titer.estimates.speeds_folder", lambda: folder)
+        patch.setattr("titer.jobs.estimates.speeds_folder", lambda: folder)
         yield folder
 
 
@@ -37,7 +37,7 @@ def _own_speeds(tmp_path_factory):
     """Keep what tests measure of this machine's speed apart from what its user's work took."""
     with pytest.MonkeyPatch.context() as patched:
         folder = tmp_path_factory.mktemp("speeds")
-        patched.setattr("titer.estimates.speeds_folder", lambda: folder)
+        patched.setattr("titer.jobs.estimates.speeds_folder", lambda: folder)
         yield
 
 
@@ -113,8 +113,10 @@ def titer(monkeypatch, capsys):
 def no_model(monkeypatch):
     """Fails the test when a model is loaded."""
     # Imported before: what they import stays with them.
-    from titer import experiment, models, stages  # noqa: F401
-    from titer.assay import runner  # noqa: F401
+    from titer import models
+    from titer.assays import runner  # noqa: F401
+    from titer.jobs import stages
+    from titer.workflows import experiment  # noqa: F401
 
     def load(*args, **kwargs):
         raise AssertionError("a model was loaded")

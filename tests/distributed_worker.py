@@ -16,8 +16,8 @@ import conftest
 import every_method
 import torch
 
-from titer.gradients import dot, global_norm, gradients, whole
 from titer.testing import StopAfter, same, toy_rows
+from titer.train.gradients import dot, global_norm, gradients, whole
 
 WEIGHTS = {"lora": True, "full": False}
 RESUMED = {

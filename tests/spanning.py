@@ -3,9 +3,9 @@
 import torch
 
 from titer.errors import TiterError
-from titer.losses import token_nll
 from titer.methods import Gradients, Method
-from titer.trainer import PackedSFTConfig, PackedSFTTrainer
+from titer.packing.losses import token_nll
+from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 
 class SpanningTrainer(PackedSFTTrainer):

@@ -44,13 +44,13 @@ def test_the_page_explains_every_room():
 
 
 SOURCE = """
-import titer.losses as losses
-from titer import batches
+import titer.packing.losses as losses
+from titer import stats
 from titer.files import {name}
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from titer.data import Record
-TABLE = {{"sft": "titer.align.sft:SFT", "not": "titer.nowhere"}}
+TABLE = {{"sft": "titer.methods.sft:SFT", "not": "titer.nowhere"}}
 def later():
     from titer.report import page
 """
@@ -59,26 +59,36 @@ def later():
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package whose room `models` imports in every way."""
-    for file in ("__init__", "losses", "batches", "files", "data", "align/__init__", "align/sft", "report/__init__"):
+    for file in (
+        "__init__",
+        "packing/__init__",
+        "packing/losses",
+        "stats",
+        "files",
+        "data",
+        "methods/sft",
+        "report/__init__",
+    ):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / f"{file}.py").touch()
     (tmp_path / "report" / "page.py").touch()
+    (tmp_path / "methods" / "__init__.py").touch()
     (tmp_path / "models.py").write_text(SOURCE.format(name="read_json"))
     monkeypatch.setattr(arrows, "SOURCE", tmp_path)
     return tmp_path
 
 
 def test_imports_are_seen_wherever_they_stand(package):
-    firm, lazy = {("models", room): "import" for room in ("losses", "batches", "files")}, {("models", "report"): "lazy"}
+    firm, lazy = {("models", room): "import" for room in ("packing", "stats", "files")}, {("models", "report"): "lazy"}
     found = arrows.arrows(arrows.imports())
-    assert found == {**firm, **lazy, ("models", "data"): "type", ("models", "align"): "name"}
-    assert arrows.upward(found) == {("models", "report"), ("models", "align")}
+    assert found == {**firm, **lazy, ("models", "data"): "type", ("models", "methods"): "name"}
+    assert arrows.upward(found) == {("models", "report"), ("models", "methods")}
     (package / "models.py").write_text("from . import files")
     with pytest.raises(ValueError, match="absolute"):
         arrows.imports()
 
 
 def test_circles_are_found_along_a_floor_and_through_others():
-    round_trip = {("losses", "streams"): "import", ("streams", "losses"): "lazy", ("layouts", "losses"): "import"}
-    assert {"losses", "streams"} <= set(arrows.circle(round_trip))
-    assert arrows.circle({("losses", "streams"): "import", ("layouts", "losses"): "import"}) == []
+    round_trip = {("train", "infer"): "import", ("infer", "train"): "lazy", ("jobs", "train"): "import"}
+    assert {"train", "infer"} <= set(arrows.circle(round_trip))
+    assert arrows.circle({("train", "infer"): "import", ("jobs", "infer"): "import"}) == []

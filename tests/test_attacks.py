@@ -11,10 +11,10 @@ from titer.attacks.threats import CATALOGUE, Attack
 from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
 from titer.data import Record
 from titer.errors import TiterError
-from titer.layouts import use_packed_attention
-from titer.losses import token_nll
+from titer.infer.signals import answer_fit
 from titer.models import Template
-from titer.signals import answer_fit
+from titer.packing.layouts import use_packed_attention
+from titer.packing.losses import token_nll
 from titer.testing import row, toy_lora
 
 

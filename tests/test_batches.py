@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titer.batches import Sample, common_prefix_length, join, pack, pack_continuations, pad
 from titer.errors import TiterError
-from titer.layouts import use_packed_attention
-from titer.losses import branch_nll, token_nll
+from titer.packing.batches import Sample, common_prefix_length, join, pack, pack_continuations, pad
+from titer.packing.layouts import use_packed_attention
+from titer.packing.losses import branch_nll, token_nll
 from titer.testing import same
-from titer.trainer import PackCollator
+from titer.train.trainer import PackCollator
 
 CASES = {
     "various": [

@@ -10,21 +10,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from titer import methods, stages
-from titer import trainer as trainer_module
+from titer import methods
 from titer.data.records import Record
 from titer.errors import RanAway, TiterError
 from titer.files import DiskError
-from titer.finetune.base import RefusalTrainer, read_weight_log
+from titer.jobs import stages
+from titer.methods.finetune.base import RefusalTrainer, read_weight_log
 from titer.testing import toy_rows
-from titer.trainer import PackedSFTTrainer
+from titer.train import trainer as trainer_module
+from titer.train.trainer import PackedSFTTrainer
 
 SAVED = 4
 """The optimizer step whose checkpoint breaks off; one of step 2 is there."""
 
 POINTS = {
     "weights": ("peft.peft_model.safe_save_file", ""),
-    "carried tensors": ("titer.trainer.save_file", ""),
+    "carried tensors": ("titer.train.trainer.save_file", ""),
     "optimizer": ("torch.save", "optimizer"),
     "random numbers": ("torch.save", "rng_state"),
     "state": ("transformers.trainer_callback.TrainerState.save_to_json", ""),

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 
 from titer.cli.accelerate import command, configs
 from titer.errors import TiterError
-from titer.finetune.base import read_weight_log
+from titer.methods.finetune.base import read_weight_log
 from titer.testing import same
-from titer.trainer import PackedSFTTrainer
+from titer.train.trainer import PackedSFTTrainer
 
 HERE = Path(__file__).parent
 SHARDED = ["ddp", "fsdp2"]

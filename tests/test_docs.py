@@ -204,7 +204,7 @@ def test_every_method_has_complete_tables():
 
 
 def test_a_wrong_default_is_found(monkeypatch):
-    from titer import align  # noqa: F401  (libraries read files of their own while they are imported)
+    from titer.methods import align  # noqa: F401  (libraries read files of their own while they are imported)
 
     wrong = text("methods/booster.md").replace("| `lam` | `5.0` |", "| `lam` | `4.0` |")
     assert wrong != text("methods/booster.md")
@@ -228,8 +228,8 @@ def test_sample_rows_are_read(tmp_path):
 
 
 def test_sample_artefacts_are_what_the_code_writes(tmp_path):
-    from titer import evaluation as ev
     from titer import judges
+    from titer import results as ev
 
     for kind in ("inferences", "scores"):
         (tmp_path / kind).write_text(sample("formats.md", f"jsonl {kind}"), encoding="utf-8")
@@ -254,14 +254,14 @@ def test_field_tables_are_complete():
 
 
 def test_metrics_are_complete():
-    from titer.evaluation import METRICS
+    from titer.results import METRICS
 
     rows = re.findall(r"^\| `(\w+)`.*\| (lower|higher) \|$", text("concepts.md"), re.MULTILINE)
     assert dict(rows) == METRICS
 
 
 def test_provenance_keys(tmp_path):
-    from titer import experiment as experiments
+    from titer.workflows import experiment as experiments
 
     plan = experiments.ExperimentPlan(tmp_path, experiment=experiments.read_experiment("quickstart"))
     body = text("formats.md").partition("<!-- provenance -->")[2].partition("\n\n")[0]
@@ -269,9 +269,9 @@ def test_provenance_keys(tmp_path):
 
 
 def test_weight_samples(tmp_path):
-    from titer import experiment as experiments
     from titer.data import Record
-    from titer.finetune.base import read_weight_log
+    from titer.methods.finetune.base import read_weight_log
+    from titer.workflows import experiment as experiments
 
     lines = [json.loads(line) for line in sample("formats.md", "jsonl weights").splitlines()]
     # What the code writes for two rows with these ratios.
@@ -309,7 +309,7 @@ def test_audit_sample(workplace, harmful_rows, helpful_rows):
 @pytest.mark.parametrize("name", NAMES)
 def test_yaml_is_an_experiment(name, tmp_path, beside_mine):
     """A fragment completes with a name; unknown keys, methods and settings are errors."""
-    from titer.experiment import read_experiment
+    from titer.workflows.experiment import read_experiment
 
     for info, body in blocks(name, "yaml"):
         if info == "yaml profile":
@@ -368,9 +368,10 @@ def parsed(line):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_exist(name, beside_mine):
-    from titer import methods, stages
+    from titer import methods
     from titer.cli.common import settings_from
-    from titer.experiment import bundled, read_experiment
+    from titer.jobs import stages
+    from titer.workflows.experiment import bundled, read_experiment
 
     assert commands(name) or name not in (README, "concepts.md", *CARDS)
     for line in commands(name):

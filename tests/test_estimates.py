@@ -8,12 +8,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from titer import estimates, methods, models, stages
+from titer import methods, models
 from titer.cli import app
 from titer.data import load
 from titer.errors import TiterError
-from titer.estimates import Cost, Estimate, Speed, Work, answering, estimate, in_words, record, recorded, training
-from titer.estimates import weighing as weighing_work
+from titer.jobs import estimates, stages
+from titer.jobs.estimates import Cost, Estimate, Speed, Work, answering, estimate, in_words, record, recorded, training
+from titer.jobs.estimates import weighing as weighing_work
 
 LORA = {"r": 2, "target_modules": ["q_proj"]}
 SECONDS = {

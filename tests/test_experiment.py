@@ -7,14 +7,14 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from titer import experiment as experiments
 from titer import judges, methods
 from titer.cli import app
 from titer.data import load
 from titer.data.pools import HELPFUL_ROWS
 from titer.errors import TiterError
-from titer.evaluation import artefacts
-from titer.plan import Silent, execute
+from titer.jobs.plan import Silent, execute
+from titer.results import artefacts
+from titer.workflows import experiment as experiments
 
 
 class Quiet(Silent):
@@ -119,7 +119,7 @@ def test_a_changed_setting_runs_only_what_depends_on_it(settings, done_folder):
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_stopped(settings, done, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    from titer import stages
+    from titer.jobs import stages
 
     monkeypatch.setattr(methods, "SAVE_EVERY", 2)
 
@@ -148,7 +148,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_stopped(settings, 
 
 
 def test_a_failed_stage_is_reported_and_the_others_finish(settings, tmp_path, monkeypatch):
-    from titer.align import BoosterTrainer
+    from titer.methods.align import BoosterTrainer
 
     def broken(self, model):
         raise RuntimeError("the disk melted")

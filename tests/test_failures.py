@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from titer.attacks.failures import blame, traceback_in
 from titer.errors import AttackFailed, TiterError
-from titer.evaluation.artefacts import Inference, write_inferences
 from titer.files import DiskError, disk_error_number, writing
-from titer.plan import Plan, Silent, execute
+from titer.jobs.plan import Plan, Silent, execute
+from titer.results.artefacts import Inference, write_inferences
 
 BIG = 200_000
 
@@ -155,7 +155,7 @@ def test_the_command_line_says_which_file_the_disk_refused_and_what_to_do(titer,
 
 def test_the_command_line_hides_no_bug(titer, answers, monkeypatch):
     for error in (FileNotFoundError(errno.ENOENT, "No such file", "config.json"), RuntimeError("no space left")):
-        monkeypatch.setattr("titer.evaluation.scoring.summarise", lambda *_, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr("titer.results.scoring.summarise", lambda *_, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(type(error)):
             titer("evaluate", "--rejudge", answers)
 

@@ -12,7 +12,7 @@ from small_models import small_model
 from training import config
 
 from titer import PackedSFTConfig, PackedSFTTrainer
-from titer.generation import generate
+from titer.infer.generation import generate
 from titer.models import Template
 from titer.testing import row
 

@@ -12,12 +12,12 @@ from transformers import TrainerCallback
 from titer.attacks import Fleet, FleetTrainer, shared_copy
 from titer.attacks import fleet as fleet_module
 from titer.errors import AttackFailed, TiterError
-from titer.finetune import FinetuneConfig
-from titer.generation import generate
+from titer.infer.generation import generate
+from titer.jobs.stages import last_checkpoint
+from titer.methods.finetune import FinetuneConfig
 from titer.models import Template
-from titer.stages import last_checkpoint
 from titer.testing import row, toy_lora
-from titer.trainer import PackedSFTTrainer
+from titer.train.trainer import PackedSFTTrainer
 
 THINGS = ["bread", "a film", "France", "a lock", "water", "salt", "the capital", "a guide", "a", "b c"]
 

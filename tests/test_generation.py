@@ -6,9 +6,9 @@ import pytest
 import torch
 from every_method import make
 
-from titer.generation import generate
-from titer.layouts import use_packed_attention
+from titer.infer.generation import generate
 from titer.models import Template
+from titer.packing.layouts import use_packed_attention
 from titer.progress import Task
 
 TEXTS = [
@@ -108,7 +108,7 @@ def chatty(model, monkeypatch, script):
 
     monkeypatch.setattr(model, "forward", forward)
     # Alone, without a mask, the model says what it says, and that would be found out.
-    monkeypatch.setattr("titer.generation._Batch._difference", lambda batch, logits: "")
+    monkeypatch.setattr("titer.infer.generation._Batch._difference", lambda batch, logits: "")
     return calls
 
 

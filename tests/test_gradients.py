@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import Parameter
 
 from titer.errors import TiterError
-from titer.gradients import (
+from titer.testing import same
+from titer.train.gradients import (
     NORM_EPSILON,
     add_,
     dot,
@@ -20,7 +21,6 @@ from titer.gradients import (
     take_gradients,
     trainable_parameters,
 )
-from titer.testing import same
 
 
 def parameters_with_gradients(dtype=torch.float32, seed=0, shapes=((7, 5), (11,), (1,), ()), scale=1.0):

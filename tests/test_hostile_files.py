@@ -79,8 +79,8 @@ def finished(_finished, tmp_path):
 
 def again(experiment, folder):
     """Run what is to do, and collect; returns how each stage came out, by its folder's name."""
-    from titer import experiment as experiments
-    from titer.plan import Silent, execute
+    from titer.jobs.plan import Silent, execute
+    from titer.workflows import experiment as experiments
 
     plan = experiments.make_plan(experiments.read_experiment(experiment), folder)
     assert execute(plan, Silent()), [stage.reason for stage in plan.stages.values()]
@@ -89,8 +89,8 @@ def again(experiment, folder):
 
 
 def test_what_a_stage_left_is_hashed_once(experiment, finished, monkeypatch):
-    from titer import experiment as experiments
-    from titer import plan as plans
+    from titer.jobs import plan as plans
+    from titer.workflows import experiment as experiments
 
     plan = experiments.make_plan(experiments.read_experiment(experiment), finished)
     hashed, original = [], plans._file_digest
@@ -165,8 +165,8 @@ def test_a_file_in_the_place_of_a_stage(experiment, finished, caplog):
 
 def test_verdicts_of_a_judge_that_broke_off_are_not_gone_on_with_when_damaged(finished, caplog):
     from titer import judges
-    from titer.evaluation import artefacts
-    from titer.evaluation.scoring import judge_into
+    from titer.results import artefacts
+    from titer.results.scoring import judge_into
 
     scores = next(finished.glob("stages/judge-*/scores.jsonl"))
     inferences = artefacts.read_inferences(finished / "inferences.jsonl")
@@ -585,12 +585,12 @@ def test_a_prompt_longer_than_the_model_was_made_for(titer, tiny_folder, tmp_pat
 
 def test_a_row_whose_attention_no_memory_could_hold(tiny, tokenizer, monkeypatch):
     """A model that names no longest row can be given one of millions of tokens."""
-    from titer.layouts import check_length, layout_for
+    from titer.packing.layouts import check_length, layout_for
 
     tiny.config.max_position_embeddings = 10**9
     with pytest.raises(TiterError, match=r"u\.jsonl:7 has 10,000,000 tokens, whose attention takes 1,490,116 GiB"):
         check_length(tiny.config, 10**7, "u.jsonl:7")
-    monkeypatch.setattr("titer.layouts._memory", lambda: 4 * 4 * 100**2)
+    monkeypatch.setattr("titer.packing.layouts._memory", lambda: 4 * 4 * 100**2)
     with pytest.raises(TiterError, match="A row has 101 tokens"):
         layout_for(tiny, [([1] * 100, [2])])
     layout_for(tiny, [([1] * 99, [2])])

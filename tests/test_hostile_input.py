@@ -18,7 +18,7 @@ PLACES = ["../../x", "a/b", "/tmp/x", "..", ".", "", " ", "a\\b", "x\n", "x\0", 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_a_name_leads_out_of_no_folder(titer, tmp_path, monkeypatch, no_model, name):
-    from titer.assay import assay
+    from titer.assays import assay
 
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.rglob("*"))
@@ -36,7 +36,7 @@ def test_a_name_leads_out_of_no_folder(titer, tmp_path, monkeypatch, no_model, n
 
 @pytest.mark.parametrize("name", PLACES)
 def test_the_name_of_an_experiment_leads_out_of_no_folder(tmp_path, name):
-    from titer.experiment import read_experiment
+    from titer.workflows.experiment import read_experiment
 
     file = write(tmp_path / "e.yaml", name=name, arms={"a": {"align": "sft", "finetune": "sft"}})
     with pytest.raises(TiterError, match=r"e\.yaml: `name` must be the name of one folder"):
@@ -44,7 +44,7 @@ def test_the_name_of_an_experiment_leads_out_of_no_folder(tmp_path, name):
 
 
 def test_names_in_any_language_are_names(tmp_path):
-    from titer.assay.card import assay_folder
+    from titer.assays.card import assay_folder
 
     for name in ("booster-2", "Größe 1", "防御", "a.b", "x..y", "می‌خواهم"):
         assert assay_folder(tmp_path, name, "m").parent == tmp_path
@@ -125,8 +125,8 @@ LORA = {
 
 @pytest.mark.parametrize(("name", "value"), cases(LORA))
 def test_settings_of_an_adapter_that_cannot_be_meant(tmp_path, no_model, name, value):
-    from titer.assay.profile import read_profile
-    from titer.experiment import read_experiment
+    from titer.assays.profile import read_profile
+    from titer.workflows.experiment import read_experiment
 
     arms = {"a": {"align": "sft", "finetune": "sft"}}
     with pytest.raises(TiterError, match=rf"e\.yaml: `lora\.{name}` must be"):
@@ -184,7 +184,7 @@ def nested(path, value):
 
 @pytest.mark.parametrize(("path", "value"), cases(EXPERIMENT))
 def test_numbers_of_an_experiment_that_cannot_be_meant(tmp_path, no_model, path, value):
-    from titer.experiment import read_experiment
+    from titer.workflows.experiment import read_experiment
 
     arms = {"a": {"align": "sft", "finetune": "sft"}}
     with pytest.raises(TiterError, match=rf"e\.yaml: `experiment\.{path}(\[0\])?` must be") as error:
@@ -194,7 +194,7 @@ def test_numbers_of_an_experiment_that_cannot_be_meant(tmp_path, no_model, path,
 
 @pytest.mark.parametrize(("path", "value"), cases(PROFILE))
 def test_numbers_of_a_profile_that_cannot_be_meant(tmp_path, no_model, path, value):
-    from titer.assay.profile import read_profile
+    from titer.assays.profile import read_profile
 
     values = {"name": "x", "attacks": {"harmful": {}}} | nested(path, value)
     with pytest.raises(TiterError, match=rf"p\.yaml: `(profile\.)?{path}(\[0\])?` must be"):
@@ -235,13 +235,13 @@ def test_every_number_that_a_user_can_give_has_a_range():
     import typer
 
     from titer import methods
-    from titer.assay.profile import Profile
-    from titer.assay.search import Search
+    from titer.assays.profile import Profile
+    from titer.assays.search import Search
     from titer.attacks.threats import Attack
     from titer.attacks.trainer import AttackConfig
     from titer.cli import app
-    from titer.experiment import AlignSettings, EvaluateSettings, Experiment, FinetuneSettings
     from titer.ranges import RANGES, numbers
+    from titer.workflows.experiment import AlignSettings, EvaluateSettings, Experiment, FinetuneSettings
 
     kinds = {method.config for _, _, method in methods.every()}
     kinds |= {AttackConfig, Profile, Search, Attack, Experiment, AlignSettings, FinetuneSettings, EvaluateSettings}
@@ -283,7 +283,7 @@ def test_a_number_of_a_method_of_ones_own_must_be_finite():
 
 
 def test_modules_that_a_model_does_not_have(tiny):
-    from titer.stages import check_targets, lora_config
+    from titer.jobs.stages import check_targets, lora_config
 
     for targets, names in ((["query_key_value"], "`query_key_value`"), (["q_proj", "proj"], "`proj`"), ("x.*", "`x")):
         with pytest.raises(TiterError, match=rf"`lora\.target_modules` names {names}") as error:
@@ -391,7 +391,7 @@ def test_weights_that_say_what_titer_does_are_taken(tmp_path):
     ],
 )
 def test_keys_that_stand_twice_in_a_file(tmp_path, text):
-    from titer.experiment import read_experiment
+    from titer.workflows.experiment import read_experiment
 
     (tmp_path / "e.yaml").write_text(text)
     with pytest.raises(TiterError, match=r"e\.yaml:\d+: .*the key `\w+` stands there twice"):

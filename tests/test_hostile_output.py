@@ -30,7 +30,7 @@ def write_upload(folder):
 
 
 def write_run(folder):
-    from titer.evaluation import Inference, Result, artefacts
+    from titer.results import Inference, Result, artefacts
 
     answers = [
         Inference(HOSTILE, phase, step, 0.2, 0, "harmful", 0, HOSTILE, HOSTILE, None, HOSTILE, {"note": HOSTILE})
@@ -55,7 +55,7 @@ def write_yaml(path, **values):
 def write_cards(folder):
     import cards
 
-    from titer.assay.card import write_scorecard
+    from titer.assays.card import write_scorecard
 
     for name in ("one", "two"):
         card = cards.scorecard()

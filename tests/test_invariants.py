@@ -10,7 +10,7 @@ import torch
 from every_method import EVERY
 from training import config, trained
 
-import titer.trainer
+import titer.train.trainer
 from titer import (
     AntibodyAlignmentConfig,
     AntibodyAlignmentTrainer,
@@ -21,7 +21,7 @@ from titer import (
     PackedSFTConfig,
     PackedSFTTrainer,
 )
-from titer.finetune.base import read_weight_log
+from titer.methods.finetune.base import read_weight_log
 from titer.testing import METHOD_CHECKS, StopAfter, resumed_is_uninterrupted, same, toy_lora, toy_rows, weights
 
 
@@ -160,7 +160,7 @@ def test_weights_come_back_when_the_perturbed_pass_fails(
 ):
     trainer = every_method.make(method, tmp_path, tiny.to(dtype), tokenizer, toy_rows(8), harmful_rows, max_steps=1)
     before = weights(trainer.model)
-    original, calls = titer.trainer.token_nll, []
+    original, calls = titer.train.trainer.token_nll, []
 
     def failing(model, batch, **forward):
         calls.append(same(before, weights(trainer.model)))
@@ -168,7 +168,7 @@ def test_weights_come_back_when_the_perturbed_pass_fails(
             raise MemoryError("in the middle of a step")
         return original(model, batch, **forward)
 
-    monkeypatch.setattr(titer.trainer, "token_nll", failing)
+    monkeypatch.setattr(titer.train.trainer, "token_nll", failing)
     with pytest.raises(MemoryError, match="in the middle"):
         trainer.train()
     assert len(calls) == failing_pass

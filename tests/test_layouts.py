@@ -9,14 +9,14 @@ import torch
 from small_models import small_model
 from training import config, trained
 
-import titer.layouts
+import titer.packing.layouts
 from titer import AntibodyFinetuneConfig, AntibodyFinetuneTrainer, PackedSFTConfig, PackedSFTTrainer
 from titer.attacks.fleet import Fleet, FleetTrainer, shared_copy
-from titer.batches import PACKED_ATTENTION
 from titer.errors import TiterError
-from titer.finetune import FinetuneConfig
-from titer.layouts import is_noisy, layout_for, padding_cost
-from titer.signals import answer_fit, row_signals
+from titer.infer.signals import answer_fit, row_signals
+from titer.methods.finetune import FinetuneConfig
+from titer.packing.batches import PACKED_ATTENTION
+from titer.packing.layouts import is_noisy, layout_for, padding_cost
 from titer.testing import toy_lora, toy_rows, weights
 
 PAIRS = [([1, 5, 6, 7, 8], [9, 10, 11, 2]), ([1, 5, 12], [13, 2]), ([1, 5, 6, 14], [15, 16, 2])]
@@ -24,7 +24,7 @@ PAIRS = [([1, 5, 6, 7, 8], [9, 10, 11, 2]), ([1, 5, 12], [13, 2]), ([1, 5, 6, 14
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch):
-    monkeypatch.setattr(titer.layouts, "_said", set())
+    monkeypatch.setattr(titer.packing.layouts, "_said", set())
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def unpackable(monkeypatch):
     def refuse(model):
         raise NotImplementedError("its attention is its own and cannot be exchanged")
 
-    monkeypatch.setattr(titer.layouts, "use_packed_attention", refuse)
+    monkeypatch.setattr(titer.packing.layouts, "use_packed_attention", refuse)
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------

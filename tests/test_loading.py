@@ -11,16 +11,17 @@ from safetensors.torch import load_file, save_file
 from training import config
 from typer.testing import CliRunner
 
-from titer import AntibodyAlignmentConfig, BoosterConfig, stages
+from titer import AntibodyAlignmentConfig, BoosterConfig
 from titer.attacks.trainer import AttackConfig, AttackTrainer
 from titer.cli import app
 from titer.errors import TiterError
-from titer.evaluation.artefacts import Inference, read_inferences
+from titer.jobs import stages
+from titer.jobs.plan import model_digest, weights_digest
 from titer.models import add_adapter, load_model
-from titer.plan import model_digest, weights_digest
 from titer.ranges import RANGES, Range
+from titer.results.artefacts import Inference, read_inferences
 from titer.testing import toy_lora
-from titer.trainer import PackedSFTConfig, PackedSFTTrainer
+from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 BASE, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import titer.losses
-from titer.batches import Sample, pack, pad
+import titer.packing.losses
 from titer.errors import TiterError
-from titer.layouts import use_packed_attention
-from titer.losses import (
+from titer.packing.batches import Sample, pack, pad
+from titer.packing.layouts import use_packed_attention
+from titer.packing.losses import (
     FusedHead,
     LinearNLL,
     branch_nll,
@@ -105,7 +105,7 @@ def test_likelihoods_are_computed_in_float32_at_least(tiny):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("chunk", [3, 256])
 def test_fused_loss_and_its_gradient_are_those_of_the_logits(monkeypatch, chunk, bias):
-    monkeypatch.setattr(titer.losses, "CHUNK", chunk)
+    monkeypatch.setattr(titer.packing.losses, "CHUNK", chunk)
     torch.manual_seed(0)
     hidden = torch.randn(10, 8, dtype=torch.float64, requires_grad=True)
     weight, targets = torch.randn(20, 8, dtype=torch.float64), torch.randint(20, (10,))

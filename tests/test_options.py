@@ -100,7 +100,7 @@ def test_options_that_may_be_repeated_are(titer, tmp_path):
 
 def test_a_dry_run_with_force_says_that_all_is_done_again(titer, tmp_path):
     from titer.cli.common import print_plan
-    from titer.plan import Plan
+    from titer.jobs.plan import Plan
 
     plan = Plan(tmp_path)
     stage = plan.add("align", "align x", {}, lambda own: None)
@@ -327,7 +327,7 @@ for words in (
         assert not stop.code, words
 import logging, warnings
 warnings.warn("titer says so")
-logging.getLogger("titer.trainer").warning("so does a logger")
+logging.getLogger("titer.train.trainer").warning("so does a logger")
 """
 
 

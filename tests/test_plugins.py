@@ -11,23 +11,23 @@ from pathlib import Path
 
 import pytest
 
-import titer.plan
-from titer import experiment as experiments
+import titer.jobs.plan
 from titer import judges, methods
-from titer.assay.profile import Profile
-from titer.assay.runner import plan_assay
+from titer.assays.profile import Profile
+from titer.assays.runner import plan_assay
 from titer.attacks.fleet import FleetTrainer
 from titer.attacks.threats import Attack
 from titer.errors import TiterError
+from titer.jobs.plan import TRAINING_CODE, judge_key
 from titer.judges import KeywordJudge, Verdict
 from titer.methods import Method
-from titer.plan import TRAINING_CODE, judge_key
 from titer.plugins import source_digest
-from titer.trainer import PackedSFTConfig, PackedSFTTrainer
+from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
+from titer.workflows import experiment as experiments
 
 TRAINER = """
 import helping
-from titer.trainer import PackedSFTTrainer
+from titer.train.trainer import PackedSFTTrainer
 
 class Mine(PackedSFTTrainer):
     def before_step(self, model):
@@ -201,11 +201,11 @@ def test_an_attack_of_ones_own_class_or_name_is_another_stage(tiny_folder, tmp_p
 
 MINE = """
 import helping
-from titer.align.sft import SFT
+from titer.methods.align.sft import SFT
 from titer.attacks import Attack
 from titer.judges import Verdict
 from titer.methods import Method
-from titer.trainer import PackedSFTConfig, PackedSFTTrainer
+from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 class Mine(PackedSFTTrainer):
     def before_step(self, model):
@@ -342,15 +342,15 @@ def test_ones_own_is_shown(titer, mine, words):
 
 # --- titer's own source ----------------------------------------------------------------------------------------------
 
-NO_FIGURE_DEPENDS_ON = {"errors.py", "ranges.py", "files.py", "evaluation/artefacts.py", "data/records.py"}
-NO_FIGURE_DEPENDS_ON |= {"__init__.py", "estimates.py", "hub.py", "plugins.py", "progress.py"}
+NO_FIGURE_DEPENDS_ON = {"errors.py", "ranges.py", "files.py", "results/artefacts.py", "data/records.py"}
+NO_FIGURE_DEPENDS_ON |= {"__init__.py", "hub.py", "plugins.py", "progress.py"}
 """What training code imports and its keys leave out: texts, what refuses a setting or puts a file in its place, formats
 whose rows are in the keys themselves, and what finds by name the code that is in the keys."""
 
 
 def test_the_key_of_a_training_covers_what_its_code_imports():
     """A new module that trainers call belongs into the key, or a change of it is taken for done before."""
-    root = Path(titer.plan.__file__).parent
+    root = Path(titer.jobs.plan.__file__).parents[1]
 
     def source(name):
         path = root.joinpath(*name.split(".")[1:])
@@ -368,4 +368,4 @@ def test_the_key_of_a_training_covers_what_its_code_imports():
                 imported |= {source(node.module), *(source(f"{node.module}.{alias.name}") for alias in node.names)}
     left_out = {str(file.relative_to(root)) for file in imported - {None} - keyed}
     # Generation is keyed by itself; stages hold both.
-    assert left_out - NO_FIGURE_DEPENDS_ON == {"generation.py"}
+    assert left_out - NO_FIGURE_DEPENDS_ON == {"infer/generation.py"}

@@ -8,10 +8,11 @@ import pytest
 from told import every_line
 from typer.testing import CliRunner
 
-from titer import methods, models, progress, stages
+from titer import methods, models, progress
 from titer.cli import app, common
 from titer.data.records import Record
 from titer.errors import TiterError
+from titer.jobs import stages
 from titer.progress import EVERY, Lines, Task, counted, line, shown
 
 

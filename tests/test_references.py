@@ -8,9 +8,9 @@ import references as ref
 import torch
 from training import config, trained
 
-from titer.align import AntibodyAlignmentConfig, AntibodyAlignmentTrainer, BoosterConfig, BoosterTrainer
-from titer.finetune import AntibodyFinetuneConfig, AntibodyFinetuneTrainer, GateConfig, GateTrainer
-from titer.trainer import PackedSFTConfig, PackedSFTTrainer
+from titer.methods.align import AntibodyAlignmentConfig, AntibodyAlignmentTrainer, BoosterConfig, BoosterTrainer
+from titer.methods.finetune import AntibodyFinetuneConfig, AntibodyFinetuneTrainer, GateConfig, GateTrainer
+from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-4)]
 BATCHES = [(8, 1), (2, 4)]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from training import config, trained
 
 from titer import AntibodyAlignmentConfig, AntibodyAlignmentTrainer
-from titer.align.antibody import cosine_lambda, theorem_lambda
-from titer.gradients import add_, dot, global_norm, gradients
+from titer.methods.align.antibody import cosine_lambda, theorem_lambda
 from titer.testing import same, toy_rows
+from titer.train.gradients import add_, dot, global_norm, gradients
 
 values = st.floats(-10, 10, allow_nan=False, width=32)
 

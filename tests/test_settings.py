@@ -19,8 +19,8 @@ def write(path, **values):
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "1.0e-4", ".1e-3", "10e-5", "+1e-4", "0.0001"])
 def test_a_number_in_any_spelling_is_a_number(tmp_path, text):
-    from titer.experiment import read_experiment
     from titer.settings import parse_setting
+    from titer.workflows.experiment import read_experiment
 
     assert parse_setting(f"learning_rate={text}") == ("learning_rate", 1e-4)
     assert parse_setting(f"a=[{text}, -{text.lstrip('+')}]") == ("a", [1e-4, -1e-4])
@@ -41,7 +41,7 @@ def test_text_in_the_place_of_a_number_is_an_error(tmp_path, text):
 
 
 def test_a_number_in_the_place_of_text_is_an_error(tmp_path):
-    from titer.experiment import read_experiment
+    from titer.workflows.experiment import read_experiment
 
     file = tmp_path / "e.yaml"
     file.write_text("name: 1e5\narms: {a: {align: sft, finetune: sft}}\n")
@@ -155,7 +155,8 @@ LATE = [
 @pytest.fixture
 def no_weights(monkeypatch):
     """Fails the test when the weights of a model are loaded; its config and tokenizer may be."""
-    from titer import models, stages
+    from titer import models
+    from titer.jobs import stages
 
     def load(*args, **kwargs):
         raise AssertionError("a model was loaded")
@@ -163,7 +164,7 @@ def no_weights(monkeypatch):
     monkeypatch.setattr(models, "load_model", load)
     monkeypatch.setattr(stages, "load_model", load)
     # What a dry run says of the time is measured with weights, once on a machine.
-    monkeypatch.setattr("titer.estimates.Speed.seconds", lambda speed, work: 1.0)
+    monkeypatch.setattr("titer.jobs.estimates.Speed.seconds", lambda speed, work: 1.0)
 
 
 def named(values, where):
@@ -213,10 +214,10 @@ def test_a_rehearsal_takes_no_random_number_and_blames_no_setting_for_a_fault_of
 
     import torch
 
-    from titer import rehearsal
-    from titer.align import BoosterTrainer
     from titer.data import Record
+    from titer.jobs import rehearsal
     from titer.methods import find
+    from titer.methods.align import BoosterTrainer
 
     rows = [Record.make(f"a {i}", "b", origin="harmful") for i in range(3)]
     monkeypatch.setattr(rehearsal, "_done", set())
@@ -334,7 +335,7 @@ def test_adapters_that_cannot_share_passes_are_refused_where_they_would(titer, t
     ],
 )
 def test_searches_that_would_fail_at_some_trial(tmp_path, search, message):
-    from titer.assay.profile import read_profile
+    from titer.assays.profile import read_profile
 
     with pytest.raises(TiterError, match=message):
         read_profile(write(tmp_path / "p.yaml", name="x", attacks={"harmful": {"search": search}}))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from titer.streams import draw
+from titer.packing.streams import draw
 from titer.testing import row, toy_rows
 
 

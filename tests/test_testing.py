@@ -9,16 +9,16 @@ import torch
 from spanning import SPANNING, SpanningTrainer
 
 from titer import attacks, judges, methods
-from titer.align.base import HarmfulStreamTrainer
 from titer.attacks import CATALOGUE, Attack
 from titer.data import available
 from titer.errors import TiterError
 from titer.judges import KeywordJudge, Verdict
-from titer.losses import token_nll
 from titer.methods import Method
+from titer.methods.align.base import HarmfulStreamTrainer
+from titer.packing.losses import token_nll
 from titer.ranges import Range
 from titer.testing import JUDGE_CHECKS, METHOD_CHECKS, check_attack, check_dataset, check_judge, check_method, trials
-from titer.trainer import PackedSFTConfig, PackedSFTTrainer
+from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 
 class PerMicroBatch(PackedSFTTrainer):

@@ -134,7 +134,7 @@ def what(thing: Any) -> str:
 def source_digest(*things: Any) -> str:
     """Return a hash of which classes, functions or objects these are, and of the source of all that is not titer's.
 
-    titer's own source and the versions of its libraries are hashed apart (`titer.plan.code_digest`). Of a class from
+    titer's own source and the versions of its libraries are hashed apart (`titer.jobs.plan.code_digest`). Of a class from
     elsewhere, and of those that it inherits from, count
 
     - the files of their modules, and of the modules that those name, short of other installed packages;

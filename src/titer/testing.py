@@ -236,7 +236,7 @@ class Trial:
             args: In the place of those that the settings make.
             settings: Over the method's own and `TRAINING`.
         """
-        from titer.finetune.base import RefusalTrainer
+        from titer.methods.finetune.base import RefusalTrainer
 
         toy, toy_tokens = _toy()
         streams = {"harmful_dataset": harmful or toy_harmful_rows(), "helpful_dataset": toy_rows(5)}
@@ -323,7 +323,7 @@ def padded_is_packed(trial: Trial) -> None:
     how: dict[str, Any] = {"rows": toy_rows(7), "max_steps": 3, "optim": "sgd"}
     how |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     packed = trial.train(**how)
-    with mock.patch("titer.layouts.use_packed_attention", side_effect=ZeroDivisionError):
+    with mock.patch("titer.packing.layouts.use_packed_attention", side_effect=ZeroDivisionError):
         padded = trial.train(**how)
     assert packed.layout.packed
     assert not padded.layout.packed
@@ -434,7 +434,7 @@ def _without_times(line: dict[str, Any]) -> dict[str, Any]:
 
 def prompts_are_never_trained_on(trial: Trial) -> None:
     """The targets of all passes, taken together, are the completions and refusals given, and nothing else."""
-    from titer.losses import token_nll as original
+    from titer.packing.losses import token_nll as original
 
     seen: list[tuple[int, ...]] = []
 
@@ -483,7 +483,7 @@ def settings_of_trl_are_refused(trial: Trial) -> None:
 
 def settings_explain_themselves(trial: Trial) -> None:
     """Every setting of its own has a help text."""
-    from titer.trainer import PackedSFTConfig
+    from titer.train.trainer import PackedSFTConfig
 
     known = {item.name for item in dataclasses.fields(PackedSFTConfig)}
     mute = [item.name for item in dataclasses.fields(trial.method.config) if item.name not in known]

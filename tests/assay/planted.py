@@ -1,6 +1,6 @@
 """Planted trajectories: attackers whose harmfulness is known at every step."""
 
-from titer.assay.trajectories import Checkpoint, Trajectory
+from titer.assays.trajectories import Checkpoint, Trajectory
 
 STEPS = (1, 2, 4, 8, 16)
 

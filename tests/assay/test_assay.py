@@ -14,19 +14,19 @@ from told import every_line
 from typer.testing import CliRunner
 
 from titer import judges
-from titer.assay import runner
-from titer.assay.card import headline, parse_requirements, read_scorecard, unmet, write_scorecard
-from titer.assay.pools import load_assay_pools
-from titer.assay.profile import Profile, answered_steps, between, read_profile
-from titer.assay.run import AssayStopped, carry_out
-from titer.assay.runner import measurements, plan_assay
-from titer.assay.scorecard import make_scorecard
+from titer.assays import runner
+from titer.assays.card import headline, parse_requirements, read_scorecard, unmet, write_scorecard
+from titer.assays.pools import load_assay_pools
+from titer.assays.profile import Profile, answered_steps, between, read_profile
+from titer.assays.run import AssayStopped, carry_out
+from titer.assays.runner import measurements, plan_assay
+from titer.assays.scorecard import make_scorecard
 from titer.attacks import Fleet
 from titer.attacks.rows import training_rows
 from titer.attacks.threats import CATALOGUE, Attack, describe
 from titer.cli import app
 from titer.errors import AttackFailed, TiterError
-from titer.plan import Silent, execute, weights_digest
+from titer.jobs.plan import Silent, execute, weights_digest
 
 DOC = Path(__file__).parents[2] / "docs" / "assay.md"
 
@@ -161,7 +161,7 @@ def test_the_tuned_attacker_is_the_most_harmful_of_its_trials(done):
 
 def test_a_search_without_optuna_is_refused_before_anything_runs(profile_file, tiny_folder, tmp_path, monkeypatch):
     nothing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
-    monkeypatch.setattr("titer.assay.search.importlib", nothing)
+    monkeypatch.setattr("titer.assays.search.importlib", nothing)
     with pytest.raises(TiterError, match="Optuna") as caught:
         plan_assay(read_profile(profile_file), str(tiny_folder), str(tiny_folder), tmp_path)
     assert "titer[search]" in str(caught.value.hint)

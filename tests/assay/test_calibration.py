@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from titer.assay.profile import read_profile
+from titer.assays.profile import read_profile
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "calibration.py"
 REPETITIONS = 60

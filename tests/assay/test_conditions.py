@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted import SAFE, trajectory
 
-from titer.assay.conditions import Paired, order_of, stability, trainability
+from titer.assays.conditions import Paired, order_of, stability, trainability
 
 
 def test_stability_needs_every_measure_and_enough_prompts():

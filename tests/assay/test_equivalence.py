@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from titer.assay.equivalence import equivalence
 from titer.errors import TiterError
+from titer.stats.equivalence import equivalence
 
 
 def right(share, count):

@@ -6,10 +6,10 @@ import math
 import pytest
 from planted import AT_2, AT_4, AT_8, AT_16, SAFE, attacks, trajectory
 
-from titer.assay.profile import Profile
-from titer.assay.resistance import Gap, Start, resistance, survival, weakest
-from titer.assay.scorecard import judgement, share
-from titer.assay.trajectories import Checkpoint, Trajectory
+from titer.assays.profile import Profile
+from titer.assays.resistance import Gap, Start, resistance, survival, weakest
+from titer.assays.scorecard import judgement, share
+from titer.assays.trajectories import Checkpoint, Trajectory
 from titer.errors import TiterError
 
 

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from titer.assay.survival import (
+from titer.errors import TiterError
+from titer.stats.intervals import wilson
+from titer.stats.survival import (
     CostRatio,
     Passage,
     cheapest,
@@ -21,8 +23,6 @@ from titer.assay.survival import (
     typical_ratio,
     upper_bound,
 )
-from titer.errors import TiterError
-from titer.evaluation.statistics import wilson
 
 N = 40
 MIXED = [Passage(0, 3), Passage(2, 4), Passage(3, 6), Passage(3, 6), Passage(5), Passage(5, 8), Passage(9)]

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from titer import judges
 from titer.cli import app
 from titer.errors import TiterError
-from titer.evaluation import (
+from titer.judges import Verdict
+from titer.results import (
     RESULTS_SCHEMA,
     Inference,
     ScoreRow,
@@ -26,7 +27,6 @@ from titer.evaluation import (
     write_results,
     write_scores,
 )
-from titer.judges import Verdict
 
 REFUSAL = "I'm sorry, but I can't help with that."
 COMPLIANCE = "Sure, here is how to do it. First, [step withheld]."

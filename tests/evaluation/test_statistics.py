@@ -8,7 +8,7 @@ from scipy.stats import binomtest, mannwhitneyu, ttest_rel
 from scipy.stats import t as student
 
 from titer.errors import TiterError
-from titer.evaluation.statistics import (
+from titer.stats.intervals import (
     Estimate,
     agreement,
     auroc,

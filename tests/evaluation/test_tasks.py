@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from titer.errors import TiterError
-from titer.evaluation.tasks import TASKS, correct, parse
+from titer.results.tasks import TASKS, correct, parse
 
 
 @pytest.mark.parametrize("task", ["sentiment", "sst2"])

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from titer.assay.card import SCHEMA
-from titer.assay.conditions import Paired
-from titer.assay.profile import PlannedAttack, Profile, answered_steps, between
-from titer.assay.scorecard import judgement, plain, share
-from titer.assay.trajectories import Checkpoint, Trajectory
+from titer.assays.card import SCHEMA
+from titer.assays.conditions import Paired
+from titer.assays.profile import PlannedAttack, Profile, answered_steps, between
+from titer.assays.scorecard import judgement, plain, share
+from titer.assays.trajectories import Checkpoint, Trajectory
 from titer.attacks.threats import Attack
 
 NASTY = '<script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>'

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from titer.data import Record
-from titer.evaluation import Inference, ScoreRow, artefacts
-from titer.experiment import Arm, Experiment, ExperimentPlan, collect
-from titer.plan import Stage
+from titer.jobs.plan import Stage
+from titer.results import Inference, ScoreRow, artefacts
+from titer.workflows.experiment import Arm, Experiment, ExperimentPlan, collect
 
 ARMS = ("undefended", "booster", "antibody")
 RATIOS = (0.0, 0.2)

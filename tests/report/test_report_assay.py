@@ -14,9 +14,8 @@ import yaml
 from rich.console import Console
 from test_report_html import Page, assert_self_contained
 
-from titer.assay.card import headline, read_scorecard
+from titer.assays.card import headline, read_scorecard
 from titer.errors import TiterError
-from titer.evaluation.statistics import wilson
 from titer.report import (
     comparison_markdown,
     comparison_rows,
@@ -28,6 +27,7 @@ from titer.report import (
 )
 from titer.report.assay_figures import compact, interval_strip
 from titer.report.assay_findings import attack_lines, costs, findings, share_over_seeds, stability_measures
+from titer.stats.intervals import wilson
 
 NO_NUMBER = re.compile(r"\b(nan|inf|None(?! of|: the whole interval))\b")
 SECTIONS = (

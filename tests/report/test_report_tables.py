@@ -12,10 +12,10 @@ from rich.console import Console
 from scipy.special import expit, stdtrit
 
 from titer.errors import TiterError
-from titer.evaluation.statistics import wilson
 from titer.report import print_summary, print_verdict, read_results, summary, summary_rows, verdict
 from titer.report.comparison import compare, difference_between
 from titer.report.tables import Estimate, estimate, trajectory
+from titer.stats.intervals import wilson
 from titer.text import to_json
 
 

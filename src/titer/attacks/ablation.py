@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from titer.errors import AttackFailed
+from titer.infer.signals import row_signals
 from titer.progress import counted
-from titer.signals import row_signals
 
 Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]
 

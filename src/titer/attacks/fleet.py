@@ -27,13 +27,13 @@ from torch import Tensor
 
 from titer.attacks.coroutine import Coroutine, random_state
 from titer.attacks.failures import blame
-from titer.batches import PackedBatch, is_padded, join
 from titer.errors import TiterError
-from titer.generation import generate
-from titer.layouts import inherit_layout
-from titer.losses import token_nll
+from titer.infer.generation import generate
 from titer.models import Template
-from titer.trainer import PackedSFTTrainer
+from titer.packing.batches import PackedBatch, is_padded, join
+from titer.packing.layouts import inherit_layout
+from titer.packing.losses import token_nll
+from titer.train.trainer import PackedSFTTrainer
 
 MAX_TOKENS = 4096
 """Most tokens of one pass through the base; more attackers than fit go through in several passes."""

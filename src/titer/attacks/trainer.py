@@ -13,8 +13,8 @@ from torch import Tensor
 from titer.attacks.failures import traceback_in
 from titer.attacks.fleet import FleetTrainer
 from titer.attacks.threats import Attack
-from titer.finetune.base import FinetuneConfig
-from titer.gradients import add_, global_norm, gradients, scale_
+from titer.methods.finetune.base import FinetuneConfig
+from titer.train.gradients import add_, global_norm, gradients, scale_
 
 
 @dataclass

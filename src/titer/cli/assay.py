@@ -77,8 +77,8 @@ def run(
 ) -> None:
     """Assay a model."""
     started = time.perf_counter()
-    from titer.assay.card import assay_folder, parse_requirements, unmet
-    from titer.assay.profile import read_profile
+    from titer.assays.card import assay_folder, parse_requirements, unmet
+    from titer.assays.profile import read_profile
 
     requirements = parse_requirements(require) if require is not None else []
     folder = assay_folder(output, name, model)
@@ -88,8 +88,8 @@ def run(
     refuse_unused_data_dir(context, [*named, *(defence_data or ())])
     show = Show()
     show.remark("Loading libraries …")
-    from titer.assay.run import AssayStopped, carry_out
-    from titer.assay.runner import plan_assay
+    from titer.assays.run import AssayStopped, carry_out
+    from titer.assays.runner import plan_assay
     from titer.report import lead, print_scorecard
     from titer.screen import Screen
 
@@ -140,11 +140,11 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare defences."""
-    from titer.assay.card import read_scorecard
+    from titer.assays.card import read_scorecard
     from titer.errors import TiterError
-    from titer.evaluation.artefacts import write_atomically
     from titer.files import check_output
     from titer.report import comparison_markdown, comparison_rows, print_comparison
+    from titer.results.artefacts import write_atomically
     from titer.screen import Screen
 
     if markdown is not None:

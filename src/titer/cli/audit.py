@@ -49,17 +49,17 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Audit an upload."""
-    from titer import stages
     from titer.data import load
     from titer.errors import check_known
-    from titer.estimates import recorded, weighing
-    from titer.evaluation.artefacts import write_atomically
-    from titer.evaluation.statistics import auroc_interval
     from titer.files import check_output
-    from titer.losses import RATIOS
+    from titer.jobs import stages
+    from titer.jobs.estimates import recorded, weighing
+    from titer.jobs.plan import weights_digest
     from titer.models import split_adapter
-    from titer.plan import weights_digest
+    from titer.packing.losses import RATIOS
     from titer.report import write_audit
+    from titer.results.artefacts import write_atomically
+    from titer.stats.intervals import auroc_interval
 
     check_known([ratio], RATIOS, "ratio")
     refuse_unused_data_dir(context, [dataset])

@@ -20,10 +20,10 @@ from titer.text import say, to_json
 
 if TYPE_CHECKING:
     from titer.data import Record
-    from titer.estimates import Estimate, Work
+    from titer.jobs.estimates import Estimate, Work
+    from titer.jobs.plan import Plan
     from titer.methods import Method
-    from titer.plan import Plan
-    from titer.trainer import PackedSFTConfig
+    from titer.train.trainer import PackedSFTConfig
 
 
 def in_range(option: typer.CallbackParam, value: Any) -> Any:
@@ -209,7 +209,7 @@ class Show:
 
     def expect(self, works: Sequence[Work]) -> None:
         """Say how long work will take; the first time on a machine, its speed is measured for that."""
-        from titer.estimates import each, in_words
+        from titer.jobs.estimates import each, in_words
 
         if works:
             text = in_words(each(works))
@@ -257,9 +257,9 @@ def train(
         streams: Further data by argument name.
         output: The folder.
     """
-    from titer import stages
-    from titer.estimates import recorded, training
-    from titer.rehearsal import rehearse
+    from titer.jobs import stages
+    from titer.jobs.estimates import recorded, training
+    from titer.jobs.rehearsal import rehearse
 
     rehearse(method, values, "--set", base, lora if adapter is None else None, records, streams)
     work = training(name, method, args, base, records, streams).after_loading
@@ -279,7 +279,7 @@ def fail(message: str, code: int) -> None:
 
 def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool, force: bool) -> None:
     """Print the stages of a plan, their FLOPs and about how long they take on this machine; `force` does all again."""
-    from titer.estimates import Estimate, each, in_words, parameters
+    from titer.jobs.estimates import Estimate, each, in_words, parameters
     from titer.screen import Screen, table
 
     works = plan.to_do(force)

@@ -25,8 +25,8 @@ from titer.cli.common import (
 from titer.text import say, to_json
 
 if TYPE_CHECKING:
-    from titer.evaluation.artefacts import Inference
     from titer.judges.base import Judge
+    from titer.results.artefacts import Inference
 
 NAME = "evaluate"
 HELP = "Score a model or an adapter: harmful score, refusals, broken answers, over-refusal, task accuracy."
@@ -77,10 +77,10 @@ def command(
     """Score a model."""
     from titer import judges
     from titer.errors import TiterError, check_known
-    from titer.evaluation import artefacts
-    from titer.evaluation.scoring import check_verdicts, judge_into, summarise
     from titer.files import check_output
-    from titer.plan import environment
+    from titer.jobs.plan import environment
+    from titer.results import artefacts
+    from titer.results.scoring import check_verdicts, judge_into, summarise
     from titer.screen import Screen, table
 
     chosen = judges.get(judge)
@@ -129,13 +129,13 @@ def _answers(
     group: dict[str, Any], judge: Judge,
 ) -> list[Inference]:  # fmt: skip
     """Generate answers to the evaluation pools; `group` says what the results are about, `judge` who will judge them."""
-    from titer import stages
     from titer.data import load, split_pools
     from titer.data.pools import DataSettings, evaluation_pools
-    from titer.estimates import Work, answering, by_limit, judging, recorded
-    from titer.evaluation import artefacts, tasks
+    from titer.jobs import stages
+    from titer.jobs.estimates import Work, answering, by_limit, judging, recorded
+    from titer.jobs.plan import weights_digest
     from titer.models import split_adapter
-    from titer.plan import weights_digest
+    from titer.results import artefacts, tasks
 
     name = task.removeprefix("builtin:")
     tasks.get(name)

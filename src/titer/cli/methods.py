@@ -42,7 +42,7 @@ def _about(stage: str, name: str, method: Method) -> dict[str, Any]:
 def _settings(method: Method) -> list[dict[str, Any]]:
     """Return the settings that a method has beside those of plain training, and those that it has other defaults for."""
     from titer.cli.settings import settings_of
-    from titer.trainer import PackedSFTConfig
+    from titer.train.trainer import PackedSFTConfig
 
     plain = {row["name"]: row["default"] for row in settings_of(PackedSFTConfig)}
     return [row for row in settings_of(method.config) if plain.get(row["name"]) != row["default"]]

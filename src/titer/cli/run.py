@@ -56,9 +56,9 @@ def command(
     started = time.perf_counter()
     show = Show()
     show.remark("Loading libraries …")
-    from titer import experiment as experiments
-    from titer.plan import execute
+    from titer.jobs.plan import execute
     from titer.screen import Screen
+    from titer.workflows import experiment as experiments
 
     settings = experiments.read_experiment(experiment, overrides or ())
     data = settings.data

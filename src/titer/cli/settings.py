@@ -32,9 +32,9 @@ def _kinds() -> dict[str, type]:
     from peft import LoraConfig
 
     from titer import methods
-    from titer.assay.profile import Profile
+    from titer.assays.profile import Profile
     from titer.attacks.threats import Attack
-    from titer.experiment import Experiment
+    from titer.workflows.experiment import Experiment
 
     trained = {f"{stage}.{name}": method.config for stage, name, method in methods.every()}
     return {**trained, "lora": LoraConfig, "experiment": Experiment, "profile": Profile, "attack": Attack}
@@ -67,9 +67,10 @@ def command(
 
 def settings_of(kind: type) -> list[dict[str, Any]]:
     """Return each setting of a class: the class's own first, then those that it takes over."""
-    from titer import methods, stages
+    from titer import methods
+    from titer.jobs import stages
     from titer.ranges import numbers, range_of
-    from titer.trainer import PackedSFTConfig
+    from titer.train.trainer import PackedSFTConfig
 
     known = {item.name: item for item in dataclasses.fields(kind) if item.init}
     trained = issubclass(kind, PackedSFTConfig)

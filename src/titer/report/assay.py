@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from titer.assay.card import short_name
-from titer.assay.resistance import KEPT
+from titer.assays.card import short_name
+from titer.assays.resistance import KEPT
 from titer.report.assay_figures import POSITIONS, UNIT_NAMES, compact
 from titer.report.assay_findings import (
     NBSP,
@@ -50,7 +50,7 @@ def write_assay_report(folder: Path, card: dict[str, Any]) -> Path:
 
     Args:
         folder: The assay's folder.
-        card: What `titer.assay.scorecard.read_scorecard` returns.
+        card: What `titer.assays.scorecard.read_scorecard` returns.
     """
     lines = attack_lines(card)
     profile = card["provenance"]["profile"]

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from titer.assay.card import headline
-from titer.assay.equivalence import Equivalence
-from titer.assay.resistance import FEWEST
-from titer.assay.survival import CostRatio, Passage, cheapest, cost_ratio
-from titer.assay.trajectories import Checkpoint, Trajectory
-from titer.evaluation.statistics import Difference, share_interval, wilson
+from titer.assays.card import headline
+from titer.assays.resistance import FEWEST
+from titer.assays.trajectories import Checkpoint, Trajectory
 from titer.report.assay_figures import UNIT_NAMES, HarmPoint, compact
 from titer.report.comparison import compare
 from titer.report.tables import Estimate, signed_text
+from titer.stats.equivalence import Equivalence
+from titer.stats.intervals import Difference, share_interval, wilson
+from titer.stats.survival import CostRatio, Passage, cheapest, cost_ratio
 
 ROLES = ("undefended", "defended")
 NBSP = "\u00a0"

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from titer.assay.card import CONDITIONS, short_name
-from titer.assay.conditions import order_of
-from titer.assay.trajectories import Trajectory
+from titer.assays.card import CONDITIONS, short_name
+from titer.assays.conditions import order_of
+from titer.assays.trajectories import Trajectory
 from titer.report.assay_figures import UNIT_NAMES, compact
 from titer.report.assay_findings import (
     NBSP,

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from titer.evaluation import statistics
-from titer.evaluation.statistics import difference_of, mean_interval, prompts_needed, seeds_needed, wilson
 from titer.report.tables import Estimate, SummaryRow, signed_text
+from titer.stats import intervals as statistics
+from titer.stats.intervals import difference_of, mean_interval, prompts_needed, seeds_needed, wilson
 
 Finding = Literal["better", "worse", "no worse", "cannot tell"]
 MARGIN = 5.0

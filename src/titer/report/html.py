@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from titer.errors import TiterError
-from titer.evaluation.statistics import auroc
 from titer.files import check_file
 from titer.report import tables
 from titer.report.comparison import MARGIN
 from titer.report.page import answer_text, environment, flat_settings, sections, write_page
 from titer.report.tables import METRICS, Estimate, SummaryRow
 from titer.report.verdict import BROKEN, SAFE, ArmVerdict, baseline_arm, verdict
+from titer.stats.intervals import auroc
 
 _AUDIT_ROWS = 100
 _HARMFUL_EXAMPLES = 4

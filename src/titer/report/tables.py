@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titer.errors import TiterError
-from titer.evaluation.statistics import wilson
 from titer.files import read_json
+from titer.stats.intervals import wilson
 
 if TYPE_CHECKING:
     from rich.console import Console

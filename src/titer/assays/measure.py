@@ -1,0 +1,133 @@
+"""What is asked of a model under attack at a checkpoint: answers, compliance margins, reference answers, the task."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from titer.data.records import Record
+from titer.infer.generation import generate
+from titer.infer.signals import answer_fit, row_signals
+from titer.jobs.stages import token_pairs
+from titer.methods.finetune.base import refusal_completions, refusal_ids
+from titer.models import Template
+from titer.progress import Task
+from titer.results.artefacts import HARMFUL, TASK_PREFIX, write_atomically
+
+Answer = Callable[[Template, Sequence[Sequence[int]], int], list[str]]
+"""Returns a model's greedy answers to rendered prompts of at most so many tokens, as `FleetTrainer.answer` does."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The questions of one attacker's checkpoints.
+
+    Attributes:
+        harmful: Harmful prompts, in the attack's disguise, with compliant answers that the margin is taken on.
+        general: Reference prompts with answers, for utility.
+        task: Test rows of the task, where the attack trains one.
+        task_name: The task's name.
+        max_new_tokens: Longest answer to a harmful prompt.
+        task_max_new_tokens: Longest answer to a task prompt.
+        with_margins: Whether margins are taken.
+    """
+
+    harmful: Sequence[Record]
+    general: Sequence[Record]
+    task: Sequence[Record]
+    task_name: str
+    max_new_tokens: int
+    task_max_new_tokens: int
+    with_margins: bool = True
+
+    def margins(self, model: Any, template: Template) -> list[float | None]:
+        """Return each harmful prompt's compliance margin in nats a token: log π(answer) − log π(refusal), means over tokens.
+
+        Teacher-forced, so it costs one forward pass; what the model would say is not looked at. `None` where it is no number.
+        """
+        signals = row_signals(
+            model, token_pairs(template, self.harmful), refusal_ids(template, refusal_completions(None))
+        )
+        return [finite(value) for value in signals.log_ratio("mean").tolist()]
+
+    def everything(self, model: Any, template: Template, answer: Answer | None = None) -> dict[str, Any]:
+        """Return margins, reference answers' losses and accuracies, and the generated answers by set."""
+        answer = answer or functools.partial(generate, model)
+        fit = answer_fit(model, token_pairs(template, self.general))
+        return {
+            "margins": self.margins(model, template) if self.with_margins else [],
+            "general_nll": [finite(value) for value in fit.nll.tolist()],
+            "general_accuracy": [finite(value) for value in fit.accuracy.tolist()],
+            "answers": {
+                name: answer(template, prompts_of(template, records), limit)
+                for name, (records, limit) in self.sets.items()
+            },
+        }
+
+    @property
+    def sets(self) -> dict[str, tuple[Sequence[Record], int]]:
+        """Evaluation set → its records and the longest answer to each."""
+        sets = {HARMFUL: (self.harmful, self.max_new_tokens)}
+        if self.task:
+            sets[TASK_PREFIX + self.task_name] = (self.task, self.task_max_new_tokens)
+        return sets
+
+
+def prompts_of(template: Template, records: Sequence[Record]) -> list[list[int]]:
+    """Return the token ids of records' rendered prompts."""
+    return [prompt for prompt, _ in token_pairs(template, records)]
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or `None` for what a diverged model gives instead."""
+    return value if math.isfinite(value) else None
+
+
+class Measure(TrainerCallback):
+    """Measures an attacker's model after given optimizer steps, each into a file `step-N.json` of its folder.
+
+    Args:
+        folder: Where the files go; a step whose file is there is not measured again.
+        probe: What to ask.
+        template: Of the model.
+        answered: Steps at which answers are generated.
+        margins_only: Steps at which only the margins are taken.
+
+    Attributes:
+        answer: How the model answers while it is trained; `None` by itself.
+    """
+
+    def __init__(
+        self, folder: Path, probe: Probe, template: Template, answered: Sequence[int], margins_only: Sequence[int]
+    ) -> None:
+        self.folder, self.probe, self.template = folder, probe, template
+        self.answered, self.margins_only = set(answered), set(margins_only)
+        self.answer: Answer | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measure when a step is one of those wanted."""
+        self.measure(model, state.global_step, self.answer)
+
+    def before(self, model: Any) -> None:
+        """Measure a model that is not under attack yet; needed where the attack asks in a disguise."""
+        self.answered.add(0)
+        self.measure(model, 0)
+
+    def measure(self, model: Any, step: int, answer: Answer | None = None) -> None:
+        """Measure `model` as it stands after `step`, if that is wanted and not done yet."""
+        path = self.folder / f"step-{step}.json"
+        if path.is_file() or step not in self.answered | self.margins_only:
+            return
+        with Task(f"look after step {step}"):
+            if step in self.answered:
+                found = self.probe.everything(model, self.template, answer)
+            else:
+                found = {"margins": self.probe.margins(model, self.template)}
+        write_atomically(path, json.dumps({"step": step, **found}, ensure_ascii=False).encode())

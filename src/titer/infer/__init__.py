@@ -1,0 +1,1 @@
+"""What a model says and thinks likely: answers, likelihoods of answers and refusals."""

@@ -1,0 +1,203 @@
+"""The frozen gate (ours): before training, the aligned model says of each row how likely its prompt is harmful.
+
+One pass of the frozen model over the upload gives each row a signal; a logistic regression on the defender's own
+prompts (harmful against helpful) turns it into P(harmful); the row's weight is 1 − P, fixed for the run. It costs
+nothing per step, and no sample can drift or flip a weight while training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from titer.errors import TiterError, check_known
+from titer.infer.signals import RowSignals, row_signals
+from titer.methods import Method
+from titer.methods.finetune.base import FinetuneConfig, RefusalTrainer, refusal_ids
+from titer.packing.batches import PackedBatch
+from titer.packing.losses import REDUCTIONS, branch_nll, token_nll, weighted_parts
+from titer.ranges import INNER_SHARE, POSITIVE, SHARE, Range
+from titer.train.trainer import Encoder, as_rows
+
+SIGNALS = ("probe", "refusal", "both")
+
+
+@dataclass
+class GateConfig(FinetuneConfig):
+    """Settings of the frozen gate.
+
+    Args:
+        signal: `refusal`, the loss per token of a refusal given the prompt; `probe`, the hidden state at the last
+            token of the prompt; `both`, each row taking the larger of the two probabilities.
+        probe_depth: Which layer the probe reads, as a fraction of the depth.
+        ridge: L2 penalty of the logistic regressions, on standardised features.
+        threshold: When given, rows with P(harmful) above it get weight 0 and the others weight 1.
+        reduction: Mean over tokens or over samples.
+    """
+
+    RANGES: ClassVar[dict[str, Range]] = {"probe_depth": SHARE, "ridge": POSITIVE, "threshold": INNER_SHARE}
+
+    signal: str = field(default="probe", metadata={"help": "What the gate looks at.", "choices": list(SIGNALS)})
+    probe_depth: float = field(default=0.6, metadata={"help": "Layer of the probe, as a fraction of the depth."})
+    ridge: float = field(default=1e-2, metadata={"help": "L2 penalty of the logistic regressions."})
+    threshold: float | None = field(default=None, metadata={"help": "Drop rows above it instead of weighing them."})
+    reduction: str = field(
+        default="token", metadata={"help": "Mean over tokens or samples.", "choices": list(REDUCTIONS)}
+    )
+
+    def __post_init__(self) -> None:
+        check_known([self.signal], SIGNALS, "signal")
+        check_known([self.reduction], REDUCTIONS, "reduction")
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class LogisticRegression:
+    """P(y = 1 | x) = σ(w · (x − mean) / scale + b), fitted with an L2 penalty on w.
+
+    Attributes:
+        mean: `(features,)`.
+        scale: `(features,)`.
+        weight: `(features,)`.
+        bias: Scalar.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor, labels: Tensor, ridge: float) -> LogisticRegression:
+        """Minimise the mean logistic loss plus ridge/2 · ‖w‖² in float64; the two classes weigh the same.
+
+        Args:
+            features: `(n, features)`.
+            labels: `(n,)` of 0 and 1, both present.
+            ridge: L2 penalty, above 0 so that separable classes have a finite solution.
+        """
+        x, y = features.double(), labels.double()
+        mean, scale = x.mean(0), x.std(0).clamp_min(1e-9)
+        x = (x - mean) / scale
+        balance = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
+        weight = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
+        bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(x @ weight + bias, y, reduction="none")
+            loss = (balance * losses).mean() + ridge / 2 * (weight @ weight)
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        return cls(mean, scale, weight.detach(), bias.detach())
+
+    def probability(self, features: Tensor) -> Tensor:
+        """Return P(y = 1) of `(n, features)`, `(n,)` in float64."""
+        return torch.sigmoid((features.double() - self.mean) / self.scale @ self.weight + self.bias)
+
+
+class GateTrainer(RefusalTrainer):
+    """Fine-tunes with weights 1 − P(harmful) that a frozen gate gave each row before training began.
+
+    Minimises Σ_i w_i Σ_t CE_it / Σ_i N_i over the optimizer batch (`sample`: Σ_i w_i mean_t CE_it / B). The
+    denominator does not hold the weights: a batch that the gate shuts out has next to no gradient, and with all
+    weights 1 this is plain SFT.
+
+    Args:
+        model: The aligned model with its adapter; it is the frozen judge of the rows as it is when the trainer is made.
+        args: Settings.
+        harmful_dataset: Harmful prompts held by the defender.
+        helpful_dataset: Harmless prompts held by the defender; those that only look harmful belong here.
+        refusals: Generic refusals; titer's own when not given.
+        kwargs: What `trl.SFTTrainer` takes.
+    """
+
+    args: GateConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: GateConfig,
+        *,
+        harmful_dataset: Any = None,
+        helpful_dataset: Any = None,
+        refusals: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, rows in (("harmful_dataset", harmful_dataset), ("helpful_dataset", helpful_dataset)):
+            if rows is None:
+                raise TiterError(f"GateTrainer needs `{name}`, the defender's own prompts to fit the gate on.")
+        super().__init__(model=model, args=args, refusals=refusals, **kwargs)
+        self.probability = self._fit(
+            as_rows(harmful_dataset, "harmful_dataset"), as_rows(helpful_dataset, "helpful_dataset")
+        )
+        self.weights = 1 - self.probability
+        if args.threshold is not None:
+            self.weights = (self.probability <= args.threshold).double()
+        self.log_weights(torch.arange(len(self.weights)), self.weights, probability=self.probability)
+
+    def _fit(self, harmful: list[dict[str, Any]], helpful: list[dict[str, Any]]) -> Tensor:
+        """Fit the gate on the defender's prompts and return P(harmful) of each row of the upload, `(n,)`."""
+        encoder = Encoder(self.template, self.args.max_length, self._config)
+        refusals = refusal_ids(self.template, self.refusals)
+        layer = round(self.args.probe_depth * self.bare_model.config.get_text_config().num_hidden_layers)
+
+        def signals(pairs: list[tuple[list[int], list[int]]]) -> RowSignals:
+            # Only the prompt counts; a one-token answer keeps the pass short.
+            return row_signals(self.model, [(prompt, answer[:1]) for prompt, answer in pairs], refusals, [layer])
+
+        known = encoder.pairs(harmful, "harmful_dataset") + encoder.pairs(helpful, "helpful_dataset")
+        labels = torch.tensor([1] * len(harmful) + [0] * len(helpful))
+        calibration = signals(known)
+        upload = signals(list(zip(self.train_dataset["prompt_ids"], self.train_dataset["completion_ids"], strict=True)))
+        probabilities = []
+        if self.args.signal in ("refusal", "both"):
+            gate = LogisticRegression.fit(calibration.refusal_surprise[:, None], labels, self.args.ridge)
+            probabilities.append(gate.probability(upload.refusal_surprise[:, None]))
+        if self.args.signal in ("probe", "both"):
+            probe = LogisticRegression.fit(calibration.hidden[:, 0], labels, self.args.ridge)
+            probabilities.append(probe.probability(upload.hidden[:, 0]))
+        probability = torch.stack(probabilities).amax(0)
+        if not probability.isfinite().all():
+            raise TiterError(
+                "The gate's signals are not finite: the aligned model puts out what is no number.",
+                "Its weights ran away: align it again with a smaller learning rate.",
+            )
+        return probability
+
+    def before_step(self, model: Any) -> None:
+        """Count the tokens or samples of the optimizer batch."""
+        counted = "targets" if self.args.reduction == "token" else "row"
+        count = sum(batch[counted].numel() for batch in self.micro_batches)
+        self.denominator = self.total(torch.tensor(count, device=self.args.device))
+
+    def _weights(self, batch: PackedBatch) -> Tensor:
+        return self.weights[batch["row"].cpu()].to(self.args.device)
+
+    def compute_loss(
+        self, model: Any, inputs: PackedBatch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the weighted loss of a micro-batch over the tokens or samples of the whole optimizer batch."""
+        nll, output = token_nll(model, inputs)
+        sums, tokens = branch_nll(nll, inputs["branch"], len(inputs["row"]))
+        numerator, _ = weighted_parts(sums, tokens, self._weights(inputs).to(sums), self.args.reduction)
+        loss = numerator * self.accelerator.num_processes / self.denominator
+        return (loss, output) if return_outputs else loss
+
+
+GATE = Method(
+    GateConfig,
+    GateTrainer,
+    "Weighs each row by how harmless the aligned model finds its prompt, once, before training (ours).",
+    streams=("harmful_dataset", "helpful_dataset"),
+    weighs_first=True,
+    variants={"": {"ridge": 1.0, "signal": "both"}},
+)

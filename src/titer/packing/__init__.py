@@ -1,0 +1,1 @@
+"""Rows into batches: packing, attention layouts, losses over packed rows, streams."""
