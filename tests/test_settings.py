@@ -156,13 +156,13 @@ LATE = [
 def no_weights(monkeypatch):
     """Fails the test when the weights of a model are loaded; its config and tokenizer may be."""
     from titer import models
-    from titer.jobs import stages
+    from titer.jobs import base_model
 
     def load(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(models, "load_model", load)
-    monkeypatch.setattr(stages, "load_model", load)
+    monkeypatch.setattr(base_model, "load_model", load)
     # What a dry run says of the time is measured with weights, once on a machine.
     monkeypatch.setattr("titer.jobs.estimates.Speed.seconds", lambda speed, work: 1.0)
 
