@@ -92,6 +92,7 @@ RANGES: dict[str, Range] = {
     "seed": _SEED,
     "data_seed": _SEED,
     "dataloader_num_workers": _count(0, 1024),
+    "workers": _count(1, 1024),
     "dataloader_prefetch_factor": _count(),
     "ddp_bucket_cap_mb": _count(),
     "ddp_timeout": _count(),

@@ -57,7 +57,9 @@ class AssayStopped(RuntimeError):
     """An assay that ended at a failure which is neither an attack's nor in the user's hands."""
 
 
-def carry_out(plan: AssayPlan, folder: Path, command: str, show: Any = None, force: bool = False) -> dict[str, Any]:
+def carry_out(
+    plan: AssayPlan, folder: Path, command: str, show: Any = None, force: bool = False, workers: int = 1
+) -> dict[str, Any]:
     """Run what is not done of a plan; write `scorecard.json`, `report.html` and `model_card.md`; return the scorecard.
 
     Args:
@@ -65,7 +67,8 @@ def carry_out(plan: AssayPlan, folder: Path, command: str, show: Any = None, for
         folder: Of the assay.
         command: What the user typed, for the record.
         show: As of `titer.jobs.plan.execute`.
-        force: Do stages again that are done.
+        force: Do jobs again that are done.
+        workers: Jobs that run at the same time.
 
     Raises:
         TiterError: When a stage failed for something in the user's hands, such as a judge that nobody can reach.
@@ -75,7 +78,7 @@ def carry_out(plan: AssayPlan, folder: Path, command: str, show: Any = None, for
     from titer.report import model_card, write_assay_report
 
     started = time.perf_counter()
-    execute(plan, show or Silent(), force, stop_at=("baseline", "attack"))
+    execute(plan, show or Silent(), force, stop_at=("baseline", "attack"), workers=workers)
     _check(plan)
     with Task("scorecard"):
         card = make_scorecard(plan, command, time.perf_counter() - started)

@@ -16,12 +16,15 @@ from titer.cli.common import (
     DefaultVerb,
     Json,
     Overrides,
+    PlanOnly,
     Show,
     Verb,
+    Workers,
     fail,
     path,
     print_plan,
     refuse_unused_data_dir,
+    say_planned,
 )  # fmt: skip
 from titer.progress import duration
 from titer.text import say, to_json
@@ -72,7 +75,9 @@ def run(
     ] = None,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, its FLOPs and its time.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Run stages again that are done.")] = False,
+    plan_only: PlanOnly = False,
+    workers: Workers = 1,
+    force: Annotated[bool, typer.Option("--force", help="Run jobs again that are done.")] = False,
     as_json: Json = False,
 ) -> None:
     """Assay a model."""
@@ -99,12 +104,15 @@ def run(
             f"assay of {model} against {against}, profile {chosen.name}", plan, plan.pools.overlap, as_json, force
         )
         return
+    if plan_only:
+        say_planned(plan)
+        return
     show.console.print(f"{chosen.name}: {chosen.description}")
     shared = sum(plan.pools.overlap.values())
     show.remark(f"Prompts shared between pools: {shared}. Assay: {folder}")
     show.expect([*plan.to_do(force).values()])
     try:
-        card = carry_out(plan, folder, shlex.join(["titer", *sys.argv[1:]]), show, force)
+        card = carry_out(plan, folder, shlex.join(["titer", *sys.argv[1:]]), show, force, workers)
     except AssayStopped as error:
         fail(str(error), code=1)
     if as_json:

@@ -118,6 +118,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting: key=value, as often as wanted.", metavar="KEY=VALUE"),
 ]
+Workers = Annotated[
+    int, typer.Option("--workers", help="Jobs that run at the same time, each in a process.", callback=in_range)
+]
+PlanOnly = Annotated[
+    bool, typer.Option("--plan-only", help="Write the folders of all jobs, for `titer job` to run, and stop.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 Harmful = Annotated[
     str, typer.Option("--harmful", help="Harmful requests: builtin:harmful, advbench, a file, a hub id.")
@@ -317,6 +323,13 @@ def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool, f
         f"{sum(flops.values()):.1e} FLOPs, {in_words([*estimates.values()])}. "
         f"Prompts shared between pools: {sum(overlap.values())}."
     )
+
+
+def say_planned(plan: Plan) -> None:
+    """Write the folders of all jobs of a plan, and say where they are and what runs them."""
+    plan.write()
+    todo = sum(not job.done for job in plan.jobs.values())
+    say(f"{len(plan.jobs)} jobs in {plan.run_folder / 'jobs'}, {todo} to do: `titer job FOLDER` runs one.")
 
 
 def as_numbers(estimate: Estimate) -> dict[str, Any]:

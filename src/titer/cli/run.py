@@ -15,11 +15,14 @@ from titer.cli.common import (
     DataDir,
     Json,
     Overrides,
+    PlanOnly,
     Show,
+    Workers,
     fail,
     path,
     print_plan,
     refuse_unused_data_dir,
+    say_planned,
 )
 from titer.progress import duration
 from titer.text import say, to_json
@@ -35,6 +38,8 @@ Examples:
 
 `titer run quickstart --dry-run` — what would run, and how long it would take
 
+`titer run quickstart --workers 2` — two jobs at a time; the same command elsewhere on the same folder shares the work
+
 `titer run quickstart --set seeds='[0, 1, 2]' --set finetune.poison_ratios='[0, 0.2]'`
 """
 
@@ -49,7 +54,9 @@ def command(
     data_dir: DataDir = None,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and an estimate of the time.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Run stages again that are done.")] = False,
+    plan_only: PlanOnly = False,
+    workers: Workers = 1,
+    force: Annotated[bool, typer.Option("--force", help="Run jobs again that are done.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run an experiment."""
@@ -68,11 +75,14 @@ def command(
     if dry_run:
         print_plan(settings.name, plan, plan.overlap, as_json, force)
         return
+    if plan_only:
+        say_planned(plan)
+        return
     shared = sum(plan.overlap.values())
     show.console.print(f"{settings.name}: {settings.description}")
     show.remark(f"Prompts shared between pools: {shared}. Run folder: {folder}")
     show.expect([*plan.to_do(force).values()])
-    complete = execute(plan, show, force)
+    complete = execute(plan, show, force, workers=workers)
     line = shlex.join(["titer", *sys.argv[1:]])
     report = experiments.collect(plan, line, started)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -90,6 +100,6 @@ def command(
         failed = [f"  {stage.name}: {stage.reason}" for stage in plan.jobs.values() if stage.status == "failed"]
         by_user = any(stage.mistake for stage in plan.jobs.values())
         fail(
-            "Failed stages:\n" + "\n".join(failed) + f"\nTracebacks: {folder}/jobs/*/error.txt",
+            "Failed jobs:\n" + "\n".join(failed) + f"\nTracebacks: {folder}/jobs/*/error.txt",
             code=2 if by_user else 1,
         )

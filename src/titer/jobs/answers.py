@@ -1,4 +1,4 @@
-"""Jobs that ask a model: answer prompts, weigh rows, and judge the answers, each from files to files."""
+"""Jobs that ask a model: answer prompts and weigh rows, each from files to files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from titer import judges
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.infer.generation import generate
@@ -22,8 +21,7 @@ from titer.methods.finetune.base import refusal_completions, refusal_ids
 from titer.models import Template, load_config, load_tokenizer, refuse_nonfinite_logits, split_adapter
 from titer.packing.layouts import check_length
 from titer.progress import Task
-from titer.results.artefacts import TASK_PREFIX, Inference, read_inferences, write_atomically, write_inferences
-from titer.results.scoring import check_verdicts, judge_into
+from titer.results.artefacts import TASK_PREFIX, Inference, write_atomically, write_inferences
 
 
 def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record, int]]) -> list[str]:
@@ -150,12 +148,6 @@ def _answer(job: Job) -> None:
     write_inferences(job.folder / "inferences.jsonl", rows)
 
 
-def _judge(job: Job) -> None:
-    inferences = read_inferences(job.needs[0].folder / "inferences.jsonl")
-    own = [judges.get(name) for name in job.places["judges"]]
-    check_verdicts(judge_into(job.folder / "scores.jsonl", inferences, own))
-
-
 def _weigh(job: Job) -> None:
     adapter = job.needs[0].folder / "adapter"
     ratios = weigh(job.places["model"], adapter, job.records("rows"), job.settings["ratio"])
@@ -163,5 +155,4 @@ def _weigh(job: Job) -> None:
 
 
 ANSWER = Kind("answer", "titer.jobs.answers:ANSWER", _answer)
-JUDGE = Kind("judge", "titer.jobs.answers:JUDGE", _judge)
 WEIGH = Kind("weigh", "titer.jobs.answers:WEIGH", _weigh)

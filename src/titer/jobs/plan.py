@@ -77,6 +77,11 @@ class Plan:
             self.jobs[key] = Job(spec, self.run_folder, key, list(needs), self.held, work, kind)
         return self.jobs[key]
 
+    def write(self) -> None:
+        """Write what every job is to do, for any process to do it."""
+        for job in self.jobs.values():
+            job.write()
+
     def to_do(self, force: bool = False) -> dict[str, Work]:
         """Return what there is to compute in jobs that are not done, by their keys; `force` does all again."""
         return {key: job.work for key, job in self.jobs.items() if job.work is not None and (force or not job.done)}
@@ -111,8 +116,7 @@ def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] =
     Raises:
         OSError: For a disk that is full, read-only or gone.
     """
-    for job in plan.jobs.values():
-        job.write()
+    plan.write()
     with local(workers) as launcher:
         _Execution(plan, show, force, stop_at, launcher).run()
     return all(job.status in ("done", "cached") for job in plan.jobs.values())

@@ -201,7 +201,8 @@ class _ArmPlanner:
         )
 
     def _answer(self, phase: str, step: int, ratio: float, trained: Job, adapter: str) -> None:
-        from titer.jobs import answers as jobs
+        from titer.jobs.answers import ANSWER
+        from titer.jobs.verdicts import JUDGE
 
         experiment, pools, judge = self.experiment, self.pools, self.plan.judge
         sizes, task = experiment.evaluate, task_name(experiment)
@@ -216,7 +217,7 @@ class _ArmPlanner:
         name = f"answer {self.name} {phase}" + (f" p={ratio:g} step {step}" if phase == "finetuned" else "")
         name += self.suffix
         answered = self.plan.add(
-            jobs.ANSWER,
+            ANSWER,
             name,
             {
                 "arm": self.name,
@@ -233,7 +234,7 @@ class _ArmPlanner:
             Work("answer", self.model, answering(self.model, by_limit(prompts))),
         )
         judged = self.plan.add(
-            jobs.JUDGE,
+            JUDGE,
             name.replace("answer", "judge"),
             {"judges": [judge_key(judge)]},
             needs=[answered],
