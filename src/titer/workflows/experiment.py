@@ -190,7 +190,7 @@ def _check(experiment: Experiment) -> None:
         if arm.align_from is not None:
             check_known([arm.align_from], before, f"arm before `{name}` in `arms.{name}.align_from`")
         before.append(name)
-        for stage in methods.STAGES:
+        for stage in methods.TRAINED:
             args = _trainer_args(experiment, name, stage, "unused", 0)
             methods.find(stage, getattr(arm, stage)).check(args, getattr(experiment, stage).samples)
 
