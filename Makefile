@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types format arrows install clean
+.PHONY: quickstart test lint types format arrows kinds install clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/titer run quickstart
@@ -12,19 +12,23 @@ test: lint types
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check src tests benchmarks docs/arrows.py
-	$(BIN)/ruff format --check src tests benchmarks docs/arrows.py
+	$(BIN)/ruff check src tests benchmarks docs/arrows.py docs/kinds.py
+	$(BIN)/ruff format --check src tests benchmarks docs/arrows.py docs/kinds.py
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev
-	$(BIN)/ruff check --fix src tests benchmarks docs/arrows.py
-	$(BIN)/ruff format src tests benchmarks docs/arrows.py
+	$(BIN)/ruff check --fix src tests benchmarks docs/arrows.py docs/kinds.py
+	$(BIN)/ruff format src tests benchmarks docs/arrows.py docs/kinds.py
 
 # The picture of the rooms in docs/architecture.md.
 arrows:
 	$(PYTHON) docs/arrows.py
+
+# The code of each kind of job, with its version: after a change that `tests/test_kinds.py` names.
+kinds: $(VENV)/.installed-dev
+	$(BIN)/python docs/kinds.py
 
 install: $(VENV)/.installed
 

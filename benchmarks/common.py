@@ -27,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from titer.attacks.coroutine import Coroutine, random_state
 from titer.data.builtin import general, harmful, sentiment, topics
-from titer.jobs.plan import environment
+from titer.jobs.provenance import environment
 from titer.models import EMBEDDED, Template, load_model, load_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {

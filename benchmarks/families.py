@@ -33,7 +33,7 @@ from small_models import VOCABULARY, names, small_model
 from titer.data.builtin import general
 from titer.errors import TiterError
 from titer.infer.generation import WAYS, _Batch
-from titer.jobs.plan import environment
+from titer.jobs.provenance import environment
 from titer.models import Template, load_model, load_tokenizer
 from titer.packing.batches import Sample, pack, pad
 from titer.packing.layouts import Layout, eager_attention, is_noisy, layout_for, use_packed_attention

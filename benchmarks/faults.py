@@ -41,7 +41,7 @@ from common import load, quiet
 
 from titer.cli import main as titer_main
 from titer.data.builtin import harmful, sentiment
-from titer.jobs.plan import environment
+from titer.jobs.provenance import environment
 
 torch.set_num_threads(1)
 

@@ -115,7 +115,7 @@ def no_model(monkeypatch):
     # Imported before: what they import stays with them.
     from titer import models
     from titer.assays import runner  # noqa: F401
-    from titer.jobs import stages
+    from titer.jobs import base_model, trainings
     from titer.workflows import experiment  # noqa: F401
 
     def load(*args, **kwargs):
@@ -123,5 +123,5 @@ def no_model(monkeypatch):
 
     for name in ("load_model", "load_tokenizer", "locate"):
         monkeypatch.setattr(models, name, load)
-    monkeypatch.setattr(stages, "load_model", load)
-    monkeypatch.setattr(stages, "load_tokenizer", load)
+    monkeypatch.setattr(base_model, "load_model", load)
+    monkeypatch.setattr(trainings, "load_tokenizer", load)

@@ -14,7 +14,7 @@ from titer import methods
 from titer.data.records import Record
 from titer.errors import RanAway, TiterError
 from titer.files import DiskError
-from titer.jobs import stages
+from titer.jobs import trainings
 from titer.methods.finetune.base import RefusalTrainer, read_weight_log
 from titer.testing import toy_rows
 from titer.train import trainer as trainer_module
@@ -50,7 +50,7 @@ def train(tiny_folder, tmp_path_factory, harmful_rows):
         folder = base / name
         args = methods.settings(method, {**values, **more}, "test", str(folder / "checkpoints"), 0)
         lora = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
-        stages.train(method, args, str(tiny_folder), None, lora, records, {"harmful_dataset": harmful}, folder)
+        trainings.train(method, args, str(tiny_folder), None, lora, records, {"harmful_dataset": harmful}, folder)
         return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
     run.base = base
@@ -138,7 +138,7 @@ def test_a_training_that_is_finished_is_not_done_again(train, monkeypatch):
     """Also when it was stopped while it removed its checkpoints."""
     folder = train.base / "undisturbed"
     (folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
-    monkeypatch.setattr(stages, "fresh_model", lambda *_, **__: pytest.fail("it is trained again"))
+    monkeypatch.setattr(trainings, "fresh_model", lambda *_, **__: pytest.fail("it is trained again"))
     assert train("undisturbed") == train.undisturbed
     assert not (folder / "checkpoints").exists()
 
@@ -180,7 +180,7 @@ def test_a_clock_that_jumps_back_takes_no_checkpoint_with_it(train, monkeypatch)
         os.utime(folder, (when, when))
 
     monkeypatch.setattr(trainer_module, "put_whole", put_whole)
-    monkeypatch.setattr(stages, "save_adapter", lambda *_: full())
+    monkeypatch.setattr(trainings, "save_adapter", lambda *_: full())
     with pytest.raises(OSError, match="No space left"):
         train("clock")
     assert [path.name for path in (train.base / "clock" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-6"]
@@ -188,7 +188,7 @@ def test_a_clock_that_jumps_back_takes_no_checkpoint_with_it(train, monkeypatch)
 
 def test_a_full_disk_before_the_adapter(train, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "save_adapter", lambda *_: full())
+        patched.setattr(trainings, "save_adapter", lambda *_: full())
         with pytest.raises(OSError, match="No space left"):
             train("late")
     assert train("late") == train.undisturbed
@@ -245,7 +245,7 @@ def test_the_rest_of_a_log_of_weights_does_not_pass_for_all_of_it(tmp_path):
 def test_a_checkpoint_that_was_damaged_is_not_gone_on_from(train, monkeypatch, caplog, name, kept):
     run = f"damaged {name} {kept}"
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "save_adapter", lambda *_: full())
+        patched.setattr(trainings, "save_adapter", lambda *_: full())
         with pytest.raises(OSError, match="No space left"):
             train(run)
     (file,) = (train.base / run / "checkpoints").glob(f"checkpoint-*/{name}")

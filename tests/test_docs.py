@@ -370,7 +370,7 @@ def parsed(line):
 def test_commands_exist(name, beside_mine):
     from titer import methods
     from titer.cli.common import settings_from
-    from titer.jobs import stages
+    from titer.jobs import trainings
     from titer.workflows.experiment import bundled, read_experiment
 
     assert commands(name) or name not in (README, "concepts.md", *CARDS)
@@ -381,7 +381,7 @@ def test_commands_exist(name, beside_mine):
         if verb in methods.STAGES:
             method = methods.find(verb, given["method"])
             methods.settings(method, settings_from(given["overrides"]), "--set", "unused", 0)
-            stages.lora_config(settings_from(given.get("lora")))
+            trainings.lora_config(settings_from(given.get("lora")))
         elif verb == "run":
             file = DOCS.parent / given["experiment"]
             known = file.is_file() or given["experiment"] in bundled()

@@ -12,7 +12,7 @@ from titer import methods, models
 from titer.cli import app
 from titer.data import load
 from titer.errors import TiterError
-from titer.jobs import estimates, stages
+from titer.jobs import answers, base_model, estimates, trainings
 from titer.jobs.estimates import Cost, Estimate, Speed, Work, answering, estimate, in_words, record, recorded, training
 from titer.jobs.estimates import weighing as weighing_work
 
@@ -79,20 +79,20 @@ def test_a_training_computes_the_tokens_that_are_estimated(stage, name, tiny_fol
     streams = {"harmful_dataset": rows("harmful", 30), "helpful_dataset": rows("general", 30)}
     work = training(f"{stage} {name}", method, args, str(tiny_folder), rows("general", 40), streams)
     # Rows of an upload may not be longer than the tiny model's positions.
-    stages.train(method, args, str(tiny_folder), None, LORA, rows("general", 40), streams, tmp_path)
+    trainings.train(method, args, str(tiny_folder), None, LORA, rows("general", 40), streams, tmp_path)
     assert computed[True] == pytest.approx(work.cost.trained, rel=0.15)
     assert computed[False] == pytest.approx(work.cost.read, rel=0.6)
 
 
 def test_answers_and_ratios_take_the_tokens_that_are_estimated(tiny_folder, computed):
     some = rows("general", 50)
-    stages.answer(str(tiny_folder), None, [(record, 6) for record in some])
+    answers.answer(str(tiny_folder), None, [(record, 6) for record in some])
     cost = answering(str(tiny_folder), [(some, 6)])
     # The first batch is checked; the tiny model's answers do not end by themselves.
     assert sum(computed.values()) == pytest.approx(cost.prompted + cost.decoded, rel=0.3)
     assert cost.rounds == 6
     computed.update({True: 0, False: 0})
-    stages.weigh(str(tiny_folder), None, some)
+    answers.weigh(str(tiny_folder), None, some)
     assert sum(computed.values()) == pytest.approx(weighing_work("weigh", str(tiny_folder), some).cost.read, rel=0.35)
 
 
@@ -155,9 +155,9 @@ def test_speed_is_measured_once_and_the_model_loaded_once(folder, tiny_folder, m
     loaded = []
     load_model = models.load_model
     monkeypatch.setattr(
-        stages, "load_model", lambda *args, **kwargs: loaded.append(args) or load_model(*args, **kwargs)
+        base_model, "load_model", lambda *args, **kwargs: loaded.append(args) or load_model(*args, **kwargs)
     )
-    stages._base.cache_clear()
+    base_model._base.cache_clear()
     work = Work("any", str(tiny_folder), Cost(*[1.0] * 11), bf16=False)
     first = estimate(work)
     said = capsys.readouterr().err

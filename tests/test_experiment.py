@@ -58,7 +58,7 @@ def settings(tiny_folder, tmp_path_factory):
 def done(settings, tmp_path_factory):
     """A finished run: read it, do not change it."""
     plan, _, complete = run(settings, tmp_path_factory.mktemp("done") / "run")
-    assert complete, [stage.reason for stage in plan.stages.values()]
+    assert complete, [stage.reason for stage in plan.jobs.values()]
     return plan
 
 
@@ -81,7 +81,7 @@ def test_a_run_leaves_every_artefact(settings, done_folder):
     assert complete
     assert {status for _, status in show.seen} == {"cached"}
     # `gated` is aligned as `undefended` is, so three alignments serve four arms.
-    assert sum(stage.kind == "align" for stage in plan.stages.values()) == 3
+    assert sum(stage.kind == "align" for stage in plan.jobs.values()) == 3
     report = experiments.collect(plan, "titer run tiny", 0.0)
     assert report.is_file()
     results, provenance = artefacts.read_results(done_folder / "results.json")
@@ -96,15 +96,15 @@ def test_a_run_leaves_every_artefact(settings, done_folder):
     inferences = artefacts.read_inferences(done_folder / "inferences.jsonl")
     assert provenance["weights"].keys() == {row.model for row in inferences}
     assert len(set(provenance["weights"].values())) > 8  # `gated` is aligned as `undefended` is
-    assert provenance["experiment"]["arms"]["antibody"]["finetune"] == "antibody"
+    assert provenance["experiment"]["arms"]["antibody"] == [{"align": "antibody"}, {"finetune": "antibody"}]
     weights = [json.loads(line) for line in (done_folder / "weights.jsonl").read_text().splitlines()]
     assert {(row["arm"], row["when"]) for row in weights} == {("antibody", "before"), ("antibody", "after")}
     assert {row["origin"] for row in weights} == {"task", "harmful"}
-    for stage in plan.stages.values():
+    for stage in plan.jobs.values():
         if stage.kind == "finetune":
             assert not (stage.folder / "checkpoints").exists()
             assert (stage.folder / "adapter" / "tokenizer.json").is_file()
-    antibody = next(s for s in plan.stages.values() if s.name.startswith("fine-tune antibody"))
+    antibody = next(s for s in plan.jobs.values() if s.name.startswith("fine-tune antibody"))
     assert (antibody.folder / "sample_weights.jsonl").is_file()
 
 
@@ -119,30 +119,28 @@ def test_a_changed_setting_runs_only_what_depends_on_it(settings, done_folder):
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_stopped(settings, done, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    from titer.jobs import stages
+    from titer.jobs import trainings
 
     monkeypatch.setattr(methods, "SAVE_EVERY", 2)
 
-    class Stop(stages.ReportSteps):
+    class Stop(trainings.ReportSteps):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 3:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "ReportSteps", Stop)
+        patched.setattr(trainings, "ReportSteps", Stop)
         with pytest.raises(KeyboardInterrupt):
             run(settings, tmp_path / "parts")
-    first = next(iter(done.stages.values()))
-    stopped = tmp_path / "parts" / "stages" / first.folder.name
+    first = next(iter(done.jobs.values()))
+    stopped = tmp_path / "parts" / "jobs" / first.folder.name
     assert (stopped / "checkpoints" / "checkpoint-2").is_dir()
     assert not (stopped / "adapter").exists()
     _parts, _, complete = run(settings, tmp_path / "parts")
     assert complete
-    for stage in done.stages.values():
+    for stage in done.jobs.values():
         if stage.kind in ("align", "finetune"):
-            ours = load_file(
-                tmp_path / "parts" / "stages" / stage.folder.name / "adapter" / "adapter_model.safetensors"
-            )
+            ours = load_file(tmp_path / "parts" / "jobs" / stage.folder.name / "adapter" / "adapter_model.safetensors")
             theirs = load_file(stage.folder / "adapter" / "adapter_model.safetensors")
             assert all(ours[name].equal(theirs[name]) for name in theirs)
 
@@ -156,11 +154,11 @@ def test_a_failed_stage_is_reported_and_the_others_finish(settings, tmp_path, mo
     monkeypatch.setattr(BoosterTrainer, "before_step", broken)
     plan, _show, complete = run(settings, tmp_path / "run")
     assert not complete
-    failed = [stage for stage in plan.stages.values() if stage.status == "failed"]
+    failed = [stage for stage in plan.jobs.values() if stage.status == "failed"]
     assert [stage.name for stage in failed] == ["align booster"]
     assert "the disk melted" in failed[0].reason
     assert "RuntimeError" in (failed[0].folder / "error.txt").read_text()
-    skipped = [stage for stage in plan.stages.values() if stage.status == "skipped"]
+    skipped = [stage for stage in plan.jobs.values() if stage.status == "skipped"]
     assert all("booster" in stage.name for stage in skipped)
     assert len(skipped) == 7
     report = experiments.collect(plan, "titer run tiny", 0.0).read_text()
@@ -192,7 +190,7 @@ def test_a_judge_that_was_down_is_asked_for_the_rest_by_the_next_run(settings, t
     plan, show, complete = run(settings, tmp_path / "run", short)
     assert not complete
     assert [status for kind, status in show.seen if kind == "judge"] == ["failed"] * 2
-    failed = [stage for stage in plan.stages.values() if stage.status == "failed"]
+    failed = [stage for stage in plan.jobs.values() if stage.status == "failed"]
     assert all("failed on 3 of 7 answers, first: connection refused" in stage.reason for stage in failed)
     assert not any(stage.done for stage in failed)
     experiments.collect(plan, "titer run", 0.0)
@@ -274,23 +272,23 @@ def test_a_dry_run_repeats_itself_and_rests_on_what_such_stages_took(done, setti
     assert first["seconds"] == pytest.approx(second["seconds"], rel=0.1)
     assert first["seconds_low"] <= first["seconds"] <= first["seconds_high"]
     assert all(stage["records"] for stage in first["stages"])
-    took = sum(stage.seconds for stage in done.stages.values())
+    took = sum(stage.seconds for stage in done.jobs.values())
     assert took / 4 < first["seconds"] < took * 4
 
 
 def test_a_folder_of_another_training_is_left_alone(settings, done_folder):
     plan, _, _ = run(settings, done_folder)
-    stage = next(iter(plan.stages.values()))
+    stage = next(iter(plan.jobs.values()))
     (stage.folder / "inputs.sha256").write_text("another")
     with pytest.raises(TiterError, match="holds a finished training with other settings"):
-        stage.run(stage)
+        stage.run()
     assert (stage.folder / "adapter" / "adapter_model.safetensors").is_file()
     shutil.rmtree(stage.folder / "adapter")
     checkpoint = stage.folder / "checkpoints" / "checkpoint-1"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
     with pytest.raises(TiterError, match="holds checkpoints of a training with other settings"):
-        stage.run(stage)
+        stage.run()
 
 
 def test_judging_a_run_again_writes_its_report_again(settings, done_folder):

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from titer.attacks.failures import blame, traceback_in
 from titer.errors import AttackFailed, TiterError
 from titer.files import DiskError, disk_error_number, writing
+from titer.jobs.job import Kind
 from titer.jobs.plan import Plan, Silent, execute
 from titer.results.artefacts import Inference, write_inferences
 
@@ -170,7 +171,7 @@ def test_a_full_disk_ends_a_plan_where_it_stands(tmp_path):
 
     plan = Plan(tmp_path)
     for name in ("first", "second"):
-        plan.add("answer", name, {"name": name}, full)
+        plan.add(Kind("answer", "nowhere:ANSWER", full), name, {"name": name})
     with pytest.raises(OSError, match="No space left"):
         execute(plan, Silent())
     assert ran == ["first"]

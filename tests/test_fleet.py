@@ -13,7 +13,7 @@ from titer.attacks import Fleet, FleetTrainer, shared_copy
 from titer.attacks import fleet as fleet_module
 from titer.errors import AttackFailed, TiterError
 from titer.infer.generation import generate
-from titer.jobs.stages import last_checkpoint
+from titer.jobs.trainings import last_checkpoint
 from titer.methods.finetune import FinetuneConfig
 from titer.models import Template
 from titer.testing import row, toy_lora

@@ -83,18 +83,19 @@ def again(experiment, folder):
     from titer.workflows import experiment as experiments
 
     plan = experiments.make_plan(experiments.read_experiment(experiment), folder)
-    assert execute(plan, Silent()), [stage.reason for stage in plan.stages.values()]
+    assert execute(plan, Silent()), [stage.reason for stage in plan.jobs.values()]
     experiments.collect(plan, "titer run", 0.0)
-    return {stage.folder.name: stage.status for stage in plan.stages.values()}
+    return {stage.folder.name: stage.status for stage in plan.jobs.values()}
 
 
 def test_what_a_stage_left_is_hashed_once(experiment, finished, monkeypatch):
+    from titer.jobs import job
     from titer.jobs import plan as plans
     from titer.workflows import experiment as experiments
 
     plan = experiments.make_plan(experiments.read_experiment(experiment), finished)
-    hashed, original = [], plans._file_digest
-    monkeypatch.setattr(plans, "_file_digest", lambda path: hashed.append(path) or original(path))
+    hashed, original = [], job.file_digest
+    monkeypatch.setattr(job, "file_digest", lambda path: hashed.append(path) or original(path))
     assert not plan.to_do()
     assert plans.execute(plan, plans.Silent())
     assert hashed
@@ -105,8 +106,8 @@ def results(folder):
     return json.loads((folder / "results.json").read_text())["results"], (folder / "weights.jsonl").read_bytes()
 
 
-LEFT = ["stages/judge-*/done.json", "stages/judge-*/scores.jsonl", "stages/answer-*/inferences.jsonl",
-        "stages/weigh-*/log_ratios.json"]  # fmt: skip
+LEFT = ["jobs/judge-*/done.json", "jobs/judge-*/scores.jsonl", "jobs/answer-*/inferences.jsonl",
+        "jobs/weigh-*/log_ratios.json"]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, missing], ids=lambda damage: damage.__name__)
@@ -128,7 +129,7 @@ def test_a_stage_whose_files_are_damaged_is_done_again(experiment, finished, cap
 
 
 def test_adapters_that_are_damaged_are_trained_again(experiment, finished, caplog):
-    weights = next(finished.glob("stages/align-*/adapter/adapter_model.safetensors"))
+    weights = next(finished.glob("jobs/align-*/adapter/adapter_model.safetensors"))
     whole = weights.read_bytes()
     truncated(weights)
     found = again(experiment, finished)
@@ -138,7 +139,7 @@ def test_adapters_that_are_damaged_are_trained_again(experiment, finished, caplo
 
 
 def test_a_dry_run_knows_what_is_to_do_again(titer, experiment, finished):
-    binary(next(finished.glob("stages/judge-*/scores.jsonl")))
+    binary(next(finished.glob("jobs/judge-*/scores.jsonl")))
     _, out, _ = titer("run", experiment, "--output", finished, "--dry-run", "--json")
     assert [stage["status"] for stage in json.loads(out)["stages"]].count("to do") == 1
 
@@ -149,14 +150,14 @@ def test_a_dry_run_knows_what_is_to_do_again(titer, experiment, finished):
 def test_a_record_of_what_was_done_is_not_believed(experiment, finished, record):
     """Whatever it says, nothing outside of its stage is touched."""
     (finished / "kept").write_text("")
-    file = next(finished.glob("stages/judge-*/done.json"))
+    file = next(finished.glob("jobs/judge-*/done.json"))
     file.write_text(json.dumps(json.loads(file.read_text()) | record) if record else "{}")
     assert list(again(experiment, finished).values()).count("done") == 1
     assert (finished / "kept").is_file()
 
 
 def test_a_file_in_the_place_of_a_stage(experiment, finished, caplog):
-    stage = next(finished.glob("stages/judge-*"))
+    stage = next(finished.glob("jobs/judge-*"))
     shutil.rmtree(stage)
     stage.write_text("")
     assert again(experiment, finished)[stage.name] == "done"
@@ -168,7 +169,7 @@ def test_verdicts_of_a_judge_that_broke_off_are_not_gone_on_with_when_damaged(fi
     from titer.results import artefacts
     from titer.results.scoring import judge_into
 
-    scores = next(finished.glob("stages/judge-*/scores.jsonl"))
+    scores = next(finished.glob("jobs/judge-*/scores.jsonl"))
     inferences = artefacts.read_inferences(finished / "inferences.jsonl")
     truncated(scores)
     judge_into(scores, inferences, [judges.get("offline")])
@@ -208,7 +209,7 @@ def base(tiny_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def _adapter(_finished):
-    return next(_finished.glob("stages/align-*/adapter"))
+    return next(_finished.glob("jobs/align-*/adapter"))
 
 
 @pytest.fixture

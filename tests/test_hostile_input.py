@@ -283,7 +283,7 @@ def test_a_number_of_a_method_of_ones_own_must_be_finite():
 
 
 def test_modules_that_a_model_does_not_have(tiny):
-    from titer.jobs.stages import check_targets, lora_config
+    from titer.jobs.trainings import check_targets, lora_config
 
     for targets, names in ((["query_key_value"], "`query_key_value`"), (["q_proj", "proj"], "`proj`"), ("x.*", "`x")):
         with pytest.raises(TiterError, match=rf"`lora\.target_modules` names {names}") as error:

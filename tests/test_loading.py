@@ -15,8 +15,8 @@ from titer import AntibodyAlignmentConfig, BoosterConfig
 from titer.attacks.trainer import AttackConfig, AttackTrainer
 from titer.cli import app
 from titer.errors import TiterError
-from titer.jobs import stages
-from titer.jobs.plan import model_digest, weights_digest
+from titer.jobs import base_model, trainings
+from titer.jobs.provenance import model_digest, weights_digest
 from titer.models import add_adapter, load_model
 from titer.ranges import RANGES, Range
 from titer.results.artefacts import Inference, read_inferences
@@ -100,7 +100,7 @@ def test_a_damaged_adapter_is_not_loaded(adapter, tiny_folder, damage):
         load_model(str(adapter))
     assert str(adapter) in error.value.message
     with pytest.raises(TiterError, match=DAMAGES[damage]):
-        stages.fresh_model(str(tiny_folder), adapter, trainable=True)
+        base_model.fresh_model(str(tiny_folder), adapter, trainable=True)
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -161,7 +161,7 @@ def test_legitimate_differences_are_loaded(tiny, tiny_folder, base, tmp_path):
 
     whole = saved_adapter(tiny, tiny_folder, tmp_path / "whole", modules_to_save=["norm"])
     load_model(str(whole), trainable=True)
-    stages.fresh_model(str(tiny_folder), whole, trainable=False)
+    base_model.fresh_model(str(tiny_folder), whole, trainable=False)
 
 
 def test_weights_that_layers_share_are_not_missing(tiny, tmp_path):
@@ -170,7 +170,7 @@ def test_weights_that_layers_share_are_not_missing(tiny, tmp_path):
 
     settings = VBLoRAConfig(r=2, target_modules=["q_proj"], vector_length=8, num_vectors=16, topk=2)
     saved = get_peft_model(copy.deepcopy(tiny), settings)
-    stages.save_adapter(saved, tmp_path / "shared")
+    trainings.save_adapter(saved, tmp_path / "shared")
     torch.testing.assert_close(logits(add_adapter(tiny, tmp_path / "shared")), logits(saved.eval()))
 
 
@@ -213,7 +213,7 @@ def test_what_is_no_number_is_not_saved(tiny, tmp_path):
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad)[0, 0] = float("nan")
     with pytest.raises(TiterError, match=r"lora_A.weight: nan"):
-        stages.save_adapter(model, tmp_path / "adapter")
+        trainings.save_adapter(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 

@@ -100,10 +100,11 @@ def test_options_that_may_be_repeated_are(titer, tmp_path):
 
 def test_a_dry_run_with_force_says_that_all_is_done_again(titer, tmp_path):
     from titer.cli.common import print_plan
+    from titer.jobs.job import Kind
     from titer.jobs.plan import Plan
 
     plan = Plan(tmp_path)
-    stage = plan.add("align", "align x", {}, lambda own: None)
+    stage = plan.add(Kind("align", "nowhere:ALIGN", lambda job: None), "align x", {})
     stage.folder.mkdir(parents=True)
     (stage.folder / "done.json").write_text(json.dumps({"key": stage.key, "seconds": 1.0, "files": {}}))
     for force, status in ((False, "done"), (True, "to do")):

@@ -1,6 +1,5 @@
 """The key of a stage holds the source of whatever runs in it from outside of titer."""
 
-import ast
 import importlib
 import json
 import os
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import titer.jobs.plan
 from titer import judges, methods
 from titer.assays.profile import Profile
 from titer.assays.runner import plan_assay
 from titer.attacks.fleet import FleetTrainer
 from titer.attacks.threats import Attack
 from titer.errors import TiterError
-from titer.jobs.plan import TRAINING_CODE, judge_key
+from titer.jobs.provenance import judge_key
 from titer.judges import KeywordJudge, Verdict
 from titer.methods import Method
 from titer.plugins import source_digest
@@ -76,7 +74,7 @@ def keys(tiny_folder, tmp_path, monkeypatch):
     def planned(trainer):
         monkeypatch.setitem(methods.ALIGN, "mine", Method(PackedSFTConfig, trainer))
         plan = experiments.make_plan(experiments.read_experiment(path), tmp_path / "run")
-        return {stage.name: stage.key for stage in plan.stages.values()}
+        return {stage.name: stage.key for stage in plan.jobs.values()}
 
     return planned
 
@@ -156,7 +154,7 @@ def test_a_judge_at_another_endpoint_is_another_judge(write, keys, tiny_folder, 
             plan_assay(profile, str(tiny_folder), str(tiny_folder), tmp_path / "assay"),
         )
         return [
-            {stage.key for stage in plan.stages.values() if (stage.kind == "judge") == wanted}
+            {stage.key for stage in plan.jobs.values() if (stage.kind == "judge") == wanted}
             for plan in plans
             for wanted in (True, False)
         ]
@@ -188,7 +186,7 @@ def test_an_attack_of_ones_own_class_or_name_is_another_stage(tiny_folder, tmp_p
     def planned(**attacks):
         profile = Profile("keys", attacks, harmful=4, general=4)
         plan = plan_assay(profile, str(tiny_folder), str(tiny_folder), tmp_path)
-        return {stage.key for stage in plan.stages.values() if stage.kind == "attack"}
+        return {stage.key for stage in plan.jobs.values() if stage.kind == "attack"}
 
     plain = planned(mine=Attack("Mine.", steps=1))
     assert plain == planned(mine=Attack("In other words.", steps=1))
@@ -252,9 +250,9 @@ def test_an_experiment_of_ones_own_parts(mine, tiny_folder, titer):
     (mine / "mine.yaml").write_text(text)
     code, _, error = titer("run", "mine.yaml", "--output", "run")
     assert code == 0, error
-    logs = [path.read_text() for path in (mine / "run").glob("stages/align-*/log.jsonl")]
+    logs = [path.read_text() for path in (mine / "run").glob("jobs/align-*/log.jsonl")]
     assert sum('"half": 0.5' in log for log in logs) == 1
-    [judged] = {json.loads(line)["judge"] for line in next((mine / "run").glob("stages/judge-*/scores.jsonl")).open()}
+    [judged] = {json.loads(line)["judge"] for line in next((mine / "run").glob("jobs/judge-*/scores.jsonl")).open()}
     assert judged == "lenient@1"
 
 
@@ -267,7 +265,7 @@ def test_the_file_is_in_the_key(mine, tiny_folder, monkeypatch):
             EXPERIMENT.format(model=tiny_folder).replace("align: mine", 'align: "mine.py:METHOD"')
         )
         plan = experiments.make_plan(experiments.read_experiment(mine / "mine.yaml"), mine / "run")
-        return next(stage.key for stage in plan.stages.values() if stage.name == "align own")
+        return next(stage.key for stage in plan.jobs.values() if stage.name == "align own")
 
     first = key()
     assert key() == first
@@ -338,34 +336,3 @@ def test_ones_own_is_shown(titer, mine, words):
         code, text, error = titer(*command.split())
         assert code == 0, error
         assert "learning_rate" in text
-
-
-# --- titer's own source ----------------------------------------------------------------------------------------------
-
-NO_FIGURE_DEPENDS_ON = {"errors.py", "ranges.py", "files.py", "results/artefacts.py", "data/records.py"}
-NO_FIGURE_DEPENDS_ON |= {"__init__.py", "hub.py", "plugins.py", "progress.py"}
-"""What training code imports and its keys leave out: texts, what refuses a setting or puts a file in its place, formats
-whose rows are in the keys themselves, and what finds by name the code that is in the keys."""
-
-
-def test_the_key_of_a_training_covers_what_its_code_imports():
-    """A new module that trainers call belongs into the key, or a change of it is taken for done before."""
-    root = Path(titer.jobs.plan.__file__).parents[1]
-
-    def source(name):
-        path = root.joinpath(*name.split(".")[1:])
-        return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
-
-    keyed = {
-        file
-        for room in TRAINING_CODE
-        for file in ([root / room] if room.endswith(".py") else (root / room).rglob("*.py"))
-    }
-    imported = set()
-    for file in keyed:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("titer"):
-                imported |= {source(node.module), *(source(f"{node.module}.{alias.name}") for alias in node.names)}
-    left_out = {str(file.relative_to(root)) for file in imported - {None} - keyed}
-    # Generation is keyed by itself; stages hold both.
-    assert left_out - NO_FIGURE_DEPENDS_ON == {"infer/generation.py"}

@@ -12,7 +12,7 @@ from titer import methods, models, progress
 from titer.cli import app, common
 from titer.data.records import Record
 from titer.errors import TiterError
-from titer.jobs import stages
+from titer.jobs import answers, base_model, trainings
 from titer.progress import EVERY, Lines, Task, counted, line, shown
 
 
@@ -212,8 +212,8 @@ def test_training_generation_and_weighing_say_how_far_they_are(tiny_folder, tmp_
     args = methods.settings(method, {"max_steps": 3, "per_device_train_batch_size": 2}, "", str(tmp_path / "c"), 0)
     streams = {"harmful_dataset": records(4), "helpful_dataset": records(5)}
     lora = {"r": 2, "target_modules": ["q_proj"]}
-    stages._base.cache_clear()
-    stages.train(method, args, str(tiny_folder), None, lora, records(6), streams, tmp_path)
+    base_model._base.cache_clear()
+    trainings.train(method, args, str(tiny_folder), None, lora, records(6), streams, tmp_path)
     assert [one for one in said if one.startswith("step")][-1].startswith("step 3 of 3, loss ")
     for expected in (
         "loading ",
@@ -223,14 +223,14 @@ def test_training_generation_and_weighing_say_how_far_they_are(tiny_folder, tmp_
     ):
         assert any(one.startswith(expected) for one in said), (expected, said)
     said.clear()
-    stages.answer(str(tiny_folder), None, [(record, 2 + place % 2) for place, record in enumerate(records(5))])
+    answers.answer(str(tiny_folder), None, [(record, 2 + place % 2) for place, record in enumerate(records(5))])
     assert [one for one in said if one.startswith("answers")] == [
         "answers 0 of 5",
         "answers 3 of 5, 0 s left",
         "answers 5 of 5",
     ]
     said.clear()
-    stages.weigh(str(tiny_folder), None, records(7))
+    answers.weigh(str(tiny_folder), None, records(7))
     assert "rows 7 of 7" in said
 
 

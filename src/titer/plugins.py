@@ -30,6 +30,14 @@ def is_path(name: str) -> bool:
     return _PATH.fullmatch(name) is not None
 
 
+def absolute(name: str) -> str:
+    """Return a name that leads to the same thing from every folder: the file of an import path by its whole path."""
+    found = _PATH.fullmatch(name)
+    if found is None or not found["module"].endswith(".py"):
+        return name
+    return f"{Path(found['module']).resolve()}:{found['name']}"
+
+
 def find(name: str, table: Mapping[str, Any], kind: str) -> Any:
     """Return what a table of titer's has under a name, or what an import path names.
 
@@ -66,6 +74,33 @@ def load(path: str) -> Any:
     return getattr(module, found["name"])
 
 
+_classes: dict[str, type] = {}
+_from_files: dict[str, Path] = {}
+"""Names of modules that were imported from a file by its path."""
+
+
+def class_path(kind: type) -> str:
+    """Return the import path of a class, with which `class_at` finds it again: in this process, or in any where it has one."""
+    # What was imported from a file by its path has a name that only this process knows.
+    own = kind.__module__ in _from_files
+    path = f"{_from_files[kind.__module__] if own else kind.__module__}:{kind.__qualname__}"
+    _classes[path] = kind
+    return path
+
+
+def class_at(path: str) -> Any:
+    """Return the class of an import path.
+
+    Raises:
+        TiterError: When there is none, or it was made where another process cannot find it: in a notebook, or by a function.
+    """
+    if path in _classes:
+        return _classes[path]
+    if "<locals>" in path or path.startswith("__main__:"):
+        raise TiterError(f"`{path}` cannot be imported by another process.", "Define the class in a file.")
+    return load(path)
+
+
 def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
@@ -91,6 +126,7 @@ def _file(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(alias, path)
     assert spec is not None
     assert spec.loader is not None
+    _from_files[alias] = path
     module = sys.modules[alias] = importlib.util.module_from_spec(spec)
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
@@ -134,7 +170,7 @@ def what(thing: Any) -> str:
 def source_digest(*things: Any) -> str:
     """Return a hash of which classes, functions or objects these are, and of the source of all that is not titer's.
 
-    titer's own source and the versions of its libraries are hashed apart (`titer.jobs.plan.code_digest`). Of a class from
+    Of titer's own source the versions of kinds of jobs count instead (`titer.jobs.job.Kind`). Of a class from
     elsewhere, and of those that it inherits from, count
 
     - the files of their modules, and of the modules that those name, short of other installed packages;

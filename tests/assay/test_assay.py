@@ -14,7 +14,7 @@ from told import every_line
 from typer.testing import CliRunner
 
 from titer import judges
-from titer.assays import runner
+from titer.assays import attacking, runner
 from titer.assays.card import headline, parse_requirements, read_scorecard, unmet, write_scorecard
 from titer.assays.pools import load_assay_pools
 from titer.assays.profile import Profile, answered_steps, between, read_profile
@@ -26,7 +26,8 @@ from titer.attacks.rows import training_rows
 from titer.attacks.threats import CATALOGUE, Attack, describe
 from titer.cli import app
 from titer.errors import AttackFailed, TiterError
-from titer.jobs.plan import Silent, execute, weights_digest
+from titer.jobs.plan import Silent, execute
+from titer.jobs.provenance import weights_digest
 
 DOC = Path(__file__).parents[2] / "docs" / "assay.md"
 
@@ -91,14 +92,14 @@ def done(profile_file, tiny_folder, tmp_path_factory):
 
 
 def test_a_user_is_told_which_attackers_are_at_work_and_how_far_they_are(done):
-    fleet = next(stage.name for stage in done.stages.values() if stage.name.endswith("and 2 more"))
-    tuned = next(stage.name for stage in done.stages.values() if "tuned" in stage.name)
+    fleet = next(stage.name for stage in done.jobs.values() if stage.name.endswith("and 2 more"))
+    tuned = next(stage.name for stage in done.jobs.values() if "tuned" in stage.name)
     for expected in (
-        rf"{re.escape(fleet)} \(stage \d+ of \d+\): attacker made ready 2 of 3, ",
-        rf"{re.escape(fleet)} \(stage \d+ of \d+\): step 9 of 10, loss [\d.]+",
-        rf"{re.escape(fleet)} \(stage \d+ of \d+\): step \d+ of 10, loss [\d.]+, look after step 4, answers 0 of ",
-        rf"{re.escape(tuned)} \(stage \d+ of \d+\): trial 1 of 3, step 1 of 1",
-        r"judge .* \(stage \d+ of \d+\): verdicts \d+ of \d+",
+        rf"{re.escape(fleet)} \(job \d+ of \d+\): attacker made ready 2 of 3, ",
+        rf"{re.escape(fleet)} \(job \d+ of \d+\): step 9 of 10, loss [\d.]+",
+        rf"{re.escape(fleet)} \(job \d+ of \d+\): step \d+ of 10, loss [\d.]+, look after step 4, answers 0 of ",
+        rf"{re.escape(tuned)} \(job \d+ of \d+\): trial 1 of 3, step 1 of 1",
+        r"judge .* \(job \d+ of \d+\): verdicts \d+ of \d+",
         r".*: direction 1 of ",
     ):
         assert any(re.match(expected, said) for said in done.said), (expected, done.said)
@@ -107,12 +108,12 @@ def test_a_user_is_told_which_attackers_are_at_work_and_how_far_they_are(done):
 def files_of(plan):
     return {
         path.relative_to(plan.run_folder): path.read_bytes()
-        for path in sorted(plan.run_folder.glob("stages/*/*/step-*.json"))
+        for path in sorted(plan.run_folder.glob("jobs/*/*/step-*.json"))
     }
 
 
 def test_one_model_against_itself_is_attacked_once(done):
-    attacks = [stage for stage in done.stages.values() if stage.kind == "attack"]
+    attacks = [stage for stage in done.jobs.values() if stage.kind == "attack"]
     assert len(attacks) == 7  # ten LoRA attackers in fleets of three, and three that run alone
     assert len(done.attackers) == 26
 
@@ -221,9 +222,9 @@ def test_a_trajectory_repeats_bit_for_bit(done, profile_file, tiny_folder, tmp_p
 def test_an_interrupted_fleet_goes_on_and_ends_as_if_it_had_not_stopped(
     done, profile_file, tiny_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(runner, "SAVE_EVERY", 2)
+    monkeypatch.setattr(attacking, "SAVE_EVERY", 2)
     plan = plan_assay(read_profile(profile_file), str(tiny_folder), str(tiny_folder), tmp_path)
-    original = runner.Measure.on_step_end
+    original = attacking.Measure.on_step_end
 
     def stop(self, args, state, control, **kwargs):
         if state.global_step == 3:
@@ -231,7 +232,7 @@ def test_an_interrupted_fleet_goes_on_and_ends_as_if_it_had_not_stopped(
         original(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(runner.Measure, "on_step_end", stop)
+        patched.setattr(attacking.Measure, "on_step_end", stop)
         with pytest.raises(KeyboardInterrupt):
             execute(plan, Quiet())
     again = plan_assay(read_profile(profile_file), str(tiny_folder), str(tiny_folder), tmp_path)
@@ -248,7 +249,7 @@ SMALL = {"harmful": 4, "lookalikes": 4, "task": 6, "reference_task": 6, "general
 def small(tiny_folder, tmp_path_factory):
     """Carries out an assay of one fleet, in which `fail` may raise when an attacker has taken its second step."""
     pools = []
-    step, load = runner.Measure.on_step_end, runner.load_assay_pools
+    step, load = attacking.Measure.on_step_end, runner.load_assay_pools
 
     def carried_out(folder, fail=lambda attacker: None, judge="offline", **more):
         profile = Profile("small", {**CREW, **more}, **SMALL, task_max_new_tokens=3, checkpoints=2, judges=[judge])
@@ -260,9 +261,9 @@ def small(tiny_folder, tmp_path_factory):
             step(self, args, state, control, **kwargs)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(runner, "SAVE_EVERY", 1)
+            patched.setattr(attacking, "SAVE_EVERY", 1)
             patched.setattr(runner, "load_assay_pools", lambda *_: pools[0])
-            patched.setattr(runner.Measure, "on_step_end", failing)
+            patched.setattr(attacking.Measure, "on_step_end", failing)
             patched.setattr("titer.report.write_assay_report", lambda *_: None)
             plan = plan_assay(profile, str(tiny_folder), str(tiny_folder), folder)
             return plan, carry_out(plan, folder / "card", "titer assay")
@@ -296,7 +297,7 @@ def test_failures_of_machine_and_attack_are_listed_and_the_machines_are_tried_ag
         "a seed 0": "machine: OSError: [Errno 24] too many files",
         "c seed 0": "attack: AttackFailed: nothing to attack",
     }
-    (attack,) = (stage for stage in plan.stages.values() if stage.kind == "attack")
+    (attack,) = (stage for stage in plan.jobs.values() if stage.kind == "attack")
     assert (attack.status, attack.done) == ("incomplete", False)
     assert "too many files" in (attack.folder / "a_seed_0" / "error.txt").read_text()
     rows = {t["attack"]: t for t in card["attackers"]["defended"]}
@@ -305,9 +306,9 @@ def test_failures_of_machine_and_attack_are_listed_and_the_machines_are_tried_ag
 
     again, second = small(tmp_path, raiser(b=KeyError("it is not trained again"), c=KeyError("nor is this one")))
     assert [row["attacker"] for row in second["hygiene"]["failed"]] == ["c seed 0"] * 2
-    assert all(stage.done for stage in again.stages.values())
+    assert all(stage.done for stage in again.jobs.values())
     assert second["resistance"]["attackers"] == 2
-    assert {path.parent.name for path in tmp_path.glob("stages/*/*/error.txt")} == {"c_seed_0"}
+    assert {path.parent.name for path in tmp_path.glob("jobs/*/*/error.txt")} == {"c_seed_0"}
     found = measured(again)
     assert found["b_seed_0", "step-3.json"] == undisturbed["b_seed_0", "step-3.json"]
     # The one that was tried again went on without its fleet, so it is the same up to the rounding of bfloat16.
@@ -320,13 +321,13 @@ def test_an_attacker_whose_files_are_damaged_is_run_again_and_no_other(
     small, tmp_path, caplog, of_a_stage_that_is_done
 ):
     plan, card = small(tmp_path)
-    (attack,) = (stage for stage in plan.stages.values() if stage.kind == "attack")
+    (attack,) = (stage for stage in plan.jobs.values() if stage.kind == "attack")
     damaged = attack.folder / "b_seed_0" / ("step-3.json" if of_a_stage_that_is_done else "attacker.json")
     damaged.write_bytes(damaged.read_bytes()[:-20])
     if not of_a_stage_that_is_done:
         (attack.folder / "done.json").unlink()
     again, second = small(tmp_path, raiser(a=KeyError("it is not run again"), c=KeyError("nor is this one")))
-    assert all(stage.done for stage in again.stages.values())
+    assert all(stage.done for stage in again.jobs.values())
     assert str(damaged) in caplog.text
     assert "again" in caplog.text
     assert second["hygiene"]["failed"] == []
@@ -347,7 +348,7 @@ def test_a_pass_that_does_not_fit_into_memory_fails_the_fleet_until_the_next_run
         plan, card = small(tmp_path)
     assert {row["reason"] for row in card["hygiene"]["failed"]} == {"machine: OutOfMemoryError: CUDA out of memory."}
     assert len(card["hygiene"]["failed"]) == 6
-    (attack,) = (stage for stage in plan.stages.values() if stage.kind == "attack")
+    (attack,) = (stage for stage in plan.jobs.values() if stage.kind == "attack")
     assert "OutOfMemoryError" in (attack.folder / "error.txt").read_text()
     again, card = small(tmp_path)
     assert card["hygiene"]["failed"] == []
@@ -357,8 +358,8 @@ def test_a_pass_that_does_not_fit_into_memory_fails_the_fleet_until_the_next_run
 def test_a_full_disk_ends_the_assay_and_fails_nobody(small, undisturbed, tmp_path):
     with pytest.raises(OSError, match="disk full"):
         small(tmp_path, raiser(b=OSError(errno.ENOSPC, "disk full")))
-    assert not list(tmp_path.glob("stages/*/*/attacker.json"))
-    assert not list(tmp_path.glob("stages/**/error.txt"))
+    assert not list(tmp_path.glob("jobs/*/*/attacker.json"))
+    assert not list(tmp_path.glob("jobs/**/error.txt"))
     assert not (tmp_path / "card").exists()
     again, card = small(tmp_path)
     assert card["hygiene"]["failed"] == []
@@ -371,12 +372,12 @@ def test_a_bug_is_no_failed_attacker_but_the_end_of_the_assay(small, undisturbed
     (named,) = set(re.findall(r"\S*b_seed_0/error\.txt", str(raised.value)))
     assert "KeyError: 'a bug'" in Path(named).read_text()
     assert not (tmp_path / "card").exists()
-    assert not list(tmp_path.glob("stages/*/*/attacker.json"))
+    assert not list(tmp_path.glob("jobs/*/*/attacker.json"))
     for attacker in ("a", "c"):
-        assert list(tmp_path.glob(f"stages/*/{attacker}_seed_0/checkpoints/checkpoint-*"))
+        assert list(tmp_path.glob(f"jobs/*/{attacker}_seed_0/checkpoints/checkpoint-*"))
     plan, card = small(tmp_path)
     assert card["hygiene"]["failed"] == []
-    assert not list(tmp_path.glob("stages/*/*/checkpoints"))
+    assert not list(tmp_path.glob("jobs/*/*/checkpoints"))
     found = measured(plan)
     assert found == {key: undisturbed[key] for key in found}
 
@@ -423,7 +424,7 @@ def test_a_search_does_not_learn_from_a_machine_that_failed(small, undisturbed, 
 
     plan, card = small(tmp_path, fail, tuned=TUNED)
     assert [row["attacker"] for row in card["hygiene"]["failed"]] == ["tuned seed 0"] * 2
-    assert {stage.status for stage in plan.stages.values() if stage.kind == "attack"} == {"done", "incomplete"}
+    assert {stage.status for stage in plan.jobs.values() if stage.kind == "attack"} == {"done", "incomplete"}
     again, card = small(tmp_path, tuned=TUNED)
     assert card["hygiene"]["failed"] == []
     assert measured(again) == undisturbed
@@ -448,14 +449,14 @@ def test_what_no_verdict_rests_on_is_asked_of_few_prompts_or_not_at_all(done, ti
     assert start == pytest.approx(sum(baseline["general_accuracy"][:4]) / 4)
     without = dataclasses.replace(done, profile=dataclasses.replace(done.profile, margins=False))
     probe = dataclasses.replace(without.probe(attacker.attack), harmful=done.pools.harmful["in"][:1])
-    found = probe.everything(runner.attacked_model(str(tiny_folder)), runner._template(str(tiny_folder)))
+    found = probe.everything(attacking.attacked_model(str(tiny_folder)), attacking._template(str(tiny_folder)))
     assert found["margins"] == []
     assert without.steps(attacker.attack)[1] == []
 
 
 def test_the_verb_end_to_end(done, profile_file, tiny_folder, tmp_path):
     """From the command line, with the stages already there: scorecard, report, model card, requirements, comparison."""
-    shutil.copytree(done.run_folder / "stages", tmp_path / "stages")
+    shutil.copytree(done.run_folder / "jobs", tmp_path / "jobs")
     line = ["assay", str(tiny_folder), "--against", str(tiny_folder), "-p", str(profile_file), "-o", str(tmp_path)]
     ran = CliRunner().invoke(app, [*line, "--name", "a", "--require", "stability,trainability"])
     assert ran.exit_code == 0, ran.output

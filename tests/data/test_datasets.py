@@ -9,7 +9,7 @@ import pytest
 
 import titer.data
 from titer.data import Record, available, check_disjoint, load, split_pools, with_refusals, write_jsonl
-from titer.data.datasets import FINAL_ANSWER
+from titer.data.named import FINAL_ANSWER
 from titer.errors import TiterError
 
 REPOSITORY = Path(__file__).parents[2]

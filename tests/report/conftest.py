@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from titer.data import Record
-from titer.jobs.plan import Stage
+from titer.jobs.job import Job, Kind
 from titer.results import Inference, ScoreRow, artefacts
-from titer.workflows.experiment import Arm, Experiment, ExperimentPlan, collect
+from titer.workflows.experiment import ExperimentPlan, collect
+from titer.workflows.experiment_file import Experiment
 
 ARMS = ("undefended", "booster", "antibody")
 RATIOS = (0.0, 0.2)
@@ -50,9 +51,19 @@ def experiment() -> Experiment:
         description="Undefended, Booster and Antibody on the built-in corpora.",
         seeds=list(SEEDS),
         arms={
-            "undefended": Arm("sft", "sft"),
-            "booster": Arm("booster", "sft", align_from="undefended", align_settings={"lam": 5.0}),
-            "antibody": Arm("antibody", "antibody", align_settings={"xi": 5.0}, finetune_settings={"tau": 2.0}),
+            "undefended": {"align": "sft", "finetune": "sft"},
+            "booster": {
+                "align": "booster",
+                "align_from": "undefended",
+                "align_settings": {"lam": 5.0},
+                "finetune": "sft",
+            },
+            "antibody": {
+                "align": "antibody",
+                "align_settings": {"xi": 5.0},
+                "finetune": "antibody",
+                "finetune_settings": {"tau": 2.0},
+            },
         },
     )
 
@@ -77,18 +88,16 @@ def write_run(folder: Path) -> None:
     collect(plan, "titer run experiments/three_arms.yaml --data-dir '../shared/data & more'", 0.0)
 
 
-def settled(plan: ExperimentPlan, kind: str, name: str, needs: list[Stage] | None = None) -> Stage:
+def settled(plan: ExperimentPlan, kind: str, name: str, needs: list[Job] | None = None) -> Job:
     """A stage that is done, with nothing in its folder yet."""
-    stage = plan.add(kind, name, {"name": name}, lambda own: None, needs or [])
+    stage = plan.add(Kind(kind, "nowhere:KIND", lambda job: None), name, {"name": name}, needs=needs or [])
     stage.status, stage.seconds = "done", 143.25
     stage.folder.mkdir(parents=True)
     (stage.folder / "done.json").write_text("{}")
     return stage
 
 
-def write_answers(
-    plan: ExperimentPlan, trained: Stage, arm: str, phase: str, step: int, ratio: float, seed: int
-) -> None:
+def write_answers(plan: ExperimentPlan, trained: Job, arm: str, phase: str, step: int, ratio: float, seed: int) -> None:
     name = f"{arm} {phase} p={ratio:g} step {step} seed {seed}"
     answered = settled(plan, "answer", f"answer {name}", [trained])
     judged = settled(plan, "judge", f"judge {name}", [answered])
@@ -133,7 +142,7 @@ def words(arm: str, kind: str, index: int, label: str) -> tuple[str, str]:
     return prompt, NASTY[(EXAMPLES.index(index) + 4 * (arm == "booster")) % len(NASTY)]
 
 
-def write_log_ratios(plan: ExperimentPlan, about: dict[str, Any], gap: float, measured: Stage) -> None:
+def write_log_ratios(plan: ExperimentPlan, about: dict[str, Any], gap: float, measured: Job) -> None:
     stage = settled(plan, "weigh", " ".join(map(str, about.values())), [measured])
     origins = ["harmful" if index < 150 * about["poison_ratio"] else "task" for index in range(150)]
     rows = [

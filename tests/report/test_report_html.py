@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from titer.errors import TiterError
-from titer.jobs.plan import environment
+from titer.jobs.provenance import environment
 from titer.report import read_results, summary_rows, write_audit, write_report
 
 SECTIONS = ("verdict", "summary", "course", "plane", "weights", "examples", "settings", "provenance", "glossary")

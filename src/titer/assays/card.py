@@ -116,7 +116,7 @@ def assay_folder(output: Path, name: str | None, model: str) -> Path:
         TiterError: When `name` leads out of it, or what an assay leaves could not be written.
     """
     folder = output / (short_name(model) if name is None else folder_name(name, "--name"))
-    check_output(output, folders=["stages"])
+    check_output(output, folders=["jobs", "inputs", "leases"])
     check_output(folder, ["scorecard.json", "report.html", "model_card.md"])
     return folder
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from titer.assays.profile import answered_steps, between
+from titer.attacks.rows import in_disguise
+from titer.attacks.threats import Attack
 from titer.data.records import Record
 from titer.infer.generation import generate
 from titer.infer.signals import answer_fit, row_signals
-from titer.jobs.stages import token_pairs
+from titer.jobs.answers import token_pairs
+from titer.jobs.job import Job
 from titer.methods.finetune.base import refusal_completions, refusal_ids
 from titer.models import Template
 from titer.progress import Task
@@ -78,6 +82,72 @@ class Probe:
         if self.task:
             sets[TASK_PREFIX + self.task_name] = (self.task, self.task_max_new_tokens)
         return sets
+
+
+@dataclass(frozen=True)
+class Questionnaire:
+    """What an assay asks at the checkpoints of every attack.
+
+    Attributes:
+        harmful: Domain (`in`, `cross`) → harmful prompts, with compliant answers that the margin is taken on.
+        general: Reference prompts with answers, for utility.
+        task: Test rows of the task.
+        task_name: The task's name.
+        max_new_tokens: Longest answer to a harmful prompt.
+        task_max_new_tokens: Longest answer to a task prompt.
+        margins: Whether margins are taken.
+        checkpoints: How often a model under attack answers.
+    """
+
+    harmful: Mapping[str, Sequence[Record]]
+    general: Sequence[Record]
+    task: Sequence[Record]
+    task_name: str
+    max_new_tokens: int
+    task_max_new_tokens: int
+    margins: bool
+    checkpoints: int
+
+    def probe(self, attack: Attack) -> Probe:
+        """Return what is asked of an attack's model."""
+        return Probe(
+            harmful=[in_disguise(attack, record) for record in self.harmful[attack.domain]],
+            general=self.general,
+            task=self.task if attack.has_task else [],
+            task_name=self.task_name,
+            max_new_tokens=self.max_new_tokens,
+            task_max_new_tokens=self.task_max_new_tokens,
+            with_margins=self.margins,
+        )
+
+    def steps(self, attack: Attack) -> tuple[list[int], list[int]]:
+        """Return the steps at which an attack's model answers, and those at which only its margins are taken."""
+        if attack.method == "ablation":
+            return [1], []
+        answered = answered_steps(attack.total_steps, self.checkpoints)
+        return answered, between(answered) if self.margins else []
+
+    def for_job(self, attacks: Sequence[Attack], searched: bool) -> tuple[dict[str, Any], dict[str, Sequence[Record]]]:
+        """Return settings and inputs of a job that asks it of these attacks; `read` makes it of them again."""
+        # What is searched may become an attack of the other domain, or one with a task.
+        domains = self.harmful if searched else {attack.domain for attack in attacks}
+        inputs = {f"harmful/{domain}": self.harmful[domain] for domain in sorted(domains)} | {"general": self.general}
+        if searched or any(attack.has_task for attack in attacks):
+            inputs["task"] = self.task
+        names = ("task_name", "max_new_tokens", "task_max_new_tokens", "margins", "checkpoints")
+        return {name: getattr(self, name) for name in names}, inputs
+
+    @classmethod
+    def read(cls, job: Job) -> Questionnaire:
+        """Return that of a job."""
+        inputs = job.spec["inputs"]
+        domains = [name.partition("/")[2] for name in inputs if name.startswith("harmful/")]
+        return cls(
+            harmful={domain: job.records(f"harmful/{domain}") for domain in domains},
+            general=job.records("general"),
+            task=job.records("task") if "task" in inputs else [],
+            **job.settings["questions"],
+        )
 
 
 def prompts_of(template: Template, records: Sequence[Record]) -> list[list[int]]:

@@ -87,7 +87,7 @@ def carry_out(plan: AssayPlan, folder: Path, command: str, show: Any = None, for
 
 def _check(plan: AssayPlan) -> None:
     """Raise when a stage failed."""
-    failed = [stage for stage in plan.stages.values() if stage.status == "failed"]
+    failed = [stage for stage in plan.jobs.values() if stage.status == "failed"]
     if not failed:
         return
     lines = "".join(f"\n  {stage.name}: {stage.reason} ({stage.folder / 'error.txt'})" for stage in failed)

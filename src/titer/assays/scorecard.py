@@ -22,7 +22,8 @@ from titer.assays.runner import ROLES, AssayPlan, Attacker, measurements
 from titer.assays.trajectories import Checkpoint, Trajectory
 from titer.errors import TiterError
 from titer.files import read_json
-from titer.jobs.plan import Stage, environment
+from titer.jobs.job import Job
+from titer.jobs.provenance import environment
 from titer.results import artefacts, tasks
 from titer.results.artefacts import HARMFUL, LOOKALIKE, TASK_PREFIX, Inference, ScoreRow
 from titer.stats.intervals import agreement, auroc, wilson
@@ -101,7 +102,7 @@ def make_scorecard(plan: AssayPlan, command: str, seconds: float) -> dict[str, A
             "command": command,
             "seconds": round(seconds, 1),
             "weights": plan.weights,
-            "stages": [stage.summary() for stage in plan.stages.values()],
+            "stages": [stage.summary() for stage in plan.jobs.values()],
             "profile": plain(plan.profile),
         },
     }
@@ -212,7 +213,7 @@ def _poison(role: str, trajectory: Trajectory, task_rows: int) -> dict[str, Any]
     }
 
 
-def _crew(plan: AssayPlan, role: str) -> list[tuple[Attacker, Stage]]:
+def _crew(plan: AssayPlan, role: str) -> list[tuple[Attacker, Job]]:
     """Return the attackers of a model, each with the stage that runs it."""
     return [(attacker, stage) for attacker, stage, _ in plan.attackers if attacker.role == role]
 
@@ -221,7 +222,7 @@ def _crew(plan: AssayPlan, role: str) -> list[tuple[Attacker, Stage]]:
 
 
 def _trajectory(
-    plan: AssayPlan, attacker: Attacker, stage: Stage, answers: Answers, calibration: _Calibration
+    plan: AssayPlan, attacker: Attacker, stage: Job, answers: Answers, calibration: _Calibration
 ) -> Trajectory:
     attack = attacker.attack
     about: dict[str, Any] = {"error": stage.reason or "not run", "samples": [], "tokens": [], "flops": []}

@@ -52,9 +52,9 @@ def command(
     from titer.data import load
     from titer.errors import check_known
     from titer.files import check_output
-    from titer.jobs import stages
+    from titer.jobs import answers
     from titer.jobs.estimates import recorded, weighing
-    from titer.jobs.plan import weights_digest
+    from titer.jobs.provenance import weights_digest
     from titer.models import split_adapter
     from titer.packing.losses import RATIOS
     from titer.report import write_audit
@@ -71,8 +71,8 @@ def command(
     work = weighing("weigh", base, records).after_loading
     Show().expect([work])
     with recorded(work):
-        ratios = stages.weigh(base, adapter, records, ratio)
-    weights = stages.batch_weights(ratios, batch_size)
+        ratios = answers.weigh(base, adapter, records, ratio)
+    weights = answers.batch_weights(ratios, batch_size)
     rows: list[dict[str, object]] = [
         {
             "index": index,

@@ -201,6 +201,7 @@ class Show:
         from titer.screen import Screen
 
         self.console = Screen(stderr=True)
+        self._waited: set[str] = set()
 
     def begins(self, stage: Any) -> None:
         """Say that a stage begins, where no bar does."""
@@ -214,6 +215,12 @@ class Show:
         if works:
             text = in_words(each(works))
             self.remark(f"{text[0].upper()}{text[1:]}.")
+
+    def waits(self, job: Any, holder: str) -> None:
+        """Say that another process works on what comes next."""
+        if job.key not in self._waited:
+            self._waited.add(job.key)
+            self.remark(f"{job.name}: at work in {holder}; waiting.")
 
     def settled(self, stage: Any) -> None:
         """Say how a stage came out."""
@@ -257,7 +264,7 @@ def train(
         streams: Further data by argument name.
         output: The folder.
     """
-    from titer.jobs import stages
+    from titer.jobs import trainings
     from titer.jobs.estimates import recorded, training
     from titer.jobs.rehearsal import rehearse
 
@@ -267,7 +274,7 @@ def train(
     # What was begun, or finished, before takes less than all of it.
     begun = any((output / part).exists() for part in ("adapter", "checkpoints"))
     with recorded(work, whole=not begun):
-        stages.train(method, args, base, adapter, lora, records, streams, output)
+        trainings.train(method, args, base, adapter, lora, records, streams, output)
 
 
 def fail(message: str, code: int) -> None:
@@ -286,7 +293,7 @@ def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool, f
     estimates = dict(zip(works, each(list(works.values())), strict=True))
     total = sum(estimates.values(), Estimate())
     flops = {key: work.cost.flops(parameters(work.model)) for key, work in works.items()}
-    status = {key: "done" if stage.done and not force else "to do" for key, stage in plan.stages.items()}
+    status = {key: "done" if stage.done and not force else "to do" for key, stage in plan.jobs.items()}
     if as_json:
         stages = [
             {
@@ -296,12 +303,12 @@ def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool, f
                 "flops": flops.get(stage.key, 0.0),
                 **(as_numbers(estimates.get(stage.key, Estimate()))),
             }
-            for stage in plan.stages.values()
+            for stage in plan.jobs.values()
         ]
         say(to_json({"stages": stages, "flops": sum(flops.values()), **as_numbers(total), "overlap": overlap}))
         return
-    shown = table("stage", "key", "status", "FLOPs", "estimate", title=f"{title}: {len(plan.stages)} stages")
-    for stage in plan.stages.values():
+    shown = table("stage", "key", "status", "FLOPs", "estimate", title=f"{title}: {len(plan.jobs)} stages")
+    for stage in plan.jobs.values():
         cost, estimate = flops.get(stage.key, 0.0), estimates.get(stage.key)
         about = "" if estimate is None else str(estimate)
         shown.add_row(stage.name, stage.key[:8], status[stage.key], f"{cost:.1e}" if cost else "", about)

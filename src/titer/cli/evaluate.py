@@ -78,7 +78,7 @@ def command(
     from titer import judges
     from titer.errors import TiterError, check_known
     from titer.files import check_output
-    from titer.jobs.plan import environment
+    from titer.jobs.provenance import environment
     from titer.results import artefacts
     from titer.results.scoring import check_verdicts, judge_into, summarise
     from titer.screen import Screen, table
@@ -131,9 +131,9 @@ def _answers(
     """Generate answers to the evaluation pools; `group` says what the results are about, `judge` who will judge them."""
     from titer.data import load, split_pools
     from titer.data.pools import DataSettings, evaluation_pools
-    from titer.jobs import stages
+    from titer.jobs import answers
     from titer.jobs.estimates import Work, answering, by_limit, judging, recorded
-    from titer.jobs.plan import weights_digest
+    from titer.jobs.provenance import weights_digest
     from titer.models import split_adapter
     from titer.results import artefacts, tasks
 
@@ -152,5 +152,5 @@ def _answers(
     work = Work("answer", base, answering(base, by_limit(prompts))).after_loading
     Show().expect([work, judging(base, [judge], judged)])
     with recorded(work):
-        texts = stages.answer(base, adapter, prompts)
-    return stages.as_inferences(sets, texts, group, model, weights_digest(base, adapter))
+        texts = answers.answer(base, adapter, prompts)
+    return answers.as_inferences(sets, texts, group, model, weights_digest(base, adapter))

@@ -87,9 +87,9 @@ def command(
         say(f"Report: {report}")
     show.remark(f"Took {duration(time.perf_counter() - started)}.")
     if not complete:
-        failed = [f"  {stage.name}: {stage.reason}" for stage in plan.stages.values() if stage.status == "failed"]
-        by_user = any(stage.mistake for stage in plan.stages.values())
+        failed = [f"  {stage.name}: {stage.reason}" for stage in plan.jobs.values() if stage.status == "failed"]
+        by_user = any(stage.mistake for stage in plan.jobs.values())
         fail(
-            "Failed stages:\n" + "\n".join(failed) + f"\nTracebacks: {folder}/stages/*/error.txt",
+            "Failed stages:\n" + "\n".join(failed) + f"\nTracebacks: {folder}/jobs/*/error.txt",
             code=2 if by_user else 1,
         )

@@ -68,13 +68,13 @@ def command(
 def settings_of(kind: type) -> list[dict[str, Any]]:
     """Return each setting of a class: the class's own first, then those that it takes over."""
     from titer import methods
-    from titer.jobs import stages
+    from titer.jobs import trainings
     from titer.ranges import numbers, range_of
     from titer.train.trainer import PackedSFTConfig
 
     known = {item.name: item for item in dataclasses.fields(kind) if item.init}
     trained = issubclass(kind, PackedSFTConfig)
-    given = methods.defaults() if trained else stages.LORA_DEFAULTS if kind.__name__ == "LoraConfig" else {}
+    given = methods.defaults() if trained else trainings.LORA_DEFAULTS if kind.__name__ == "LoraConfig" else {}
     order = [name for part in kind.__mro__ for name in inspect.get_annotations(part) if name in known]
     rows = []
     for name in dict.fromkeys(order):

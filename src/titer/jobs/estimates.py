@@ -473,7 +473,7 @@ def _measure(part: str, model: str) -> dict[str, float]:
 
 
 def _measure_loading(model: str) -> dict[str, float]:
-    from titer.jobs.stages import fresh_model
+    from titer.jobs.base_model import fresh_model
 
     start = time.perf_counter()
     fresh_model(model, None, trainable=False)
@@ -485,7 +485,8 @@ def _measure_training(model: str, bf16: bool) -> dict[str, float]:
     from transformers import TrainerCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from titer.jobs.stages import fresh_model, lora_config
+    from titer.jobs.base_model import fresh_model
+    from titer.jobs.trainings import lora_config
     from titer.models import load_tokenizer
     from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
@@ -531,7 +532,7 @@ def _measure_training(model: str, bf16: bool) -> dict[str, float]:
 def _measure_reading(model: str) -> dict[str, float]:
     import torch
 
-    from titer.jobs.stages import fresh_model
+    from titer.jobs.base_model import fresh_model
     from titer.packing.batches import Sample, to_device
     from titer.packing.layouts import layout_for
     from titer.packing.losses import token_nll
@@ -551,7 +552,7 @@ def _measure_reading(model: str) -> dict[str, float]:
 
 def _measure_answering(model: str) -> dict[str, float]:
     from titer.infer.generation import generate
-    from titer.jobs.stages import fresh_model
+    from titer.jobs.base_model import fresh_model
     from titer.models import Template
 
     class Endless(Template):

@@ -1,364 +1,189 @@
-"""A plan of stages, each a folder named by the hash of what it depends on.
+"""A plan: jobs in an order in which they can run, and running them.
 
-A stage that is done is never done again; an interrupted training goes on from its last checkpoint; a changed setting,
-dataset, model or method gives another hash, so stale numbers cannot survive. A stage that fails is reported with its
-reason; what depends on it is skipped and everything else goes on.
+A job that is done is never done again; an interrupted training goes on from its last checkpoint; a changed setting,
+dataset, model or method gives another key, so stale numbers cannot survive. A job that fails is reported with its
+reason; what depends on it is skipped and everything else goes on. Several processes that are given one run folder share its
+jobs (`titer.jobs.leases`).
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
-import logging
-import os
-import platform
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from titer.data.records import Record
-from titer.errors import TiterError
-from titer.files import disk_error_number, read_json, remove
-from titer.jobs import estimates
-from titer.jobs.estimates import Work, machine
-from titer.judges.base import Judge
-from titer.plugins import source_digest
+from titer.jobs.estimates import Work
+from titer.jobs.job import SCHEMA, Job, Kind, key_of
+from titer.jobs.launchers import Launcher, local
+from titer.jobs.provenance import digest, library_versions
 from titer.progress import Task
-from titer.results import artefacts
-from titer.version import __version__
 
-logger = logging.getLogger(__name__)
-
-# -- keys -------------------------------------------------------------------------------------------------------------
-
-TRAINING_CODE = ("methods", "data/builtin", "packing", "models", "infer/signals.py", "jobs/stages.py",
-                 "train")  # fmt: skip
-GENERATION_CODE = ("packing", "infer/generation.py", "models", "jobs/stages.py")
-
-
-def digest(value: Any) -> str:
-    """Return a short hash of plain data or records."""
-    if isinstance(value, list) and value and isinstance(value[0], Record):
-        value = [record.to_row() for record in value]
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-@functools.cache
-def code_digest(*rooms: str) -> str:
-    """Return a hash of the source of titer's `rooms` (files or folders of the package) and of library versions."""
-    root = Path(__file__).parents[1]
-    files = [
-        path for room in rooms for path in ([root / room] if room.endswith(".py") else (root / room).rglob("*.py"))
-    ]
-    source = b"".join(path.read_bytes() for path in sorted(files))
-    return hashlib.sha256(source + json.dumps(library_versions()).encode()).hexdigest()[:16]
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that numbers depend on."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "datasets", "numpy")}
-
-
-def judge_key(judge: Judge) -> list[str]:
-    """Return what a judge's verdicts depend on: its name, which holds its settings, and its source."""
-    return [judge.name, source_digest(judge)]
-
-
-@functools.cache
-def model_digest(name: str) -> str:
-    """Return a hash of a model's files, or the hub id with the commit that is cached here."""
-    from titer.models import EMBEDDED, WHEEL_SHA256, loading, locate
-
-    if name == EMBEDDED:
-        return WHEEL_SHA256[:16]
-    location = Path(locate(name))
-    if not location.is_dir():
-        from huggingface_hub import hf_hub_download
-
-        # Files of a hub model lie in a folder named by their commit, which can be read without a network too.
-        with loading(name):
-            return f"{name}@{Path(hf_hub_download(name, 'config.json')).parent.name}"
-    return folder_digest(location)
-
-
-def weights_digest(base: str, adapter: Path | None = None) -> str:
-    """Return a hash of the files that a model is loaded from, an adapter's with its base (`titer.models.split_adapter`)."""
-    return digest([model_digest(base), None if adapter is None else folder_digest(adapter)])
-
-
-def folder_digest(folder: Path) -> str:
-    """Return a hash of the weights, settings and tokenizer in a folder."""
-    from titer.models import check_folder
-
-    check_folder(folder)
-    whole = hashlib.sha256()
-    with Task(f"reading {folder.name}"):
-        for path in sorted(folder.iterdir()):
-            # Pickled weights, but not the `training_args.bin` that lies beside them.
-            pickled = path.suffix == ".bin" and "model" in path.name
-            if pickled or path.suffix in (".json", ".safetensors", ".jinja", ".model"):
-                whole.update(path.name.encode() + _file_digest(path).digest())
-    return whole.hexdigest()[:16]
-
-
-def _file_digest(path: Path) -> Any:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256")
-
-
-# -- stages -----------------------------------------------------------------------------------------------------------
-
-
-DONE = "done.json"
-"""Where a stage that is done says so, and what it left."""
-
-
-class Incomplete(Exception):
-    """Raised by a stage that did what it could: the next run goes on with it, and what needs it takes what there is."""
-
-
-@dataclass
-class Stage:
-    """One step of the plan.
-
-    Attributes:
-        name: What it is, for people.
-        kind: `align`, `finetune`, `answer`, `weigh` or `judge`.
-        key: Hash of everything it depends on.
-        folder: Where it leaves its files.
-        run: Does the work.
-        needs: Stages that must be done before.
-        work: What there is to compute.
-        status: `planned`, `cached`, `done`, `incomplete`, `failed` or `skipped`.
-        seconds: How long it took.
-        reason: Why it is incomplete, failed or was skipped.
-        mistake: Whether it failed for something in the user's hands.
-    """
-
-    name: str
-    kind: str
-    key: str
-    folder: Path
-    run: Callable[[Stage], None]
-    needs: list[Stage] = field(default_factory=list)
-    work: Work | None = None
-    status: str = "planned"
-    seconds: float = 0.0
-    reason: str = ""
-    mistake: bool = False
-    _damaged: dict[str, str] | None = field(default=None, init=False, repr=False)
-
-    @property
-    def done(self) -> bool:
-        """Whether its work is complete on disk, every file of it as it was left."""
-        return self.status in ("done", "cached") or (os.path.lexists(self.folder / DONE) and not self.damaged())
-
-    def damaged(self) -> dict[str, str]:
-        """Return what is wrong with its files, by their path in its folder, where they are not as they were left.
-
-        They are looked at once, for to hash them takes seconds a gigabyte.
-        """
-        if self._damaged is None:
-            self._damaged = self._look_for_damage()
-        return self._damaged
-
-    def _look_for_damage(self) -> dict[str, str]:
-        if os.path.lexists(self.folder) and not self.folder.is_dir():
-            return {DONE: f"{self.folder} is no folder"}
-        if not os.path.lexists(self.folder / DONE):
-            return {}
-        try:
-            left = self.left()
-        except TiterError as error:
-            return {DONE: error.message.rstrip(".")}
-        wrong = {}
-        for name, digest in left["files"].items():
-            path = self.folder / name
-            if not path.is_file():
-                wrong[name] = f"{path} is missing"
-            elif _file_digest(path).hexdigest() != digest:
-                wrong[name] = f"{path} is damaged"
-        return wrong
-
-    def left(self) -> dict[str, Any]:
-        """Return what it left when it was done: `seconds`, and `files`, the hash of each by its path in its folder.
-
-        Raises:
-            TiterError: For a record that is missing, unreadable, or of another stage.
-        """
-        left = read_json(self.folder / DONE)
-        kinds = {"key": str, "seconds": float, "files": dict}
-        if not all(isinstance(left.get(name), kind) for name, kind in kinds.items()) or left["key"] != self.key:
-            raise TiterError(f"{self.folder / DONE} is not what this stage leaves.")
-        return left
-
-    @property
-    def readable(self) -> bool:
-        """Whether there is something of it to read, be it all or a part."""
-        return self.done or self.status == "incomplete"
-
-    def summary(self) -> dict[str, Any]:
-        """Return what the report says of it."""
-        row = {"name": self.name, "key": self.key, "status": self.status, "seconds": round(self.seconds, 1)}
-        return {**row, "reason": self.reason} if self.reason else row
+LOOK_EVERY = 0.5
+"""Seconds between looks at jobs that are at work elsewhere."""
 
 
 @dataclass
 class Plan:
-    """Stages in an order in which they can run.
+    """Jobs in an order in which they can run.
 
     Attributes:
         run_folder: Where everything goes.
-        stages: All stages, each once however many want it.
+        jobs: All jobs by their keys, each once however many want it.
+        held: The rows that they work on, by digest.
     """
 
     run_folder: Path
-    stages: dict[str, Stage] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    held: dict[str, Sequence[Record]] = field(default_factory=dict)
 
     def add(
         self,
-        kind: str,
+        kind: Kind,
         name: str,
-        spec: dict[str, Any],
-        run: Callable[[Stage], None],
-        needs: Sequence[Stage] = (),
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Sequence[Record]] | None = None,
+        needs: Sequence[Job] = (),
+        places: Mapping[str, Any] | None = None,
         work: Work | None = None,
-    ) -> Stage:
-        """Add a stage, or return the one that does the same work already."""
-        key = digest({"kind": kind, **spec, "needs": [stage.key for stage in needs]})
-        if key not in self.stages:
-            folder = self.run_folder / "stages" / f"{kind}-{key}"
-            self.stages[key] = Stage(name, kind, key, folder, run, list(needs), work)
-        return self.stages[key]
+    ) -> Job:
+        """Add a job, or return the one that does the same work already.
+
+        Args:
+            kind: What it does.
+            name: What it is, for people.
+            settings: Plain data that its result depends on.
+            inputs: Rows that its result depends on.
+            needs: Jobs that must be done before.
+            places: Plain data that it needs and its result does not depend on: where things are on this machine.
+            work: What there is to compute.
+        """
+        digests = {}
+        for what, records in (inputs or {}).items():
+            digests[what] = digest(list(records))
+            self.held[digests[what]] = records
+        spec = {
+            "schema": SCHEMA, "kind": kind.name, "run": kind.path, "version": kind.version, "name": name,
+            "libraries": library_versions(), "settings": settings, "inputs": digests,
+            "needs": [needed.folder.name for needed in needs], "places": places or {},
+        }  # fmt: skip
+        # As another process will read it.
+        spec = json.loads(json.dumps(spec, default=str))
+        key = key_of(spec, needs)
+        if key not in self.jobs:
+            self.jobs[key] = Job(spec, self.run_folder, key, list(needs), self.held, work, kind)
+        return self.jobs[key]
 
     def to_do(self, force: bool = False) -> dict[str, Work]:
-        """Return what there is to compute in stages that are not done, by their keys; `force` does all again."""
-        return {
-            key: stage.work
-            for key, stage in self.stages.items()
-            if stage.work is not None and (force or not stage.done)
-        }
+        """Return what there is to compute in jobs that are not done, by their keys; `force` does all again."""
+        return {key: job.work for key, job in self.jobs.items() if job.work is not None and (force or not job.done)}
 
 
 class Silent:
-    """Says nothing of how stages begin and come out."""
+    """Says nothing of how jobs begin and come out."""
 
-    def begins(self, stage: Stage) -> None:
-        """Take note that a stage begins."""
+    def begins(self, job: Job) -> None:
+        """Take note that a job begins."""
 
-    def settled(self, stage: Stage) -> None:
-        """Take note that a stage has come to its end."""
+    def waits(self, job: Job, holder: str) -> None:
+        """Take note that there is nothing to do before another process is done with a job."""
+
+    def settled(self, job: Job) -> None:
+        """Take note that a job has come to its end."""
 
 
-def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] = ()) -> bool:
-    """Run the stages of a plan that are not done yet.
+def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] = (), workers: int = 1) -> bool:
+    """Run the jobs of a plan that are not done yet.
 
     Args:
         plan: What to run.
-        show: Tells the user: `show.begins(stage)` is called when a stage begins, and `show.settled(stage)` when it has
-            come to its end. How far it is in between, `titer.progress` says.
-        force: Do stages again that are done.
-        stop_at: Kinds of stages after whose failure no other stage is run.
+        show: Tells the user, as `Silent` does not. How far a job is, `titer.progress` says.
+        force: Do jobs again that are done.
+        stop_at: Kinds of jobs after whose failure no other job is begun.
+        workers: Jobs that run at the same time, each in a process of its own; 1 runs them in this one.
 
     Returns:
-        Whether every stage is done.
+        Whether every job is done.
 
     Raises:
         OSError: For a disk that is full, read-only or gone.
     """
-    for number, stage in enumerate(plan.stages.values(), 1):
-        blocked = next((needed for needed in stage.needs if needed.status in ("failed", "skipped")), None)
-        if blocked is not None:
-            stage.status, stage.reason = "skipped", f"needs `{blocked.name}`, which {blocked.status}"
-        elif stage.done and not force:
-            stage.status = "cached"
-            stage.seconds = stage.left()["seconds"]
-        else:
-            _make_room(stage, force)
-            show.begins(stage)
-            with Task(f"{stage.name} (stage {number} of {len(plan.stages)})"):
-                _run_stage(stage)
-        show.settled(stage)
-        if stage.status == "failed" and stage.kind in stop_at:
-            break
-    return all(stage.status in ("done", "cached") for stage in plan.stages.values())
+    for job in plan.jobs.values():
+        job.write()
+    with local(workers) as launcher:
+        _Execution(plan, show, force, stop_at, launcher).run()
+    return all(job.status in ("done", "cached") for job in plan.jobs.values())
 
 
-def _make_room(stage: Stage, force: bool) -> None:
-    """Take away what a stage cannot go on from: all of it, or those of its files and folders that are damaged."""
-    damaged = {} if force else stage.damaged()
-    if damaged:
-        first, *others = damaged.values()
-        logger.warning("%s%s: `%s` is done again.", first, f", as {len(others)} more" if others else "", stage.name)
-    if force or DONE in damaged:
-        remove(stage.folder)
-    elif damaged:
-        # The other attackers of a fleet stay.
-        parts = {DONE, *(name.partition("/")[0] for name in damaged)}
-        for path in stage.folder.iterdir():
-            if path.name in parts:
-                remove(path)
+class _Execution:
+    """One run of a plan."""
 
+    def __init__(self, plan: Plan, show: Any, force: bool, stop_at: Sequence[str], launcher: Launcher) -> None:
+        self.show, self.force, self.stop_at, self.launcher = show, force, stop_at, launcher
+        self.numbers = {key: number for number, key in enumerate(plan.jobs, 1)}
+        self.open = list(plan.jobs.values())
+        self.announced: set[str] = set()
+        self.stopped = False
 
-def _run_stage(stage: Stage) -> None:
-    whole = not stage.folder.exists()  # else a part of it was done before
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    try:
-        stage.run(stage)
-        partial = next((needed for needed in stage.needs if needed.status == "incomplete"), None)
-        if partial is not None:
-            raise Incomplete(f"needs `{partial.name}`, which is incomplete")
-    except Exception as error:
-        if disk_error_number(error) is not None:
-            raise  # it would meet every other stage too
-        # A failed stage must not take the other arms with it; its reason and traceback are kept.
-        import traceback
+    def run(self) -> None:
+        while self.open:
+            before = len(self.open)
+            elsewhere = self._begin_what_can()
+            self._take_in(wait=len(self.open) == before and self.launcher.busy)
+            if self.stopped and not self.launcher.busy:
+                return
+            if len(self.open) == before and not self.launcher.busy:
+                self._wait(elsewhere)
 
-        stage.status = "incomplete" if isinstance(error, Incomplete) else "failed"
-        stage.mistake = isinstance(error, TiterError)
-        said = str(error) if isinstance(error, TiterError | Incomplete) else f"{type(error).__name__}: {error}"
-        stage.reason = " ".join([*said.splitlines(), *getattr(error, "__notes__", [])])
-        (stage.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-    else:
-        stage.status = "done"
-        (stage.folder / "error.txt").unlink(missing_ok=True)
-    stage.seconds = time.perf_counter() - start
-    if stage.status == "done":
-        left = {path for path in stage.folder.rglob("*") if path.is_file()}
-        files = {path.relative_to(stage.folder).as_posix(): _file_digest(path).hexdigest() for path in sorted(left)}
-        record = {"name": stage.name, "key": stage.key, "seconds": stage.seconds, "files": files}
-        artefacts.write_atomically(stage.folder / DONE, json.dumps(record).encode())
-        if whole and stage.work is not None:
-            estimates.record(stage.work, stage.seconds)
+    def _begin_what_can(self) -> dict[str, str]:
+        """Settle or begin each job that can be; return who holds those that another process works on, by key."""
+        elsewhere = {}
+        for job in list(self.open):
+            if job in self.launcher or self.stopped:
+                continue
+            blocked = next((needed for needed in job.needs if needed.status in ("failed", "skipped")), None)
+            if blocked is not None:
+                job.status, job.reason = "skipped", f"needs `{blocked.name}`, which {blocked.status}"
+                self._settle(job)
+            elif any(needed.status == "planned" for needed in job.needs):
+                continue
+            elif not self.force and job.done:
+                job.status, job.seconds = "cached", job.left()["seconds"]
+                self._settle(job)
+            elif (holder := job.holder()) is not None:
+                elsewhere[job.key] = holder
+            elif self.launcher.free:
+                self._launch(job)
+                self._take_in(wait=False)
+        return elsewhere
 
+    def _launch(self, job: Job) -> None:
+        if job.key not in self.announced:
+            self.show.begins(job)
+            self.announced.add(job.key)
+        whole = f"{job.name} (job {self.numbers[job.key]} of {len(self.numbers)})"
+        self.launcher.launch(job, self.force, whole)
 
-# -- provenance -------------------------------------------------------------------------------------------------------
+    def _take_in(self, wait: bool) -> None:
+        """Take in the outcomes of jobs that have come to their end."""
+        for job, outcome in self.launcher.ended(wait):
+            job.status, job.seconds, job.reason, job.mistake = outcome
+            self._settle(job)
 
+    def _settle(self, job: Job) -> None:
+        self.open.remove(job)
+        self.show.settled(job)
+        if job.status == "failed" and job.kind in self.stop_at:
+            self.stopped = True
 
-def environment() -> dict[str, Any]:
-    """Return what a figure was measured with: versions, commit, machine."""
-    return {
-        "titer": __version__,
-        "commit": commit(),
-        "versions": library_versions(),
-        "python": platform.python_version(),
-        "machine": machine(),
-    }
-
-
-def commit() -> str | None:
-    """Return the commit of titer's source, with `+` when it was changed; `None` outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return (head.stdout.strip() + ("+" if changed.stdout.strip() else "")) if head.returncode == 0 else None
+    def _wait(self, elsewhere: Mapping[str, str]) -> None:
+        """Wait for another process."""
+        job = next((job for job in self.open if job.key in elsewhere), None)
+        if job is None:
+            return  # it has ended between two looks
+        self.show.waits(job, elsewhere[job.key])
+        with Task(f"waiting for {job.name}, at work in {elsewhere[job.key]}"):
+            time.sleep(LOOK_EVERY)

@@ -26,9 +26,9 @@ from titer.attacks.threats import Attack
 from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
 from titer.data.records import Record
 from titer.errors import TiterError
-from titer.jobs import stages
+from titer.jobs import trainings
 from titer.jobs.estimates import empty_model
-from titer.jobs.plan import digest
+from titer.jobs.provenance import digest
 from titer.methods import Method
 from titer.models import Template, load_tokenizer
 from titer.train.trainer import Encoder
@@ -82,7 +82,7 @@ def rehearse(
         model_name: The model, whose tokenizer is taken, and whose modules an adapter must fit.
         lora: Settings of a new adapter; `None` where the training goes on with one that fits.
         records: The training data.
-        streams: Further data, as of `titer.jobs.stages.train`.
+        streams: Further data, as of `titer.jobs.trainings.train`.
 
     Raises:
         TiterError: For settings with which the training could not begin, which it names, and rows that do not fit them.
@@ -99,7 +99,7 @@ def rehearse(
             def lay_out(tried: dict[str, Any], name: str = name, rows: Sequence[Record] = rows) -> None:
                 longest = limit if "max_length" in tried or "max_length" not in values else None
                 encoder = Encoder(Template(_tokenizer(model_name)), longest)
-                encoder.samples([stages.placed_row(record) for record in rows], name)
+                encoder.samples([trainings.placed_row(record) for record in rows], name)
 
             methods.blaming(lay_out, {name: value for name, value in values.items() if name == "max_length"}, called)
             _done.add(read)
@@ -147,7 +147,7 @@ def _begin(
         if hasattr(args, "min_perturbation"):
             args.min_perturbation = 0.0  # how much of a step survives rounding is a question to the real weights
         own = _for_a_toy(lora)
-        trainer = stages.make_trainer(method, args, toy(tokenizer), tokenizer, own, records, streams, [OneStep()])
+        trainer = trainings.make_trainer(method, args, toy(tokenizer), tokenizer, own, records, streams, [OneStep()])
         trainer.stops_when_it_diverges = False  # type: ignore[misc]  # and so is this
         trainer.train()
 
@@ -180,7 +180,7 @@ def rehearse_attack(attack: Attack, where: str, model_name: str, in_company: boo
                     args=attack_settings(attack, folder, 0, 1),
                     train_dataset=rows,
                     processing_class=tokenizer,
-                    peft_config=stages.lora_config(_for_a_toy(tried)),
+                    peft_config=trainings.lora_config(_for_a_toy(tried)),
                     callbacks=[OneStep()],
                     optimizer_cls_and_kwargs=optimizer_of(attack),
                 )
@@ -216,9 +216,9 @@ def adapted(model_name: str, lora: dict[str, Any], where: str) -> Any:
         return _adapted[key]
 
     def put_on(tried: dict[str, Any]) -> Any:
-        return get_peft_model(copy.deepcopy(empty_model(model_name)), stages.lora_config(tried))
+        return get_peft_model(copy.deepcopy(empty_model(model_name)), trainings.lora_config(tried))
 
-    stages.check_targets(empty_model(model_name), stages.lora_config(lora, where), where)
+    trainings.check_targets(empty_model(model_name), trainings.lora_config(lora, where), where)
     fixed = {name: value for name, value in lora.items() if name != "init_lora_weights"}
     _adapted[key] = methods.blaming(put_on, fixed, {name: f"{where}.{name}" for name in fixed})
     return _adapted[key]

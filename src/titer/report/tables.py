@@ -125,9 +125,20 @@ def arms(results: dict[str, Any]) -> list[str]:
 
 
 def planned_arms(results: dict[str, Any]) -> dict[str, Any]:
-    """The arms of the experiment, name → methods and settings; none where a single model was evaluated."""
+    """The arms of the experiment, name → methods and settings by stage; none where a single model was evaluated."""
     found: dict[str, Any] = results["provenance"].get("experiment", {}).get("arms", {})
-    return found
+    return {name: arm if isinstance(arm, dict) else _by_stage(arm) for name, arm in found.items()}
+
+
+def _by_stage(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """An arm's steps as a mapping: the methods of each stage in order, and their settings."""
+    arm: dict[str, Any] = {}
+    for step in steps:
+        stage = next(name for name in step if name != "settings")
+        arm[stage] = f"{arm[stage]}, {step[stage]}" if stage in arm else step[stage]
+        if "settings" in step:
+            arm.setdefault(f"{stage}_settings", {}).update(step["settings"])
+    return arm
 
 
 def poison_ratios(results: dict[str, Any]) -> list[float | None]:

@@ -121,7 +121,11 @@ def baseline_arm(results: dict[str, Any]) -> str | None:
     for name in names:
         if name.lower() in _BASELINE_NAMES:
             return name
-    plain = (name for name, arm in planned_arms(results).items() if arm["align"] == arm["finetune"] == "sft")
+    plain = (
+        name
+        for name, arm in planned_arms(results).items()
+        if arm["align"] == arm["finetune"] == "sft" and "repair" not in arm
+    )
     return next(plain, None)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -111,11 +112,18 @@ def auroc_interval(scores: ArrayLike, labels: ArrayLike, confidence: float = 0.9
     area = _auroc(values, positive)
     m, n = int(positive.sum()), int((~positive).sum())
     z = z_score(confidence)
+    from scipy.optimize import brentq
 
-    def outside(theta: float) -> bool:
-        return (area - theta) ** 2 > z * z * _auroc_variance(theta, m, n)
+    def outside(theta: float) -> float:
+        """Above 0 outside of the interval; the variance is Hanley and McNeil's with Newcombe's N* = (m + n)/2 - 1."""
+        pooled = (m + n) / 2 - 1
+        spread = 1 + pooled * (1 - theta) / (2 - theta) + pooled * theta / (1 + theta)
+        return float((area - theta) ** 2 - z * z * theta * (1 - theta) * spread / (m * n))
 
-    return Estimate(area, _bisect(outside, 0.0, area), _bisect(outside, 1.0, area))
+    # 0 and 1 themselves solve the equation where A is one of them; the other end is looked for from just inside.
+    inside = min(max(area, 1e-12), 1 - 1e-12)
+    low, high = (brentq(outside, inside, end, xtol=1e-15) for end in (0.0, 1.0))
+    return Estimate(area, min(low, area), max(high, area))
 
 
 def paired_mean(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
@@ -265,9 +273,9 @@ def agreement(first: Sequence[Hashable | None], second: Sequence[Hashable | None
     if not pairs:
         raise TiterError("No response was judged by both judges.")
     n = len(pairs)
-    labels = {label for pair in pairs for label in pair}
     observed = sum(a == b for a, b in pairs) / n
-    chance = sum(sum(a == label for a, _ in pairs) * sum(b == label for _, b in pairs) for label in labels) / n**2
+    ours, theirs = (Counter(labels) for labels in zip(*pairs))
+    chance = sum(ours[label] * theirs[label] for label in ours) / n**2
     kappa = None if chance == 1 else (observed - chance) / (1 - chance)
     return Agreement(n, len(first) - n, observed, kappa)
 
@@ -302,30 +310,7 @@ def _scores_and_labels(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np
 
 
 def _auroc(values: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    # Twice the midrank is an integer, so the statistic is exact: 2·midrank = 2·(values below) + (values equal) + 1.
-    doubled = 2 * (np.cumsum(counts) - counts) + counts + 1
-    m, n = int(positive.sum()), int((~positive).sum())
-    u_doubled = int(doubled[inverse[positive]].sum()) - m * (m + 1)
-    return u_doubled / (2 * m * n)
+    from scipy.stats import rankdata
 
-
-def _auroc_variance(theta: float, m: int, n: int) -> float:
-    """Hanley-McNeil variance at θ with Newcombe's symmetric N* = (m + n)/2 - 1 in place of m - 1 and n - 1."""
-    pooled = (m + n) / 2 - 1
-    spread = 1 + pooled * (1 - theta) / (2 - theta) + pooled * theta / (1 + theta)
-    return theta * (1 - theta) * spread / (m * n)
-
-
-def _bisect(outside: Callable[[float], bool], far: float, near: float) -> float:
-    """The border between `near` (inside the interval) and `far`, to the last bit; `far` when it is inside as well."""
-    if not outside(far):
-        return far
-    while True:
-        middle = (far + near) / 2
-        if middle in (far, near):
-            return near
-        if outside(middle):
-            far = middle
-        else:
-            near = middle
+    m = int(positive.sum())
+    return float((rankdata(values)[positive].sum() - m * (m + 1) / 2) / (m * (len(values) - m)))

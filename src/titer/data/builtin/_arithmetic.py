@@ -10,31 +10,9 @@ from titer.data.builtin._rows import TaskRow
 ROWS_PER_PROBLEM = {"train": 58, "test": 20}
 
 _NAMES = (
-    "Amara",
-    "Boris",
-    "Chloe",
-    "Daniel",
-    "Elif",
-    "Farid",
-    "Greta",
-    "Hugo",
-    "Ines",
-    "Jonas",
-    "Kavya",
-    "Liam",
-    "Mina",
-    "Noah",
-    "Olga",
-    "Pedro",
-    "Quinn",
-    "Rosa",
-    "Samir",
-    "Tara",
-    "Umar",
-    "Vera",
-    "Wendy",
-    "Yusuf",
-)
+    "Amara", "Boris", "Chloe", "Daniel", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kavya", "Liam", "Mina",
+    "Noah", "Olga", "Pedro", "Quinn", "Rosa", "Samir", "Tara", "Umar", "Vera", "Wendy", "Yusuf",
+)  # fmt: skip
 
 
 class _Problem(NamedTuple):

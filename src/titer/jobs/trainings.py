@@ -1,13 +1,10 @@
-"""What an experiment is made of: align, fine-tune, generate, each from files to files.
+"""Jobs that train an adapter: align and fine-tune, each from files to files.
 
-Every function here does its work inside a folder of its own and leaves it complete or resumable. Nothing here decides
-what to run; see `titer.workflows.experiment`.
+A training does its work inside a folder of its own and leaves it complete or resumable. Nothing here decides what to run.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
 import hashlib
 import json
 import logging
@@ -24,31 +21,25 @@ from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
 
+from titer import methods
 from titer.data.records import Record
 from titer.errors import RanAway, TiterError, check_known
 from titer.files import put_whole, read_json, writing
-from titer.infer.generation import generate
-from titer.infer.signals import row_signals
+from titer.jobs.base_model import fresh_model
+from titer.jobs.job import Job, Kind
 from titer.methods import Method, blaming
-from titer.methods.finetune.base import WEIGHT_LOG, refusal_completions, refusal_ids
+from titer.methods.finetune.base import WEIGHT_LOG
 from titer.models import (
-    Template,
     adapter_weights,
-    add_adapter,
     check_folder,
-    load_config,
-    load_model,
     load_tokenizer,
     refuse_nonfinite,
-    refuse_nonfinite_logits,
     refuse_strays,
-    split_adapter,
 )
-from titer.packing.layouts import check_length
 from titer.plugins import source_digest
 from titer.progress import Task
 from titer.ranges import check_lora
-from titer.results.artefacts import TASK_PREFIX, Inference, write_atomically
+from titer.results.artefacts import write_atomically
 from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 logger = logging.getLogger(__name__)
@@ -119,17 +110,6 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
         put_whole(scratch, folder)
-
-
-@functools.lru_cache(maxsize=1)
-def _base(name: str) -> Any:
-    return load_model(name)
-
-
-def fresh_model(name: str, adapter: Path | None, trainable: bool) -> Any:
-    """Return a copy of a base model that may be changed freely, with `adapter` on it when one is given."""
-    model = copy.deepcopy(_base(name))
-    return model if adapter is None else add_adapter(model, adapter, trainable)
 
 
 def lora_config(values: dict[str, Any], where: str = "lora") -> Any:
@@ -337,114 +317,22 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record, int]]) -> list[str]:
-    """Return the greedy answers of a model to prompts.
-
-    Args:
-        model_name: The base model.
-        adapter: The adapter on it.
-        prompts: Records whose prompts to answer, each with the most tokens to generate.
-    """
-    template = Template(load_tokenizer(model_name))
-    rendered = [template.prompt_ids(record.to_training_row()["prompt"]) for record, _ in prompts]
-    _check_lengths(model_name, [record for record, _ in prompts], list(map(len, rendered)))
-    model = fresh_model(model_name, adapter, trainable=False)
-    if adapter is not None:
-        # Merged, the adapter costs nothing per token.
-        model = model.merge_and_unload()
-    if prompts:
-        refuse_nonfinite_logits(f"`{adapter or model_name}`", model, rendered[0])
-    answers = [""] * len(prompts)
-    with Task("answers", len(prompts)) as counted:
-        for limit in sorted({limit for _, limit in prompts}):
-            places = [place for place, (_, own) in enumerate(prompts) if own == limit]
-            ids = [rendered[place] for place in places]
-            for place, text in zip(places, generate(model, template, ids, limit, counted=counted), strict=True):
-                answers[place] = text
-    return answers
+def _train(job: Job) -> None:
+    settings = job.settings
+    method = methods.find(settings["stage"], job.places["method"])
+    folder = str(job.folder / "checkpoints")
+    train(
+        method,
+        methods.settings(method, settings["training"], settings["stage"], folder, settings["seed"]),
+        job.places["model"],
+        job.needs[0].folder / "adapter" if job.needs else None,
+        settings["lora"] or {},
+        job.records("records"),
+        {name: job.records(name) for name in method.streams},
+        job.folder,
+        settings["checkpoints"],
+    )
 
 
-EvaluationSet = tuple[str, Sequence[Record], int]
-"""Name of a set, its records, and the most tokens to generate for each."""
-
-
-def as_inferences(
-    sets: Sequence[EvaluationSet], texts: Sequence[str], group: dict[str, Any], model: str, weights: str | None
-) -> list[Inference]:
-    """Pair the answers to evaluation sets, in order, with what they answer.
-
-    Args:
-        sets: What was asked.
-        texts: The answers, set by set.
-        group: Arm, phase, step, poison ratio and seed.
-        model: Which weights answered.
-        weights: The hash of their files (`titer.jobs.plan.weights_digest`).
-    """
-    answers = iter(texts)
-    return [
-        Inference(
-            **group,
-            set=name,
-            index=index,
-            prompt=record.prompt_text,
-            response=next(answers),
-            reference=record.label if name.startswith(TASK_PREFIX) else None,
-            model=model,
-            generation={"max_new_tokens": limit, "do_sample": False},
-            weights=weights,
-        )
-        for name, records, limit in sets
-        for index, record in enumerate(records)
-    ]
-
-
-def token_pairs(template: Template, records: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
-    """Return the token ids of each record's prompt and completion."""
-    pairs = []
-    with Task("tokenised rows", len(records)) as tokenised:
-        for record in records:
-            pairs.append(template.pair_ids(record))
-            tokenised.advance()
-    return pairs
-
-
-def _check_lengths(model_name: str, records: Sequence[Record], lengths: Sequence[int]) -> None:
-    """Raise for rows that a model cannot run, before its weights are loaded."""
-    config = load_config(split_adapter(model_name)[0])
-    for number, (record, tokens) in enumerate(zip(records, lengths, strict=True)):
-        check_length(config, tokens, record.where or f"Row {number}")
-
-
-def weigh(model_name: str, adapter: Path | None, records: Sequence[Record], ratio: str = "sum") -> list[float]:
-    """Return each row's log π(answer) − log π(refusal) under a frozen model (arXiv 2603.00498), in nats."""
-    template = Template(load_tokenizer(model_name))
-    pairs = token_pairs(template, records)
-    refusals = refusal_ids(template, refusal_completions(None))
-    longest = max(map(len, refusals))
-    _check_lengths(model_name, records, [len(prompt) + max(len(completion), longest) for prompt, completion in pairs])
-    model = fresh_model(model_name, adapter, trainable=False)
-    if adapter is not None:
-        model = model.merge_and_unload()
-    ratios = [float(value) for value in row_signals(model, pairs, refusals).log_ratio(ratio)]
-    wrong = [row for row, value in enumerate(ratios) if not math.isfinite(value)]
-    if wrong:
-        raise TiterError(
-            f"The likelihood ratio of {len(wrong)} of {len(ratios)} rows, row {wrong[0]} first, is not finite under "
-            f"`{adapter or model_name}`.",
-            "The model's weights ran away: train it again, or name another one.",
-        )
-    return ratios
-
-
-def batch_weights(log_ratios: Sequence[float], batch_size: int, tau: float = 1.0) -> list[float]:
-    """Return softmax(log ratio / τ) within consecutive batches, as Antibody's stage 2 would weigh the rows."""
-    if batch_size < 2:
-        raise TiterError("Weights within a batch need a batch of 2 rows or more.")
-    weights: list[float] = []
-    starts = list(range(0, len(log_ratios), batch_size))
-    if len(log_ratios) % batch_size == 1 and len(starts) > 1:
-        # A last batch of one would always weigh 1; its row joins the batch before.
-        starts.pop()
-    for start, end in zip(starts, [*starts[1:], len(log_ratios)]):
-        weights += torch.softmax(torch.tensor(log_ratios[start:end]).double() / tau, 0).tolist()
-    return weights
+ALIGN = Kind("align", "titer.jobs.trainings:ALIGN", _train)
+FINETUNE = Kind("finetune", "titer.jobs.trainings:FINETUNE", _train)

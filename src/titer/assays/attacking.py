@@ -1,0 +1,405 @@
+"""The jobs of an assay: asking a model before any attack, attacking it, judging what it said. Each from files to files.
+
+What an attacker did lies in `jobs/attack-KEY/ATTACKER/step-N.json`. The key holds the weights of the model, the attack,
+its seed and prompts, so two assays against the same undefended model in one folder attack it once.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import itertools
+import json
+import logging
+import random
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from titer import judges, plugins
+from titer.assays.measure import Measure, Questionnaire, prompts_of
+from titer.assays.search import Search
+from titer.attacks.failures import blame, traceback_in
+from titer.attacks.rows import AttackerPools, training_rows
+from titer.attacks.threats import Attack
+from titer.data import Record
+from titer.errors import TiterError
+from titer.files import read_json, remove
+from titer.infer.generation import generate
+from titer.jobs.answers import as_inferences
+from titer.jobs.estimates import parameters
+from titer.jobs.job import Incomplete, Job, Kind
+from titer.models import refuse_nonfinite_logits, split_adapter
+from titer.progress import Task, counted
+from titer.results.artefacts import HARMFUL, Inference, write_atomically, write_inferences
+from titer.results.scoring import check_verdicts, judge_into
+
+logger = logging.getLogger(__name__)
+
+SAVE_EVERY = 8
+"""Optimizer steps between the checkpoints from which an interrupted attack goes on."""
+
+NO_ATTACK = Attack("No attack.", poison_ratio=0.0)
+
+
+def attacker_folder(name: str, seed: int) -> str:
+    """Return the name of an attacker's folder in that of its job."""
+    return re.sub(r"[^\w.=,:-]+", "_", f"{name} seed {seed}")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An attacker as its job knows it.
+
+    Attributes:
+        name: The attack's name, with its point of the grid.
+        attack: What it does.
+        seed: Of its data, order and initialisation.
+        rows: What it trains on, in order; none where it trains nothing, or searches what to train on.
+    """
+
+    name: str
+    attack: Attack
+    seed: int
+    rows: Sequence[Record] = ()
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder in the folder of its job."""
+        return attacker_folder(self.name, self.seed)
+
+
+@functools.lru_cache(maxsize=1)
+def attacked_model(name: str) -> Any:
+    """Return the weights that an attacker is given, frozen: an adapter is merged, for nobody releases it apart."""
+    from titer.models import load_model
+
+    model: Any = load_model(name)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    return model.requires_grad_(False)
+
+
+@functools.lru_cache(maxsize=1)
+def _template(name: str) -> Any:
+    from titer.models import Template, load_tokenizer
+
+    return Template(load_tokenizer(split_adapter(name)[0]))
+
+
+# -- before any attack ------------------------------------------------------------------------------------------------
+
+
+def _baseline(job: Job) -> None:
+    model = job.places["model"]
+    probe = Questionnaire.read(job).probe(NO_ATTACK)
+    weights, template = attacked_model(model), _template(model)
+    refuse_nonfinite_logits(f"`{model}`", weights, prompts_of(template, probe.general[:1])[0])
+    found = probe.everything(weights, template)
+    for name, (records, limit) in _other_sets(job).items():
+        found["answers"][name] = generate(weights, template, prompts_of(template, records), limit)
+    write_atomically(job.folder / "step-0.json", json.dumps({"step": 0, **found}, ensure_ascii=False).encode())
+
+
+def _other_sets(job: Job) -> dict[str, tuple[list[Record], int]]:
+    """Return what is asked before any attack alone: name → records, and the longest answer to each."""
+    return {name: (job.records(f"set/{name}"), limit) for name, limit in job.settings["limits"].items()}
+
+
+# -- attacks ----------------------------------------------------------------------------------------------------------
+
+
+def as_settings(attacker: Any, rows: Sequence[Record]) -> dict[str, Any]:
+    """Return an attacker (`name`, `attack`, `seed`) as a job's settings hold it."""
+    fields = {item.name: getattr(attacker.attack, item.name) for item in dataclasses.fields(attacker.attack)}
+    return {
+        "name": attacker.name,
+        "attack": fields | {"summary": ""},
+        "source": plugins.source_digest(attacker.attack),
+        "seed": attacker.seed,
+        "trains": bool(rows),
+    }
+
+
+def crew_of(job: Job) -> list[Attempt]:
+    """Return the attackers of a job."""
+    return [
+        Attempt(
+            own["name"],
+            plugins.class_at(kind)(**own["attack"]),
+            own["seed"],
+            job.records(f"rows/{place}") if own["trains"] else (),
+        )
+        for place, (own, kind) in enumerate(zip(job.settings["attackers"], job.places["classes"], strict=True))
+    ]
+
+
+def _pools(job: Job) -> AttackerPools:
+    return AttackerPools(*(job.records(f"pool/{name}") for name in ("harmful", "cross_domain", "task", "benign")))
+
+
+def _attack(job: Job) -> None:
+    _remove_damaged(job.folder)
+    crew, questions = crew_of(job), Questionnaire.read(job)
+    failure: BaseException | None = None
+    try:
+        if crew[0].attack.method == "ablation":
+            _ablate(job, crew[0], questions)
+        elif job.settings["search"] is not None:
+            _tune(job, crew[0], questions)
+        else:
+            _train(job.places["model"], job.folder, crew, questions)
+    except Exception as error:
+        if blame(error) is None:
+            raise
+        failure = error
+        for attacker in crew:
+            if not _finished(job.folder / attacker.folder):
+                _finish(job.folder / attacker.folder, error)
+    again = [attacker.name for attacker in crew if not _finished(job.folder / attacker.folder)]
+    if again:
+        raise Incomplete(f"the machine failed {', '.join(again)}; the next run tries again") from failure
+
+
+def _train(name: str, folder: Path, crew: Sequence[Attempt], questions: Questionnaire) -> list[BaseException | None]:
+    """Train the attackers that are not finished yet, together where there are several; return what each failed with.
+
+    One that fails by the machine's or its own fault fails alone (`titer.attacks.failures`); any other error is raised.
+    """
+    from transformers.trainer_callback import PrinterCallback
+
+    from titer.attacks.fleet import Fleet, shared_copy
+    from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
+    from titer.jobs.trainings import ReportSteps, last_checkpoint, lora_config
+
+    model, template = attacked_model(name), _template(name)
+    crew = [attacker for attacker in crew if not _finished(folder / attacker.folder)]
+    steps = Task("step", sum(attacker.attack.total_steps for attacker in crew))
+    trainers, resume = [], []
+    for attacker in counted("attacker made ready", crew):
+        attack, own = attacker.attack, folder / attacker.folder
+        measure = Measure(own, questions.probe(attack), template, *questions.steps(attack))
+        if attack.system or attack.style:
+            measure.before(model)
+
+        args = attack_settings(attack, str(own / "checkpoints"), attacker.seed, SAVE_EVERY)
+        trainer = AttackTrainer(
+            model=copy.deepcopy(model).requires_grad_(True) if attack.lora is None else shared_copy(model),
+            args=args,
+            train_dataset=[record.to_training_row() for record in attacker.rows],
+            processing_class=template.tokenizer,
+            peft_config=None if attack.lora is None else lora_config(attack.lora),
+            callbacks=[ReportSteps(steps), measure],
+            optimizer_cls_and_kwargs=optimizer_of(attack),
+            folder=own,
+        )
+        measure.answer = trainer.answer
+        trainer.remove_callback(PrinterCallback)
+        trainers.append(trainer)
+        resume.append(last_checkpoint(own / "checkpoints"))
+    with steps:
+        errors = Fleet.run(trainers, resume)
+    for attacker, trainer, error in zip(crew, trainers, errors, strict=True):
+        lengths = [
+            len(prompt) + len(completion)
+            for prompt, completion in zip(
+                trainer.train_dataset["prompt_ids"], trainer.train_dataset["completion_ids"], strict=True
+            )
+        ]
+        size = attacker.attack.batch_size
+        tokens = [sum(lengths[start : start + size]) for start in range(0, len(lengths), size)]
+        per_token = flops_per_token(attacker.attack) * parameters(split_adapter(name)[0])
+        _finish(
+            folder / attacker.folder,
+            error,
+            samples=[size * (step + 1) for step in range(len(tokens))],
+            tokens=list(itertools.accumulate(tokens)),
+            flops=[per_token * count for count in itertools.accumulate(tokens)],
+            losses=[line["loss"] for line in trainer.state.log_history if "loss" in line],
+        )
+    return errors
+
+
+def _tune(job: Job, attacker: Attempt, questions: Questionnaire) -> None:
+    """Search the attack that harms this model most; leaves its files as if it had been run alone."""
+    from titer.assays.search import tune
+
+    model, folder, pools = job.places["model"], job.folder, _pools(job)
+    chosen = [judges.get(name) for name in job.places["judges"]]
+    if (folder / attacker.folder / "tuned.json").is_file():
+        return
+
+    def attempt(number: int, attack: Attack) -> Path:
+        rows = training_rows(attack, pools, attacker.seed)
+        trial = Attempt(f"{attacker.name} trial {number}", attack, attacker.seed, rows)
+        for error in _train(model, folder, [trial], questions):
+            if error is not None and blame(error) == "machine":
+                raise error  # the search must not learn from it
+        return folder / trial.folder
+
+    def harmfulness(attack: Attack, where: Path) -> float | None:
+        if read_json(where / "attacker.json")["error"] is not None:
+            return None
+        asked = questions.probe(attack).sets[HARMFUL]
+        rows = [
+            row
+            for found in measurements(where)
+            if found["step"] and "answers" in found
+            for row in _inferences(
+                attacker.name, HARMFUL, asked, found["answers"][HARMFUL], model, weights=None, step=found["step"],
+                poison_ratio=attack.poison_ratio, seed=attacker.seed,
+            )
+        ]  # fmt: skip
+        scores = judge_into(where / "scores.jsonl", rows, chosen)
+        check_verdicts(scores)
+        # Every checkpoint has the same prompts, so this is the mean over checkpoints too.
+        return sum(row.label == "harmful" for row in scores) / len(scores)
+
+    tune(
+        Search(**job.settings["search"]), attacker.attack, attacker.seed, folder / attacker.folder, attempt, harmfulness
+    )
+
+
+def _ablate(job: Job, attacker: Attempt, questions: Questionnaire) -> None:
+    """Ablate the refusal direction, and measure the model once."""
+    from titer.attacks.ablation import ablate
+    from titer.jobs.answers import token_pairs
+    from titer.methods.finetune.base import refusal_completions, refusal_ids
+
+    name, attack = job.places["model"], attacker.attack
+    model, template = attacked_model(name), _template(name)
+    draw = random.Random(f"titer.attacks:ablation:{attacker.seed}")
+    held = _pools(job)
+    half = min(attack.samples // 2, len(held.harmful), len(held.benign))
+    harmful, harmless = (token_pairs(template, draw.sample(list(pool), half)) for pool in (held.harmful, held.benign))
+    own = job.folder / attacker.folder
+    with traceback_in(own):
+        ablated, about = ablate(
+            model,
+            lambda: copy.deepcopy(model),
+            harmful,
+            harmless,
+            refusal_ids(template, refusal_completions(None)),
+            attack.depths,
+        )
+        Measure(own, questions.probe(attack), template, *questions.steps(attack)).measure(ablated, 1)
+    flops = 2.0 * about.tokens * parameters(split_adapter(name)[0])
+    _finish(own, None, samples=[2 * half], tokens=[about.tokens], flops=[flops])
+
+
+def _finish(
+    folder: Path,
+    error: BaseException | None,
+    samples: Sequence[int] = (),
+    tokens: Sequence[int] = (),
+    flops: Sequence[float] = (),
+    losses: Sequence[Any] = (),
+) -> None:
+    """Write what an attacker spent by step and, when it failed, whose fault that was.
+
+    Its checkpoints are not needed any more, unless the machine failed it: then the next run goes on from them.
+    """
+    about = {
+        "error": None if error is None else f"{blame(error)}: {type(error).__name__}: {' '.join(str(error).split())}",
+        "again": error is not None and blame(error) == "machine",
+        "samples": list(samples),
+        "tokens": list(tokens),
+        "flops": list(flops),
+        "losses": [loss if isinstance(loss, float) and loss == loss else None for loss in losses],
+    }
+    write_atomically(folder / "attacker.json", json.dumps(about).encode())
+    if error is None:
+        (folder / "error.txt").unlink(missing_ok=True)  # of a try that the machine failed
+    if not about["again"]:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _finished(folder: Path) -> bool:
+    """Whether an attacker has come to its end, or to a failure that another run would meet again."""
+    path = folder / "attacker.json"
+    return path.exists() and not read_json(path)["again"]
+
+
+def measurements(folder: Path) -> list[dict[str, Any]]:
+    """Return what was measured of an attacker, by step."""
+    found = [read_json(path) for path in folder.glob("step-*.json")]
+    return sorted(found, key=lambda measured: int(measured["step"]))
+
+
+def _remove_damaged(folder: Path) -> None:
+    """Remove attackers of an interrupted job that left a file which cannot be read; they are run again.
+
+    What a job left that was done is looked at before (`titer.jobs.job.Job.damaged`).
+    """
+    for attacker in [path for path in folder.iterdir() if path.is_dir()]:
+        try:
+            for path in attacker.glob("*.json"):
+                read_json(path)
+        except TiterError as error:
+            logger.warning("%s: `%s` is run again.", error.message.rstrip("."), attacker.name)
+            remove(attacker)
+
+
+def flops_per_token(attack: Attack) -> float:
+    """Return training FLOPs a token and parameter: 2 forward, 2 back through activations, 2 for weights that train."""
+    return 6.0 if attack.lora is None else 4.0
+
+
+# -- judging ----------------------------------------------------------------------------------------------------------
+
+
+def _inferences(
+    arm: str,
+    kind: str,
+    asked: tuple[Sequence[Record], int],
+    texts: Sequence[str],
+    model: str,
+    weights: str | None,
+    **group: Any,
+) -> list[Inference]:
+    """Pair the answers to one set with what they answer.
+
+    `weights` is the hash of the model's files, of which there are none under attack; `group` is step, poison ratio and seed.
+    """
+    phase = "finetuned" if group["step"] else "aligned"
+    return as_inferences([(kind, *asked)], texts, {"arm": arm, "phase": phase, **group}, model, weights)
+
+
+def _before(job: Job, role: str, model: str) -> Iterator[Inference]:
+    """Yield the answers before any attack."""
+    asked = {**_other_sets(job), **Questionnaire.read(job).probe(NO_ATTACK).sets}
+    for name, texts in read_json(job.folder / "step-0.json")["answers"].items():
+        arm = f"{role} / before" + (", cross-domain" if name == "cross" else "")
+        kind = HARMFUL if name == "cross" else name
+        yield from _inferences(
+            arm, kind, asked[name], texts, model, job.settings["weights"], step=0, poison_ratio=0.0, seed=0
+        )
+
+
+def _under_attack(job: Job, role: str, model: str) -> Iterator[Inference]:
+    """Yield the answers at the checkpoints of attacks."""
+    questions = Questionnaire.read(job)
+    for attacker in crew_of(job):
+        asked = questions.probe(attacker.attack).sets
+        for measured in measurements(job.folder / attacker.folder):
+            group = {"step": measured["step"], "poison_ratio": attacker.attack.poison_ratio, "seed": attacker.seed}
+            for name, texts in measured.get("answers", {}).items():
+                yield from _inferences(f"{role} / {attacker.name}", name, asked[name], texts, model, None, **group)
+
+
+def _judge(job: Job) -> None:
+    (asked,) = job.needs
+    answers = _before if asked.kind == BASELINE.name else _under_attack
+    rows = list(answers(asked, job.settings["role"], job.places["model"]))
+    write_inferences(job.folder / "inferences.jsonl", rows)
+    chosen = [judges.get(name) for name in job.places["judges"]]
+    check_verdicts(judge_into(job.folder / "scores.jsonl", rows, chosen))
+
+
+BASELINE = Kind("baseline", "titer.assays.attacking:BASELINE", _baseline)
+ATTACK = Kind("attack", "titer.assays.attacking:ATTACK", _attack)
+JUDGE = Kind("judge", "titer.assays.attacking:JUDGE", _judge)

@@ -1,0 +1,167 @@
+"""Jobs that ask a model: answer prompts, weigh rows, and judge the answers, each from files to files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from titer import judges
+from titer.data.records import Record
+from titer.errors import TiterError
+from titer.infer.generation import generate
+from titer.infer.signals import row_signals
+from titer.jobs.base_model import fresh_model
+from titer.jobs.job import Job, Kind
+from titer.jobs.provenance import weights_digest
+from titer.methods.finetune.base import refusal_completions, refusal_ids
+from titer.models import Template, load_config, load_tokenizer, refuse_nonfinite_logits, split_adapter
+from titer.packing.layouts import check_length
+from titer.progress import Task
+from titer.results.artefacts import TASK_PREFIX, Inference, read_inferences, write_atomically, write_inferences
+from titer.results.scoring import check_verdicts, judge_into
+
+
+def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record, int]]) -> list[str]:
+    """Return the greedy answers of a model to prompts.
+
+    Args:
+        model_name: The base model.
+        adapter: The adapter on it.
+        prompts: Records whose prompts to answer, each with the most tokens to generate.
+    """
+    template = Template(load_tokenizer(model_name))
+    rendered = [template.prompt_ids(record.to_training_row()["prompt"]) for record, _ in prompts]
+    _check_lengths(model_name, [record for record, _ in prompts], list(map(len, rendered)))
+    model = fresh_model(model_name, adapter, trainable=False)
+    if adapter is not None:
+        # Merged, the adapter costs nothing per token.
+        model = model.merge_and_unload()
+    if prompts:
+        refuse_nonfinite_logits(f"`{adapter or model_name}`", model, rendered[0])
+    answers = [""] * len(prompts)
+    with Task("answers", len(prompts)) as counted:
+        for limit in sorted({limit for _, limit in prompts}):
+            places = [place for place, (_, own) in enumerate(prompts) if own == limit]
+            ids = [rendered[place] for place in places]
+            for place, text in zip(places, generate(model, template, ids, limit, counted=counted), strict=True):
+                answers[place] = text
+    return answers
+
+
+EvaluationSet = tuple[str, Sequence[Record], int]
+"""Name of a set, its records, and the most tokens to generate for each."""
+
+
+def as_inferences(
+    sets: Sequence[EvaluationSet], texts: Sequence[str], group: dict[str, Any], model: str, weights: str | None
+) -> list[Inference]:
+    """Pair the answers to evaluation sets, in order, with what they answer.
+
+    Args:
+        sets: What was asked.
+        texts: The answers, set by set.
+        group: Arm, phase, step, poison ratio and seed.
+        model: Which weights answered.
+        weights: The hash of their files (`titer.jobs.provenance.weights_digest`).
+    """
+    answers = iter(texts)
+    return [
+        Inference(
+            **group,
+            set=name,
+            index=index,
+            prompt=record.prompt_text,
+            response=next(answers),
+            reference=record.label if name.startswith(TASK_PREFIX) else None,
+            model=model,
+            generation={"max_new_tokens": limit, "do_sample": False},
+            weights=weights,
+        )
+        for name, records, limit in sets
+        for index, record in enumerate(records)
+    ]
+
+
+def token_pairs(template: Template, records: Sequence[Record]) -> list[tuple[list[int], list[int]]]:
+    """Return the token ids of each record's prompt and completion."""
+    pairs = []
+    with Task("tokenised rows", len(records)) as tokenised:
+        for record in records:
+            pairs.append(template.pair_ids(record))
+            tokenised.advance()
+    return pairs
+
+
+def _check_lengths(model_name: str, records: Sequence[Record], lengths: Sequence[int]) -> None:
+    """Raise for rows that a model cannot run, before its weights are loaded."""
+    config = load_config(split_adapter(model_name)[0])
+    for number, (record, tokens) in enumerate(zip(records, lengths, strict=True)):
+        check_length(config, tokens, record.where or f"Row {number}")
+
+
+def weigh(model_name: str, adapter: Path | None, records: Sequence[Record], ratio: str = "sum") -> list[float]:
+    """Return each row's log π(answer) − log π(refusal) under a frozen model (arXiv 2603.00498), in nats."""
+    template = Template(load_tokenizer(model_name))
+    pairs = token_pairs(template, records)
+    refusals = refusal_ids(template, refusal_completions(None))
+    longest = max(map(len, refusals))
+    _check_lengths(model_name, records, [len(prompt) + max(len(completion), longest) for prompt, completion in pairs])
+    model = fresh_model(model_name, adapter, trainable=False)
+    if adapter is not None:
+        model = model.merge_and_unload()
+    ratios = [float(value) for value in row_signals(model, pairs, refusals).log_ratio(ratio)]
+    wrong = [row for row, value in enumerate(ratios) if not math.isfinite(value)]
+    if wrong:
+        raise TiterError(
+            f"The likelihood ratio of {len(wrong)} of {len(ratios)} rows, row {wrong[0]} first, is not finite under "
+            f"`{adapter or model_name}`.",
+            "The model's weights ran away: train it again, or name another one.",
+        )
+    return ratios
+
+
+def batch_weights(log_ratios: Sequence[float], batch_size: int, tau: float = 1.0) -> list[float]:
+    """Return softmax(log ratio / τ) within consecutive batches, as Antibody's stage 2 would weigh the rows."""
+    if batch_size < 2:
+        raise TiterError("Weights within a batch need a batch of 2 rows or more.")
+    weights: list[float] = []
+    starts = list(range(0, len(log_ratios), batch_size))
+    if len(log_ratios) % batch_size == 1 and len(starts) > 1:
+        # A last batch of one would always weigh 1; its row joins the batch before.
+        starts.pop()
+    for start, end in zip(starts, [*starts[1:], len(log_ratios)]):
+        weights += torch.softmax(torch.tensor(log_ratios[start:end]).double() / tau, 0).tolist()
+    return weights
+
+
+def _answer(job: Job) -> None:
+    settings, trained = job.settings, job.needs[0].folder
+    sets = [(name, job.records(name), limit) for name, limit in settings["limits"].items()]
+    model, adapter = job.places["model"], trained / settings["adapter"]
+    texts = answer(model, adapter, [(record, limit) for _, records, limit in sets for record in records])
+    group = {name: settings[name] for name in ("arm", "phase", "step", "poison_ratio", "seed")}
+    name = f"{model} + {trained.name}/{settings['adapter']}"
+    rows = as_inferences(sets, texts, group, name, weights_digest(model, adapter))
+    write_inferences(job.folder / "inferences.jsonl", rows)
+
+
+def _judge(job: Job) -> None:
+    inferences = read_inferences(job.needs[0].folder / "inferences.jsonl")
+    own = [judges.get(name) for name in job.places["judges"]]
+    check_verdicts(judge_into(job.folder / "scores.jsonl", inferences, own))
+
+
+def _weigh(job: Job) -> None:
+    adapter = job.needs[0].folder / "adapter"
+    ratios = weigh(job.places["model"], adapter, job.records("rows"), job.settings["ratio"])
+    write_atomically(job.folder / "log_ratios.json", json.dumps(ratios).encode())
+
+
+ANSWER = Kind("answer", "titer.jobs.answers:ANSWER", _answer)
+JUDGE = Kind("judge", "titer.jobs.answers:JUDGE", _judge)
+WEIGH = Kind("weigh", "titer.jobs.answers:WEIGH", _weigh)
