@@ -146,7 +146,8 @@ def the_adapter_gives_the_logits_of_its_updates(trial: RepairTrial) -> None:
     dense, ids = copy.deepcopy(toy()[0]), torch.arange(24).reshape(2, 12)
     with torch.no_grad():
         for name, (alignment, update) in layers.items():
-            dense.get_submodule(name).weight += alignment.dense() + updates.get(name, update).dense()
+            weight: Any = dense.get_submodule(name).weight
+            weight += alignment.dense() + updates.get(name, update).dense()
         expected = dense(ids).logits
         adapted = PeftModel.from_pretrained(copy.deepcopy(toy()[0]), str(trial.repair() / "adapter")).double()
         apart = float((adapted(ids).logits - expected).abs().max() / expected.abs().max())
