@@ -19,7 +19,13 @@ from pathlib import Path
 
 RECORD = Path(__file__).parents[1] / "tests" / "kinds.json"
 SOURCE = Path(__file__).parents[1] / "src" / "titer"
-MODULES = ("titer.jobs.trainings", "titer.jobs.answers", "titer.jobs.verdicts", "titer.assays.attacking")
+MODULES = (
+    "titer.jobs.trainings",
+    "titer.jobs.repairs",
+    "titer.jobs.answers",
+    "titer.jobs.verdicts",
+    "titer.assays.attacking",
+)
 """Where kinds are declared."""
 
 NO_FIGURE_DEPENDS_ON = (

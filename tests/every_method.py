@@ -1,20 +1,22 @@
-"""Every method of the table, with settings and streams that make each of its terms matter on the tiny model."""
+"""Every method of the table that trains, and every repair, with settings and streams that make each of its terms matter on the tiny model."""
 
 from titer import methods
-from titer.testing import Trial
+from titer.testing import RepairTrial, Trial
 
 DECLARED = {
     f"{stage} {name} {variant}".strip(): (method, settings)
     for stage, name, method in methods.every()
     for variant, settings in method.variants.items()
 }
-EVERY = list(DECLARED)
-"""`align booster`, `finetune antibody sum`: a method, in each of its variants."""
+EVERY = [label for label, (method, _) in DECLARED.items() if isinstance(method, methods.Method)]
+"""`align booster`, `finetune antibody sum`: a method that trains, in each of its variants."""
+REPAIRS = [label for label in DECLARED if label not in EVERY]
+"""`repair safelora exact`: a repair, in each of its variants."""
 
 
 def trial(method, folder):
-    """Return a method of `EVERY`, to be tried on the tiny model."""
-    return Trial(*DECLARED[method], folder)
+    """Return a method of `EVERY` or `REPAIRS`, to be tried on the tiny model."""
+    return (Trial if method in EVERY else RepairTrial)(*DECLARED[method], folder)
 
 
 def train(method, tmp_path, model, tokenizer, rows, harmful, with_lora=False, resume=None, callbacks=(), **settings):

@@ -311,3 +311,54 @@ def test_evaluate_labels_what_it_scored(tiny_folder, tmp_path):
     assert {(row.phase, row.step, row.poison_ratio) for row in results} == {("finetuned", 7, 0.2)}
     with pytest.raises(TiterError, match="finetuned"):
         CliRunner().invoke(app, [*words, "--phase", "finetune"], catch_exceptions=False)
+
+
+# --- arms as lists of steps -------------------------------------------------------------------------------------------
+
+
+def test_repairs_follow_fine_tuning_at_every_scored_step(settings, done, tmp_path):
+    from safetensors.torch import load_file
+
+    arms = "arms={plain: [{align: sft}, {finetune: sft}], repaired: [{align: sft}, {finetune: sft}, %s]}"
+    plan, _, complete = run(settings, tmp_path / "run", [arms % "{repair: safelora, settings: {number: 2}}"])
+    assert complete, [job.reason for job in plan.jobs.values()]
+    kinds = [job.kind for job in plan.jobs.values()]
+    assert [kinds.count(kind) for kind in ("align", "finetune", "repair")] == [1, 1, 2]
+    results = experiments.collect(plan, "titer run", 0.0).parent / "results.json"
+    seen = {(row.arm, row.phase, row.step) for row in artefacts.read_results(results)[0]}
+    assert {("repaired", "finetuned", 2), ("repaired", "finetuned", 4), ("repaired", "aligned", 0)} <= seen
+    tuned, last = (
+        [job for job in plan.jobs.values() if job.kind == kind][-1].folder / "adapter" / "adapter_model.safetensors"
+        for kind in ("finetune", "repair")
+    )
+    before, after = load_file(tuned), load_file(last)
+    assert {name for name in before if not before[name].equal(after[name])}
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ("[{finetune: sft}, {align: sft}]", "`align` cannot follow `finetune`"),
+        ("[{align: sft}, {repair: safelora}, {finetune: sft}]", "`finetune` cannot follow `repair`"),
+        ("[{finetune: sft}]", "no `align` step"),
+        ("[{align: sft}, {repair: safelora}]", "no `finetune` step"),
+        ("[{align: sft}, {finetune: sft}, {finetune: gate}]", "2 `finetune` steps"),
+        ("[{align: sft, finetune: sft}]", "one method"),
+        ("[{align: sft}, {finetun: sft}]", "Did you mean `finetune`"),
+        ("[{align: sft}, {finetune: sft}, {repair: safelora, settings: {numbr: 2}}]", "Did you mean `number`"),
+        ("[{align: sft}, {finetune: sft}, {repair: safelora, settings: {number: 0}}]", "arms.one[2].settings.number"),
+        ("{align: sft, finetune: sft, repair_settings: {number: 2}}", "no effect without `arms.one.repair`"),
+        ("[align]", "arms.one[0]"),
+    ],
+)
+def test_steps_that_make_no_sense_together_are_refused_with_the_reason(settings, steps, says):
+    with pytest.raises(TiterError) as error:
+        experiments.read_experiment(settings, [f"arms={{one: {steps}}}"])
+    assert says in str(error.value)
+
+
+def test_a_mapping_and_a_list_of_steps_are_the_same_arm(settings):
+    mapping = "{a: {align: sft, finetune: sft}, b: {align: booster, align_from: a, align_settings: {lam: 2.0}, finetune: sft}}"
+    steps = "{a: [{align: sft}, {finetune: sft}], b: [{align: sft}, {align: booster, settings: {lam: 2.0}}, {finetune: sft}]}"
+    one, other = (experiments.read_experiment(settings, [f"arms={arms}"]) for arms in (mapping, steps))
+    assert one.arms == other.arms

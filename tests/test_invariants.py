@@ -7,7 +7,7 @@ import json
 import every_method
 import pytest
 import torch
-from every_method import EVERY
+from every_method import EVERY, REPAIRS
 from training import config, trained
 
 import titer.train.trainer
@@ -22,7 +22,16 @@ from titer import (
     PackedSFTTrainer,
 )
 from titer.methods.finetune.base import read_weight_log
-from titer.testing import METHOD_CHECKS, StopAfter, resumed_is_uninterrupted, same, toy_lora, toy_rows, weights
+from titer.testing import (
+    METHOD_CHECKS,
+    REPAIR_CHECKS,
+    StopAfter,
+    resumed_is_uninterrupted,
+    same,
+    toy_lora,
+    toy_rows,
+    weights,
+)
 
 
 @pytest.fixture(params=[False, True], ids=["full", "lora"])
@@ -139,6 +148,12 @@ def test_a_closed_gate_teaches_nothing(tiny, tokenizer, harmful_rows, tmp_path):
 @pytest.mark.parametrize("check", METHOD_CHECKS)
 def test_contract(tmp_path, method, check):
     METHOD_CHECKS[check](every_method.trial(method, tmp_path))
+
+
+@pytest.mark.parametrize("method", REPAIRS)
+@pytest.mark.parametrize("check", REPAIR_CHECKS)
+def test_contract_of_repairs(tmp_path, method, check):
+    REPAIR_CHECKS[check](every_method.trial(method, tmp_path))
 
 
 # --- weights come back bit for bit -----------------------------------------------------------------------------------

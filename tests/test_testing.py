@@ -17,7 +17,16 @@ from titer.methods import Method
 from titer.methods.align.base import HarmfulStreamTrainer
 from titer.packing.losses import token_nll
 from titer.ranges import Range
-from titer.testing import JUDGE_CHECKS, METHOD_CHECKS, check_attack, check_dataset, check_judge, check_method, trials
+from titer.testing import (
+    JUDGE_CHECKS,
+    METHOD_CHECKS,
+    REPAIR_CHECKS,
+    check_attack,
+    check_dataset,
+    check_judge,
+    check_method,
+    trials,
+)
 from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 
@@ -154,7 +163,7 @@ def test_a_method_that_breaks_a_rule_is_told_which(rule, method, tmp_path, monke
     [(_, trial)] = trials(method, tmp_path)
     with pytest.raises(AssertionError):
         METHOD_CHECKS[rule](trial)
-    monkeypatch.setattr("titer.testing.METHOD_CHECKS", {rule: METHOD_CHECKS[rule]})
+    monkeypatch.setattr("titer.testing.check.METHOD_CHECKS", {rule: METHOD_CHECKS[rule]})
     with pytest.raises(AssertionError, match=rule.replace("_", " ")):
         check_method(method)
 
@@ -166,10 +175,10 @@ def test_all_broken_rules_are_told_at_once_and_other_errors_say_which_was_checke
     def impossible(trial):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("titer.testing.METHOD_CHECKS", {"one_rule": broken, "another_rule": broken})
+    monkeypatch.setattr("titer.testing.check.METHOD_CHECKS", {"one_rule": broken, "another_rule": broken})
     with pytest.raises(AssertionError, match="one rule: so it is\nanother rule: so it is"):
         check_method("booster")
-    monkeypatch.setattr("titer.testing.METHOD_CHECKS", {"third_rule": impossible})
+    monkeypatch.setattr("titer.testing.check.METHOD_CHECKS", {"third_rule": impossible})
     with pytest.raises(ZeroDivisionError) as error:
         check_method("booster")
     assert error.value.__notes__ == ["Raised while checking: third rule"]
@@ -205,7 +214,8 @@ def test_a_setting_is_refused_by_name_or_the_check_fails(tmp_path):
 
 def test_a_method_is_checked_by_its_name(monkeypatch):
     rule = "settings_explain_themselves"
-    monkeypatch.setattr("titer.testing.METHOD_CHECKS", {rule: METHOD_CHECKS[rule]})
+    monkeypatch.setattr("titer.testing.check.METHOD_CHECKS", {rule: METHOD_CHECKS[rule]})
+    monkeypatch.setattr("titer.testing.check.REPAIR_CHECKS", {rule: REPAIR_CHECKS[rule]})
     for _, name, method in methods.every():
         check_method(name)
         check_method(method)

@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         if name != "__all__":
             return exported(name)
-        return sorted({kind.__name__ for _, _, method in every() for kind in (method.config, method.trainer)})
+        return sorted({kind.__name__ for _, _, method in every() for kind in method.classes})
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from titer.cli.common import Json, Verb
-from titer.text import first_sentence, say, to_json
+from titer.text import say, to_json
 
 if TYPE_CHECKING:
-    from titer.methods import Method
+    from titer.methods import Method, Repair
 
-HELP = "Explain the methods that align and fine-tune."
+HELP = "Explain the methods that align, fine-tune and repair."
 EXAMPLES = """
 Examples:
 
@@ -26,20 +26,18 @@ Examples:
 app = typer.Typer(help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_mode="markdown")
 
 
-def _about(stage: str, name: str, method: Method) -> dict[str, Any]:
+def _about(stage: str, name: str, method: Method | Repair) -> dict[str, Any]:
     return {
         "stage": stage,
         "name": name,
-        "summary": method.summary or first_sentence(method.trainer.__doc__),
-        "needs": list(method.streams),
-        # With the defaults; settings may change it.
-        "gradients": 1 + sum(method.gradients(method.config(output_dir="unused", report_to="none"))),
-        "config": method.config.__name__,
-        "trainer": method.trainer.__name__,
+        "summary": method.about,
+        "needs": list(method.needs),
+        "gradients": method.gradients_a_step(),  # with the defaults; settings may change it
+        "classes": [kind.__name__ for kind in method.classes],
     }
 
 
-def _settings(method: Method) -> list[dict[str, Any]]:
+def _settings(method: Method | Repair) -> list[dict[str, Any]]:
     """Return the settings that a method has beside those of plain training, and those that it has other defaults for."""
     from titer.cli.settings import settings_of
     from titer.train.trainer import PackedSFTConfig
@@ -78,27 +76,22 @@ def show_method(
 ) -> None:
     """Show one method, of every stage that has one of this name."""
     from titer import plugins
-    from titer.errors import check_known
-    from titer.methods import STAGES, find
+    from titer.methods import find, stages_of
 
-    known = [stage for stage, table in STAGES.items() if name in table]
-    if not known and plugins.is_path(name):
-        # A method from outside does not say which stage it is for; either lookup finds it.
-        known = ["align"]
-    check_known([name] if not known else [], {each for table in STAGES.values() for each in table}, "method")
-    found = [find(stage, name) for stage in known]
+    stages = stages_of(name)
+    found = [find(stage, name) for stage in stages]
     shown = [
-        {**_about(stage, name, each), "settings": _settings(each)} for stage, each in zip(known, found, strict=True)
+        {**_about(stage, name, each), "settings": _settings(each)} for stage, each in zip(stages, found, strict=True)
     ]
     if as_json:
         say(to_json(shown))
         return
     for about in shown:
         say(f"{about['stage']} {name}: {about['summary']}\n")
-        say(f"  classes    {about['config']}, {about['trainer']}")
+        say(f"  classes    {', '.join(about['classes'])}")
         say(f"  needs      {', '.join(about['needs']) or 'nothing beside the training data'}")
         say(f"  gradients  {about['gradients']:g} a step\n")
         for row in about["settings"]:
             say(f"  {row['name']:28} {row['default']:12} {row['about']}")
         say("")
-    say(f"All that --set takes: titer settings {name if plugins.is_path(name) else f'{known[0]}.{name}'}")
+    say(f"All that --set takes: titer settings {name if plugins.is_path(name) else f'{stages[0]}.{name}'}")

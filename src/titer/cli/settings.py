@@ -36,8 +36,8 @@ def _kinds() -> dict[str, type]:
     from titer.attacks.threats import Attack
     from titer.workflows.experiment import Experiment
 
-    trained = {f"{stage}.{name}": method.config for stage, name, method in methods.every()}
-    return {**trained, "lora": LoraConfig, "experiment": Experiment, "profile": Profile, "attack": Attack}
+    declared = {f"{stage}.{name}": method.config for stage, name, method in methods.every()}
+    return {**declared, "lora": LoraConfig, "experiment": Experiment, "profile": Profile, "attack": Attack}
 
 
 def command(
@@ -49,7 +49,7 @@ def command(
 
     kinds = _kinds()
     if name is not None and plugins.is_path(name):
-        listed = settings_of(methods.find("align", name).config)
+        listed = settings_of(methods.find(methods.stages_of(name)[0], name).config)
     elif name is not None:
         check_known([name], kinds, "name of settings")
         listed = settings_of(kinds[name])

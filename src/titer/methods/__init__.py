@@ -1,6 +1,7 @@
 """What a method is, and the one table of those that come with titer.
 
-A method declares itself once, in its own file: a `Method` with everything that the rest of titer asks about it. The table
+A method declares itself once, in its own file: a `Method` (of a stage that trains: align, finetune) or a `Repair`, with
+everything that the rest of titer asks about it. The table
 below holds where each declaration stands, and loads it when it is asked for. One that is not titer's is named by its import
 path, `package.module:NAME` or `file.py:NAME`, wherever a method's name may stand.
 """
@@ -12,13 +13,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, overload
 
 from titer import plugins
 from titer.errors import TiterError, check_known
 from titer.ranges import Range, check_range, numbers, range_of
+from titer.text import first_sentence
 
 if TYPE_CHECKING:
+    from titer.methods.repair.lowrank import Layer, LowRank
     from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 T = TypeVar("T")
@@ -83,6 +86,8 @@ class Method:
             every method passes are run with.
     """
 
+    not_here: ClassVar[Mapping[str, str]] = NOT_HERE
+
     config: type[PackedSFTConfig]
     trainer: type[PackedSFTTrainer]
     summary: str = ""
@@ -100,13 +105,89 @@ class Method:
                 f"{self.config.__name__} lacks `ratio` or `tau`, by which a method that weighs rows does so.",
                 "Add them (`titer.methods.finetune.AntibodyFinetuneConfig` has both), or leave `weighs_rows` off.",
             )
-        for name, allowed in getattr(self.config, "RANGES", {}).items():
-            ends = allowed[:2] if isinstance(allowed, Range) else ()
-            if name not in known or not ends or not all(isinstance(end, Real) and math.isfinite(end) for end in ends):
-                raise TiterError(
-                    f"{self.config.__name__}.RANGES: `{name}` is no setting with a range of numbers.",
-                    "Give a `titer.ranges.Range(low, high)` with two finite numbers for a field of the config.",
-                )
+        _check_ranges(self.config)
+
+    @property
+    def about(self) -> str:
+        """What it does, in a sentence."""
+        return self.summary or first_sentence(self.trainer.__doc__)
+
+    @property
+    def classes(self) -> tuple[type, ...]:
+        """What users import of it."""
+        return self.config, self.trainer
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it wants beside the training data."""
+        return self.streams
+
+    def gradients_a_step(self) -> float:
+        """Return the gradients of an optimizer step with the default settings."""
+        return 1 + sum(self.gradients(self.config(output_dir="unused", report_to="none")))
+
+    def given(self, output_dir: str, seed: int) -> dict[str, Any]:
+        """Return the settings that titer gives its config where a user gives none."""
+        return {**defaults(), "output_dir": output_dir, "seed": seed}
+
+
+Repaired = tuple["Mapping[str, LowRank]", "Mapping[str, Mapping[str, Any]]"]
+"""By layer, the new updates of those that a repair changes, and what it measured of any, for its report."""
+
+
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """A method of the repair stage: it changes what fine-tuning added to an aligned adapter, without training.
+
+    Attributes:
+        config: Its settings, a dataclass, with `RANGES` as that of a `Method`. Each field has a `help` in its metadata.
+        apply: Called with the layers by name (`titer.methods.repair.lowrank.Layer`, in float64 on the CPU) and the settings.
+        summary: What it does, in a sentence; if empty, the first one of the docstring of `apply`.
+        variants: As those of a `Method`: on a model of two layers.
+    """
+
+    not_here: ClassVar[Mapping[str, str]] = {}
+    needs: ClassVar[tuple[str, ...]] = ("aligned adapter", "tuned adapter")
+
+    config: type
+    apply: Callable[[Mapping[str, Layer], Any], Repaired]
+    summary: str = ""
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+
+    def __post_init__(self) -> None:
+        if not dataclasses.is_dataclass(self.config):
+            raise TiterError(f"`{self.config.__name__}` is no dataclass, and the settings of a repair are one.")
+        _check_ranges(self.config)
+
+    @property
+    def about(self) -> str:
+        """What it does, in a sentence."""
+        return self.summary or first_sentence(self.apply.__doc__)
+
+    @property
+    def classes(self) -> tuple[type, ...]:
+        """What users import of it."""
+        return (self.config,)
+
+    def gradients_a_step(self) -> float:
+        """Return 0: nothing is trained."""
+        return 0.0
+
+    def given(self, output_dir: str, seed: int) -> dict[str, Any]:
+        """Return the settings that titer gives its config: none."""
+        return {}
+
+
+def _check_ranges(config: type) -> None:
+    """Raise for `RANGES` that say nothing."""
+    known = {one.name for one in dataclasses.fields(config)}
+    for name, allowed in getattr(config, "RANGES", {}).items():
+        ends = allowed[:2] if isinstance(allowed, Range) else ()
+        if name not in known or not ends or not all(isinstance(end, Real) and math.isfinite(end) for end in ends):
+            raise TiterError(
+                f"{config.__name__}.RANGES: `{name}` is no setting with a range of numbers.",
+                "Give a `titer.ranges.Range(low, high)` with two finite numbers for a field of the config.",
+            )
 
 
 ALIGN: dict[str, Method | str] = {
@@ -119,31 +200,56 @@ FINETUNE: dict[str, Method | str] = {
     "antibody": "titer.methods.finetune.antibody:ANTIBODY",
     "gate": "titer.methods.finetune.gate:GATE",
 }
-STAGES = {"align": ALIGN, "finetune": FINETUNE}
+REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
+TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
+"""The stages whose methods train."""
+STAGES: dict[str, Mapping[str, Method | Repair | str]] = {**TRAINED, "repair": REPAIR}
 
 
 def names(stage: str) -> str:
     """Return the names of a stage's methods for a sentence: `sft, booster or antibody`."""
     *before, last = STAGES[stage]
-    return f"{', '.join(before)} or {last}"
+    return f"{', '.join(before)} or {last}" if before else last
 
 
-def find(stage: str, name: str) -> Method:
-    """Return the method `name` of `align` or `finetune`, or the one that an import path names.
+@overload
+def find(stage: Literal["repair"], name: str) -> Repair: ...  # type: ignore[overload-overlap]
+@overload
+def find(stage: str, name: str) -> Method: ...
+def find(stage: str, name: str) -> Method | Repair:
+    """Return the method `name` of a stage, or the one that an import path names.
 
     Raises:
         TiterError: For an unknown name (with a suggestion), or a path that leads to no method.
     """
     method = plugins.find(name, STAGES[stage], f"{stage} method")
-    if not isinstance(method, Method):
+    kind = Method if stage in TRAINED else Repair
+    if not isinstance(method, kind):
+        made_by = {Method: "Method(config, trainer)", Repair: "Repair(config, apply)"}
+        other = isinstance(method, Method | Repair)
         raise TiterError(
-            f"`{name}` is no method, but {plugins.what(method)}.",
-            "A method is a `titer.methods.Method(config, trainer)`.",
+            f"`{name}` is no {stage} method, but {plugins.what(method)}.",
+            f"It belongs to the stage `{stages_of(name)[0]}`."
+            if other
+            else f"One is a `titer.methods.{made_by[kind]}`.",
         )
     return method
 
 
-def every() -> Iterator[tuple[str, str, Method]]:
+def stages_of(name: str) -> list[str]:
+    """Return the stages that have a method of this name; of an import path the first that its kind fits.
+
+    Raises:
+        TiterError: For an unknown name, or a path that leads to no method.
+    """
+    known = [stage for stage, table in STAGES.items() if name in table]
+    if not known and plugins.is_path(name):
+        return ["repair" if isinstance(plugins.load(name), Repair) else "align"]
+    check_known([] if known else [name], {each for table in STAGES.values() for each in table}, "method")
+    return known
+
+
+def every() -> Iterator[tuple[str, str, Method | Repair]]:
     """Yield stage, name and declaration of every method in the table."""
     for stage, table in STAGES.items():
         for name in table:
@@ -159,40 +265,52 @@ def exported(name: str, *stages: str) -> type:
     # To load them takes seconds, and modules are asked for much else.
     if name.endswith(("Config", "Trainer")):
         for stage, _, method in every():
-            for kind in (method.config, method.trainer):
+            for kind in method.classes:
                 if kind.__name__ == name and stage in (stages or STAGES):
                     return kind
     raise AttributeError(f"titer has no class {name!r}")
 
 
+@overload
 def settings(
     method: Method, values: dict[str, Any], where: str | Mapping[str, str], output_dir: str, seed: int
-) -> PackedSFTConfig:
+) -> PackedSFTConfig: ...
+@overload
+def settings(
+    method: Repair, values: dict[str, Any], where: str | Mapping[str, str], output_dir: str = "", seed: int = 0
+) -> Any: ...
+def settings(
+    method: Method | Repair,
+    values: dict[str, Any],
+    where: str | Mapping[str, str],
+    output_dir: str = "",
+    seed: int = 0,
+) -> Any:
     """Build a method's settings from a mapping.
 
     Args:
         method: The method.
         values: Fields of its config, by name.
         where: Where the mapping stands, for errors (`arms.antibody.align`), or where each of its keys does.
-        output_dir: Folder for checkpoints.
-        seed: Seeds initialisation and sampling.
+        output_dir: Folder for checkpoints, of a training.
+        seed: Seeds initialisation and sampling, of a training.
 
     Raises:
         TiterError: For a key that the method does not have, or a value it cannot take.
     """
-    known = {field.name for field in dataclasses.fields(method.config) if field.init} - NOT_HERE.keys()
+    known = {field.name for field in dataclasses.fields(method.config) if field.init} - method.not_here.keys()
     listing = next((f"titer settings {stage}.{name}" for stage, name, one in every() if one is method), None)
     for name in values:
-        if name in NOT_HERE:
-            raise TiterError(f"`{place(where, name)}` cannot be set here.", NOT_HERE[name])
+        if name in method.not_here:
+            raise TiterError(f"`{place(where, name)}` cannot be set here.", method.not_here[name])
         check_known([name], known, f"key in `{_parent(where, name)}`", listing)
     optional = numbers(method.config)
     for name, value in values.items():
         if name in optional and not (optional[name] and value is None):
             check_range(name, value, place(where, name), range_of(method.config, name))
 
-    def build(values: dict[str, Any]) -> PackedSFTConfig:
-        return method.config(output_dir=output_dir, seed=seed, **{**defaults(), **values})
+    def build(values: dict[str, Any]) -> Any:
+        return method.config(**{**method.given(output_dir, seed), **values})
 
     return blaming(build, values, {name: place(where, name) for name in values})
 

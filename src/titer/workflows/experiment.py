@@ -165,8 +165,11 @@ class _ArmPlanner:
                     "Leave it out: the last step is always scored.",
                 )
         for scored in sorted({*self.experiment.finetune.checkpoints, last}):
-            adapter = "adapter" if scored == last else f"step-{scored}"
-            self._answer("finetuned", scored, ratio, tuned, adapter)
+            served, adapter = tuned, "adapter" if scored == last else f"step-{scored}"
+            for repair in self.arm.of("repair"):
+                name = f"repair {self.name} p={ratio:g} step {scored}"
+                served, adapter = self._repair(repair, aligned, served, adapter, name), "adapter"
+            self._answer("finetuned", scored, ratio, served, adapter)
         measured = self.experiment.evaluate.weights if methods.find("finetune", step.method).weighs_rows else 0
         if measured:
             for when, job in (("before", aligned), ("after", tuned)):
@@ -198,6 +201,22 @@ class _ArmPlanner:
             [] if start is None else [start],
             {"model": self.model, "method": plugins.absolute(step.method)},
             training(f"{step.stage} {step.method}", method, args, self.model, records, self.streams),
+        )
+
+    def _repair(self, step: Step, aligned: Job, tuned: Job, adapter: str, name: str) -> Job:
+        from titer.jobs.repairs import REPAIR
+
+        method = methods.find("repair", step.method)
+        return self.plan.add(
+            REPAIR,
+            name + self.suffix,
+            {
+                "method": [step.method, source_digest(method.apply, method.config)],
+                "settings": step.settings,
+                "adapter": adapter,
+            },
+            needs=[aligned, tuned],
+            places={"model": self.model, "method": plugins.absolute(step.method)},
         )
 
     def _answer(self, phase: str, step: int, ratio: float, trained: Job, adapter: str) -> None:

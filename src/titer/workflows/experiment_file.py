@@ -16,9 +16,6 @@ from titer.files import folder_name
 from titer.ranges import check_settings
 from titer.results import tasks
 
-TRAINED = ("align", "finetune")
-"""Stages whose methods train."""
-
 
 @dataclass(frozen=True)
 class AlignSettings:
@@ -269,9 +266,11 @@ def _check(experiment: Experiment) -> None:
     lora_config(experiment.lora)
     for arm in experiment.arms.values():
         for step in arm.steps:
-            if step.stage in TRAINED:
+            if step.stage in methods.TRAINED:
                 args = trainer_args(experiment, step, "unused", 0)
                 methods.find(step.stage, step.method).check(args, getattr(experiment, step.stage).samples)
+            else:
+                repair_settings(step)
 
 
 def task_name(experiment: Experiment) -> str:
@@ -288,6 +287,13 @@ def trainer_args(experiment: Experiment, step: Step, output_dir: str, seed: int)
     """Return the settings of a training as its trainer takes them."""
     method = methods.find(step.stage, step.method)
     return methods.settings(method, training_settings(experiment, step), places(experiment, step), output_dir, seed)
+
+
+def repair_settings(step: Step) -> Any:
+    """Return the settings of a repair as its method takes them."""
+    return methods.settings(
+        methods.find("repair", step.method), step.settings, dict.fromkeys(step.settings, step.where)
+    )
 
 
 def places(experiment: Experiment, step: Step) -> dict[str, str]:

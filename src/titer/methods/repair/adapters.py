@@ -1,0 +1,257 @@
+"""Adapter folders in, adapter folder out: what the repair stage reads, refuses and writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from titer.errors import TiterError, first_line
+from titer.files import put_whole, read_json, replacing, writing
+from titer.methods import Repair
+from titer.methods.repair.lowrank import Layer, LowRank
+from titer.models import adapter_weights, check_folder, load_tokenizer, refuse_nonfinite, refuse_strays, split_adapter
+
+REPORT = "repair.json"
+"""Beside the adapter: what a repair did to each layer."""
+
+_KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<factor>[AB])\.weight")
+
+_HARMLESS = {
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "fan_in_fan_out", "base_model_name_or_path", "revision", "task_type",
+    "inference_mode", "auto_mapping", "peft_version", "peft_type", "runtime_config", "megatron_core", "init_lora_weights",
+    "loftq_config", "eva_config", "ensure_weight_tying",
+}  # fmt: skip
+"""Settings of a LoRA that leave it what it is: a scaled product B A, added to the base's weight."""
+
+_PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Ways to start a LoRA that leave the base's weights alone."""
+
+
+class Adapter(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        folder: The folder.
+        config: Its `peft.LoraConfig`.
+        factors: B and A of each layer, as they stand in the file.
+        scales: What their product is multiplied by.
+    """
+
+    folder: Path
+    config: Any
+    factors: dict[str, dict[str, Tensor]]
+    scales: dict[str, float]
+
+    def matrix(self, layer: str) -> LowRank:
+        """Return what the adapter adds to the base's weight, in float64."""
+        b, a = (self.factors[layer][factor].double() for factor in "BA")
+        return LowRank(b * self.scales[layer], a)
+
+
+def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, folder: Path) -> None:
+    """Repair a fine-tuned adapter and leave it in `folder/adapter` with the tokenizer, and in `folder/repair.json` what was done.
+
+    The repaired adapter is exact up to the rounding of its file, on the same base, with the config of the tuned one: layers
+    that a method leaves alone keep their weights bit for bit. Where a layer needs a larger rank, that of all grows, with zeros.
+    No model is loaded.
+
+    Args:
+        model: The base of both adapters.
+        aligned: The adapter before fine-tuning.
+        tuned: The adapter after it.
+        method: How to repair.
+        config: Its settings.
+        folder: Where the result goes; an adapter that lies there is replaced.
+
+    Raises:
+        TiterError: When the two do not belong together, are no plain LoRA, hold what is no number, or are the same.
+        OSError: For a disk that is full, read-only or gone (`titer.files.DiskError`).
+    """
+    before, after = read_adapter(aligned, model), read_adapter(tuned, model)
+    layers = pair(before, after)
+    updates, measured = method.apply(dict(layers), config)
+    refuse_strays("What the repair returns", [], (updates.keys() | measured.keys()) - layers.keys())
+    refuse_nonfinite("The repair", ((name, factor) for name, one in updates.items() for factor in (one.b, one.a)))
+    report = {
+        name: {
+            "changed": name in updates,
+            "norm_before": layer.update.norm(),
+            "norm_after": updates.get(name, layer.update).norm(),
+            **measured.get(name, {}),
+        }
+        for name, layer in layers.items()
+    }
+    whole = {name: (layers[name].alignment + update).compact(_size(layers[name])) for name, update in updates.items()}
+    about = {
+        "base": model,
+        "aligned": str(aligned),
+        "tuned": str(tuned),
+        "method": method.config.__name__.removesuffix("Config"),
+        "settings": dataclasses.asdict(config),
+        "layers": report,
+    }
+    with replacing(folder / REPORT) as file:
+        file.write(json.dumps(about, indent=1, allow_nan=False).encode())
+    _write(after, whole, folder / "adapter", load_tokenizer(model))
+
+
+def read_adapter(folder: Path, base: str) -> Adapter:
+    """Read a plain LoRA adapter on a base model.
+
+    Raises:
+        TiterError: For a folder without one, one that is of another kind or base, damaged, or holds what is no number.
+    """
+    from peft import LoraConfig
+    from peft.utils import load_peft_weights
+    from peft.utils.other import get_pattern_key
+
+    found, place = split_adapter(str(folder))
+    if place is None:
+        raise TiterError(
+            f"There is no PEFT adapter in `{folder}`.",
+            "A repair takes two adapters on one base model. A whole model that was aligned without an adapter has none.",
+        )
+    where = f"The adapter `{place}`"
+    if not _same_model(found, base):
+        raise TiterError(
+            f"{where} is on the base model `{found}`, not on `{base}`.", "Repair adapters of one base model."
+        )
+    kind = read_json(place / "adapter_config.json").get("peft_type")
+    if kind != "LORA":
+        raise TiterError(f"{where} is of the kind `{kind}`, not LORA.", "Only LoRA adapters can be repaired.")
+    check_folder(place)
+    adapter_weights(place)
+    try:
+        config = LoraConfig.from_pretrained(str(place))
+        weights = load_peft_weights(str(place), device="cpu")
+    except Exception as error:  # whatever the library raises of files that it did not expect
+        if isinstance(error, TiterError | MemoryError):
+            raise
+        raise TiterError(f"{where} cannot be read: {first_line(error)}") from error
+    _refuse_variants(where, config)
+    refuse_nonfinite(where, weights.items())
+    factors: dict[str, dict[str, Tensor]] = {}
+    for key, weight in weights.items():
+        match = _KEY.fullmatch(key)
+        if match is None or weight.ndim != 2:
+            raise TiterError(f"{where} trains `{key}`, which is no LoRA of a linear layer, so it cannot be repaired.")
+        factors.setdefault(match["layer"], {})[match["factor"]] = weight
+    scales = {}
+    for layer, pair in factors.items():
+        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, layer), config.r)
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, layer), config.lora_alpha)
+        if pair.keys() != {"A", "B"} or pair["A"].shape[0] != rank or pair["B"].shape[1] != rank:
+            raise TiterError(f"{where} is damaged: `{layer}` is no pair of matrices of rank {rank}.", "Save it again.")
+        scales[layer] = alpha / (rank**0.5 if config.use_rslora else rank)
+    return Adapter(place, config, factors, scales)
+
+
+def pair(aligned: Adapter, tuned: Adapter) -> dict[str, Layer]:
+    """Return the layers that two adapters change, in the order of the tuned one.
+
+    Raises:
+        TiterError: When they change other layers, or the same in the same way.
+    """
+    differing = sorted(aligned.factors.keys() ^ tuned.factors.keys())
+    if differing:
+        raise TiterError(
+            f"The adapters `{aligned.folder}` and `{tuned.folder}` change different layers: {len(differing)} are in one of "
+            f"them only (`{differing[0]}`).",
+            "The tuned adapter must have gone on from the aligned one.",
+        )
+    layers = {}
+    for name in tuned.factors:
+        before, after = aligned.matrix(name), tuned.matrix(name)
+        if (before.b.shape[0], before.a.shape[1]) != (after.b.shape[0], after.a.shape[1]):
+            raise TiterError(f"The adapters `{aligned.folder}` and `{tuned.folder}` have other shapes at `{name}`.")
+        layers[name] = Layer(before, (after - before).compact(max(before.norm(), after.norm())))
+    if not any(layer.update.rank for layer in layers.values()):
+        raise TiterError(
+            f"There is nothing to repair: the adapter `{tuned.folder}` is the same as `{aligned.folder}`.",
+            "Name the adapter after fine-tuning as the tuned one, and that before it as the aligned one.",
+        )
+    return layers
+
+
+def _size(layer: Layer) -> float:
+    return layer.alignment.norm() + layer.update.norm()
+
+
+def _same_model(one: str, other: str) -> bool:
+    return one == other or os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
+
+
+def _refuse_variants(where: str, config: Any) -> None:
+    """Raise for what makes a LoRA more than a product added to the base's weight."""
+    for item in dataclasses.fields(config):
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        value = getattr(config, item.name)
+        plain = value in _PLAIN_STARTS if item.name == "init_lora_weights" else item.name in _HARMLESS
+        if not plain and value != default:
+            raise TiterError(
+                f"{where} has `{item.name}={value!s:.80}`, so it is more than a product of two matrices added to its base.",
+                "Only plain LoRA adapters can be repaired.",
+            )
+
+
+def _write(tuned: Adapter, whole: Mapping[str, LowRank], folder: Path, tokenizer: Any) -> None:
+    """Write an adapter like the tuned one with other matrices in some layers; the folder appears only when it is complete."""
+    from peft.utils import load_peft_weights
+    from safetensors.torch import save_file
+
+    ranks = {name: pair["A"].shape[0] for name, pair in tuned.factors.items()}
+    needed = {name: max(rank, whole[name].rank if name in whole else 0) for name, rank in ranks.items()}
+    config = _grown(tuned, ranks, needed)
+    if not (config.rank_pattern or config.alpha_pattern):
+        needed = dict.fromkeys(needed, config.r)
+    tensors = {}
+    for name, pair in tuned.factors.items():
+        factors = _halves(whole[name], tuned.scales[name]) if name in whole else pair
+        for factor, weight in factors.items():
+            shape = (needed[name], weight.shape[1]) if factor == "A" else (weight.shape[0], needed[name])
+            padded = torch.zeros(shape, dtype=pair[factor].dtype)
+            padded[: weight.shape[0], : weight.shape[1]] = weight
+            tensors[f"base_model.model.{name}.lora_{factor}.weight"] = padded
+    refuse_nonfinite("The repaired adapter", tensors.items())  # what float64 holds may be too large for the file
+    scratch = folder.with_name(f".{folder.name}.part")
+    with writing(folder):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        config.save_pretrained(str(scratch))
+        save_file(tensors, scratch / "adapter_model.safetensors", {"format": "pt"})
+        written = load_peft_weights(str(scratch), device="cpu")
+        refuse_strays(f"The adapter in `{scratch}`", tensors.keys() - written.keys(), written.keys() - tensors.keys())
+        tokenizer.save_pretrained(scratch)
+        put_whole(scratch, folder)
+
+
+def _grown(tuned: Adapter, ranks: Mapping[str, int], needed: Mapping[str, int]) -> Any:
+    """Return the config of an adapter with larger ranks and the same scales.
+
+    Without patterns all ranks grow alike, since vLLM reads one scale for all.
+    """
+    config = tuned.config
+    if needed == ranks:
+        return config
+    root = 0.5 if config.use_rslora else 1.0
+    if not (config.rank_pattern or config.alpha_pattern):
+        rank = max(needed.values())
+        return dataclasses.replace(config, r=rank, lora_alpha=config.lora_alpha * (rank / config.r) ** root)
+    alphas = {name: tuned.scales[name] * rank**root for name, rank in needed.items()}
+    return dataclasses.replace(config, rank_pattern=dict(needed), alpha_pattern=alphas)
+
+
+def _halves(matrix: LowRank, scale: float) -> dict[str, Tensor]:
+    """Return B and A of a compact matrix divided by a scale, its singular values shared equally between them."""
+    roots = (matrix.a.norm(dim=1) / scale).sqrt()
+    return {"A": matrix.a / (roots * scale)[:, None], "B": matrix.b * roots}
