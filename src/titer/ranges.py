@@ -122,6 +122,7 @@ RANGES: dict[str, Range] = {
     "top": _count(0),
     "rows": _count(0),
     "n": _count(also=(None,)),
+    "workers": _count(high=1024),
     # Attacks and profiles.
     "warm_up_steps": _count(0),
     "steps": _count(),
