@@ -48,13 +48,7 @@ FLOORS = {
 }
 """Rooms by floor, from the ground up. `titer` is the package's `__init__`."""
 
-KNOWN = {
-    (
-        "assays",
-        "report",
-    ): "`titer.assays.assay`, which users call, leaves the report and the model card too; it goes when "
-    "workflows have a room of their own above both",
-}
+KNOWN: dict[tuple[str, str], str] = {}
 """Arrows that run up, and why they are there. None may be added; one that is gone must go from here."""
 
 KINDS = ("import", "lazy", "name", "type")
@@ -183,7 +177,7 @@ def picture(found: Arrows) -> str:
             now = [end for end, kind in ends.items() if kind == "import"]
             later = [end + NOTES.get(kind, "") for end, kind in ends.items() if kind != "import"]
             lines.append(f"| {floor} | `{room}` | {', '.join(now) or '–'} | {', '.join(later) or '–'} |")
-    lines += ["", "Arrows that run up:", ""]
+    lines += ["", "Arrows that run up:" if KNOWN else "No arrow runs up.", ""]
     lines += [f"- `{start}` → `{end}`: {reason}." for (start, end), reason in KNOWN.items()]
     return "\n".join(lines) + "\n"
 

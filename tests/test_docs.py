@@ -369,8 +369,8 @@ def parsed(line):
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_exist(name, beside_mine):
     from titer import methods
-    from titer.cli.common import settings_from
     from titer.jobs import trainings
+    from titer.settings import parse_settings
     from titer.workflows.experiment import bundled, read_experiment
 
     assert commands(name) or name not in (README, "concepts.md", *CARDS)
@@ -380,13 +380,13 @@ def test_commands_exist(name, beside_mine):
         verb, given = parsed(line)
         if verb in methods.STAGES:
             method = methods.find(verb, given["method"])
-            methods.settings(method, settings_from(given["overrides"]), "--set", "unused", 0)
-            trainings.lora_config(settings_from(given.get("lora")))
+            methods.settings(method, parse_settings(given["settings"] or ()), "--set", "unused", 0)
+            trainings.lora_config(parse_settings(given.get("lora") or ()))
         elif verb == "run":
             file = DOCS.parent / given["experiment"]
             known = file.is_file() or given["experiment"] in bundled()
             if known or name == README:
-                read_experiment(file if file.is_file() else given["experiment"], given["overrides"] or ())
+                read_experiment(file if file.is_file() else given["experiment"], given["settings"] or ())
 
 
 @pytest.mark.parametrize(

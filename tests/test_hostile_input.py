@@ -18,7 +18,7 @@ PLACES = ["../../x", "a/b", "/tmp/x", "..", ".", "", " ", "a\\b", "x\n", "x\0", 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_a_name_leads_out_of_no_folder(titer, tmp_path, monkeypatch, no_model, name):
-    from titer.assays import assay
+    from titer import assay
 
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.rglob("*"))
@@ -30,7 +30,7 @@ def test_a_name_leads_out_of_no_folder(titer, tmp_path, monkeypatch, no_model, n
         assert code == 2, error
         assert "`--name` must be the name of one folder" in error
     with pytest.raises(TiterError, match="`--name` must be the name of one folder"):
-        assay("m", "n", "smoke", name=name)
+        assay("m", "n", profile="smoke", name=name)
     assert set(tmp_path.rglob("*")) == before
 
 

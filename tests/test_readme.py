@@ -1,4 +1,4 @@
-"""Every command of the README runs as it stands, one after another in an empty folder.
+"""Every command of the README, and every example of docs/python.md, runs as it stands, one after another in an empty folder.
 
 The tiny model is in the place of the embedded one, experiments are short, and copies are in the place of the hub's data.
 """
@@ -84,6 +84,23 @@ def test_every_command_runs(workplace, short_experiments, copies):
         "runs/assay/booster/report.html", "runs/assay/antibody/report.html",
     ):  # fmt: skip
         assert (workplace / made).is_file(), made
+
+
+def test_every_example_for_python_runs(workplace, short_experiments, capsys):
+    page = (README.parent / "docs" / "python.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python runnable\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == page.count("```python") >= 7
+    names = {"__name__": "examples"}
+    for example in examples:
+        exec(compile(re.sub(r'"max_steps": \d+', '"max_steps": 2', example), "python.md", "exec"), names)
+    told = capsys.readouterr().out
+    assert names["run"].complete
+    assert "undefended" in told
+    assert "titer: Prompts shared between pools: 0" in told
+    assert set(names["figures"]["phase"]) == {"aligned", "finetuned"}
+    assert not names["curves"].empty
+    for made in ("antibody/adapter", "audit/audit.csv", "after/results.json", "runs/quickstart/report.html"):
+        assert (workplace / made).exists(), made
 
 
 def test_the_two_commands_are_make_targets():

@@ -1,24 +1,49 @@
 """titer: immunize a language model against harmful fine-tuning, and measure how immune it is.
 
-`from titer import BoosterConfig, BoosterTrainer`: the settings and the trainer of every method are here, by the names of
+`titer.align`, `finetune`, `repair`, `evaluate`, `audit`, `experiment` and `assay` do what the verbs of the command line do.
+`from titer import BoosterConfig, BoosterTrainer`: the settings and the trainer of every method are here too, by the names of
 their classes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from titer.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from titer.workflows.align import align as align
+    from titer.workflows.assay import assay as assay
+    from titer.workflows.audit import audit as audit
+    from titer.workflows.evaluate import evaluate as evaluate
+    from titer.workflows.finetune import finetune as finetune
+    from titer.workflows.repair import repair as repair
+    from titer.workflows.run import experiment as experiment
+
+_WORKFLOWS = {
+    "align": "titer.workflows.align",
+    "assay": "titer.workflows.assay",
+    "audit": "titer.workflows.audit",
+    "evaluate": "titer.workflows.evaluate",
+    "experiment": "titer.workflows.run",
+    "finetune": "titer.workflows.finetune",
+    "repair": "titer.workflows.repair",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Trainers bring torch and TRL with them, which take seconds to import; `titer --help` needs neither.
+    if name in _WORKFLOWS:
+        from importlib import import_module
+
+        return getattr(import_module(_WORKFLOWS[name]), name)
     if name == "__all__" or name.endswith(("Config", "Trainer")):
         from titer.methods import every, exported
 
         if name != "__all__":
             return exported(name)
-        return sorted({kind.__name__ for _, _, method in every() for kind in method.classes})
+        kinds = {kind.__name__ for _, _, method in every() for kind in method.classes}
+        return sorted(kinds | _WORKFLOWS.keys())
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

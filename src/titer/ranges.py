@@ -92,7 +92,6 @@ RANGES: dict[str, Range] = {
     "seed": _SEED,
     "data_seed": _SEED,
     "dataloader_num_workers": _count(0, 1024),
-    "workers": _count(1, 1024),
     "dataloader_prefetch_factor": _count(),
     "ddp_bucket_cap_mb": _count(),
     "ddp_timeout": _count(),
@@ -123,6 +122,7 @@ RANGES: dict[str, Range] = {
     "top": _count(0),
     "rows": _count(0),
     "n": _count(also=(None,)),
+    "workers": _count(high=1024),
     # Attacks and profiles.
     "warm_up_steps": _count(0),
     "steps": _count(),

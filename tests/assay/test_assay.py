@@ -18,7 +18,6 @@ from titer.assays import attacking, runner
 from titer.assays.card import headline, parse_requirements, read_scorecard, unmet, write_scorecard
 from titer.assays.pools import load_assay_pools
 from titer.assays.profile import Profile, answered_steps, between, read_profile
-from titer.assays.run import AssayStopped, carry_out
 from titer.assays.runner import measurements, plan_assay
 from titer.assays.scorecard import make_scorecard
 from titer.attacks import Fleet
@@ -28,6 +27,7 @@ from titer.cli import app
 from titer.errors import AttackFailed, TiterError
 from titer.jobs.plan import Silent, execute
 from titer.jobs.provenance import weights_digest
+from titer.workflows.assay import AssayStopped, carry_out
 
 DOC = Path(__file__).parents[2] / "docs" / "assay.md"
 

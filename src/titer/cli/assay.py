@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from titer.cli.common import (
-    DataDir,
-    DefaultVerb,
-    Json,
-    Overrides,
-    PlanOnly,
-    Show,
-    Verb,
-    Workers,
-    fail,
-    path,
-    print_plan,
-    refuse_unused_data_dir,
-    say_planned,
-)  # fmt: skip
-from titer.progress import duration
+from titer.cli.common import DefaultVerb, DryRun, Json, PlanOnly, Verb, fail, path, print_plan, say_planned, took
+from titer.cli.mirror import Call, mirror
 from titer.text import say, to_json
+from titer.workflows.assay import Assay, AssayStopped, assay, plan
+from titer.workflows.common import refuse_unused
 
 HELP = "Measure how immune a model is: resistance, stability, generalization and trainability, with a verdict on each."
 EXAMPLES = """
@@ -36,6 +22,8 @@ Examples:
 `titer assay aligned/antibody --against aligned/sft` — attacks both, compares, writes scorecard and report
 
 `titer assay aligned/antibody --against aligned/sft --profile quick --dry-run` — the plan, its FLOPs and its time
+
+`titer assay aligned/antibody --against aligned/sft --workers 2` — two jobs at the same time, where there is room for it
 
 `titer assay my-model/ --against org/base --require 'resistance>=weak,stability,trainability'` — exit code 1 when unmet
 
@@ -47,90 +35,50 @@ app = typer.Typer(cls=DefaultVerb, help=HELP, epilog=EXAMPLES, no_args_is_help=T
 
 
 @app.command("run", cls=Verb, help=HELP, epilog=EXAMPLES)
+@mirror(assay, arguments=["model"])
 def run(
-    context: typer.Context,
-    model: Annotated[str, typer.Argument(help="The defended model: a folder, a hub id, an adapter.")],
-    against: Annotated[str, typer.Option("--against", help="The undefended model to compare it with.")],
-    profile: Annotated[
-        str, typer.Option("--profile", "-p", help="smoke, quick, standard, thorough, or a YAML file.")
-    ] = "quick",
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=path,
-            metavar="PATH",
-            help="Folder of assays; those in one folder attack a model once.",
-        ),
-    ] = Path("runs/assay"),
-    name: Annotated[str | None, typer.Option("--name", help="Of this assay's folder; the model's by default.")] = None,
-    defence_data: Annotated[
-        list[str] | None,
-        typer.Option("--defence-data", help="Dataset that the defence was made from; kept out of attack and scoring."),
-    ] = None,
-    data_dir: DataDir = None,
+    call: Call[Assay],
     require: Annotated[
         str | None, typer.Option("--require", help="Verdicts to exit 0 for: 'resistance>=weak,stability'.")
     ] = None,
-    overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, its FLOPs and its time.")] = False,
+    dry_run: DryRun = False,
     plan_only: PlanOnly = False,
-    workers: Workers = 1,
-    force: Annotated[bool, typer.Option("--force", help="Run jobs again that are done.")] = False,
     as_json: Json = False,
 ) -> None:
     """Assay a model."""
     started = time.perf_counter()
-    from titer.assays.card import assay_folder, parse_requirements, unmet
-    from titer.assays.profile import read_profile
+    from titer.assays.card import parse_requirements, unmet
 
     requirements = parse_requirements(require) if require is not None else []
-    folder = assay_folder(output, name, model)
-    chosen = read_profile(profile, overrides or ())
-    data = chosen.data
-    named = [data.harmful, *data.helpful, data.lookalikes, data.task, chosen.reference, *chosen.reference_tasks]
-    refuse_unused_data_dir(context, [*named, *(defence_data or ())])
-    show = Show()
-    show.remark("Loading libraries …")
-    from titer.assays.run import AssayStopped, carry_out
-    from titer.assays.runner import plan_assay
-    from titer.report import lead, print_scorecard
-    from titer.screen import Screen
-
-    plan = plan_assay(chosen, model, against, output, data_dir, defence_data or ())
     if dry_run:
-        print_plan(
-            f"assay of {model} against {against}, profile {chosen.name}", plan, plan.pools.overlap, as_json, force
-        )
+        refuse_unused(["workers"], "with `--dry-run`, which runs no job")
+        planned = call.to(plan)
+        title = "assay of {defended} against {undefended}, profile ".format(**planned.models) + planned.profile.name
+        print_plan(title, planned, planned.pools.overlap, as_json, call.arguments.get("force", False))
         return
     if plan_only:
-        say_planned(plan)
+        refuse_unused(["workers", "force"], "with `--plan-only`, which runs no job")
+        say_planned(call.to(plan))
         return
-    show.console.print(f"{chosen.name}: {chosen.description}")
-    shared = sum(plan.pools.overlap.values())
-    show.remark(f"Prompts shared between pools: {shared}. Assay: {folder}")
-    show.expect([*plan.to_do(force).values()])
     try:
-        card = carry_out(plan, folder, shlex.join(["titer", *sys.argv[1:]]), show, force, workers)
+        found = call()
     except AssayStopped as error:
         fail(str(error), code=1)
     if as_json:
-        say(to_json(card))
+        say(to_json(found.scorecard))
     else:
-        print_scorecard(card, Screen())
-        say(lead(card))
+        from titer.report import lead, print_scorecard
+        from titer.screen import Screen
+
+        print_scorecard(found.scorecard, Screen())
+        say(lead(found.scorecard))
         for what, file in (("Scorecard", "scorecard.json"), ("Model card", "model_card.md"), ("Report", "report.html")):
-            say(f"{what}: {folder / file}")
-    show.remark(f"Took {duration(time.perf_counter() - started)}.")
-    failed = card["hygiene"]["failed"]
-    if failed:
-        fail(
-            "Failed attackers (they count nowhere):\n"
-            + "\n".join(f"  {row['role']}, {row['attacker']}: {row['reason']}" for row in failed),
-            code=1,
-        )
-    if lacking := unmet(card, requirements):
+            say(f"{what}: {found.folder / file}")
+    took(started)
+    if found.failed:
+        lines = "".join(f"\n  {row['role']}, {row['attacker']}: {row['reason']}" for row in found.failed)
+        fail(f"Failed attackers (they count nowhere):{lines}", code=1)
+    if lacking := unmet(found.scorecard, requirements):
         fail("Required and not met:\n" + "\n".join(f"  {line}" for line in lacking), code=1)
 
 

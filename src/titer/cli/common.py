@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -17,13 +19,11 @@ from titer.methods import names
 from titer.progress import Task, duration
 from titer.ranges import check_range
 from titer.text import say, to_json
+from titer.workflows.common import Caller, called_by
 
 if TYPE_CHECKING:
-    from titer.data import Record
-    from titer.jobs.estimates import Estimate, Work
+    from titer.jobs.estimates import Estimate
     from titer.jobs.plan import Plan
-    from titer.methods import Method
-    from titer.train.trainer import PackedSFTConfig
 
 
 def in_range(option: typer.CallbackParam, value: Any) -> Any:
@@ -39,6 +39,28 @@ def path(text: str | Path) -> Path:
     return Path(text)
 
 
+def given_in(context: typer.Context) -> dict[str, Any]:
+    """Return the parameters that stand on the command line, by name."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name: context.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+class CommandLine(Caller):
+    """The command line, where an argument is called by its option."""
+
+    def __init__(self, context: typer.Context) -> None:
+        self.options = {str(option.name): option.opts[0] for option in context.command.params}
+
+    def spell(self, name: str) -> str:
+        """Return the option, or the name of what stands there without one."""
+        option = self.options.get(name, name)
+        return option if option.startswith("-") else name.upper()
+
+    def command(self, workflow: str, given: Mapping[str, Any]) -> str:
+        """Return the line."""
+        return shlex.join(["titer", *sys.argv[1:]])
+
+
 class Verb(TyperCommand):
     """A verb whose options are given once each: by itself the library takes the last, and says nothing."""
 
@@ -50,6 +72,11 @@ class Verb(TyperCommand):
                 raise TiterError(f"`{option.opts[0]}` is given twice.", "Give it once.")
         rest: list[str] = super().parse_args(ctx, args)
         return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; whatever it calls knows what was given."""
+        with called_by(CommandLine(ctx), given_in(ctx)):
+            return super().invoke(ctx)
 
 
 class DefaultVerb(TyperGroup):
@@ -69,41 +96,7 @@ class DefaultVerb(TyperGroup):
         return rest
 
 
-def refuse_unused(context: typer.Context, names: Sequence[str], why: str) -> None:
-    """Raise for the first of some options that was given, because it would have no effect.
-
-    Args:
-        context: Of the verb.
-        names: Names of parameters.
-        why: Continues "has no effect".
-    """
-    for option in context.command.params:
-        source = context.get_parameter_source(str(option.name))
-        if option.name in names and source is not None and source.name == "COMMANDLINE":
-            shown = option.opts[0] if option.opts[0].startswith("-") else str(option.name).upper()
-            raise TiterError(f"`{shown}` has no effect {why}.", "Leave it out.")
-
-
-def refuse_unused_data_dir(context: typer.Context, names: Sequence[str]) -> None:
-    """Raise when a folder of local copies was given, and none of the datasets is one that is looked for there."""
-    from titer.data import is_named
-
-    if not any(is_named(name) for name in names):
-        found = ", ".join(f"`{name}`" for name in dict.fromkeys(names))
-        refuse_unused(context, ["data_dir"], f"on {found}; it holds copies of named datasets (`titer data` lists them)")
-
-
-def refuse_what_is_there(paths: Sequence[Path], force: bool, option: str = "--output") -> None:
-    """Raise when a file would be replaced by another without a word; `force` is the word."""
-    for path in paths:
-        if path.exists() and not force:
-            raise TiterError(
-                f"{path} is there already.", f"Name another place with `{option}`, or replace it with `--force`."
-            )
-
-
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="A local folder, a hub id, or smollm2-135m-instruct.")]
 DataDir = Annotated[
     Path | None,
     typer.Option(
@@ -113,41 +106,17 @@ DataDir = Annotated[
         help="Folder with local copies of named datasets (sst2_train.jsonl, …).",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seeds data, initialisation and sampling.", callback=in_range)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change a setting: key=value, as often as wanted.", metavar="KEY=VALUE"),
-]
-Workers = Annotated[
-    int, typer.Option("--workers", help="Jobs that run at the same time, each in a process.", callback=in_range)
-]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, its FLOPs and about how long it takes.")]
+
 PlanOnly = Annotated[
     bool, typer.Option("--plan-only", help="Write the folders of all jobs, for `titer job` to run, and stop.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
-Harmful = Annotated[
-    str, typer.Option("--harmful", help="Harmful requests: builtin:harmful, advbench, a file, a hub id.")
-]
-Helpful = Annotated[
-    list[str],
-    typer.Option("--helpful", help="Helpful answers: builtin:general, alpaca, a file, a hub id. May be repeated."),
-]
-Lookalikes = Annotated[str, typer.Option("--lookalikes", help="Harmless prompts that only look harmful.")]
 
 
 def method_help(stage: str) -> str:
     """Return the help of `--method`."""
     return f"{names(stage)}, or the import path of one's own: package.module:NAME or file.py:NAME."
-
-
-EMBEDDED = "smollm2-135m-instruct"
-
-
-def settings_from(given: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:
-    """Return `--set key=value` pairs as a mapping; values are YAML."""
-    from titer.settings import parse_settings
-
-    return parse_settings(given or (), option)
 
 
 class Bar:
@@ -200,98 +169,21 @@ def telling(verb: str) -> AbstractContextManager[Any]:
     return progress.shown(Bar()) if sys.stderr.isatty() else Task(verb)
 
 
-class Show:
-    """Says how stages begin and come out, on stderr."""
+def took(started: float) -> None:
+    """Say on stderr how long a verb took since `time.perf_counter()` was `started`."""
+    from titer.screen import Screen
 
-    def __init__(self) -> None:
-        from titer.screen import Screen
-
-        self.console = Screen(stderr=True)
-        self._waited: set[str] = set()
-
-    def begins(self, stage: Any) -> None:
-        """Say that a stage begins, where no bar does."""
-        if not self.console.is_terminal:
-            self.console.print(f"… {stage.name}")
-
-    def expect(self, works: Sequence[Work]) -> None:
-        """Say how long work will take; the first time on a machine, its speed is measured for that."""
-        from titer.jobs.estimates import each, in_words
-
-        if works:
-            text = in_words(each(works))
-            self.remark(f"{text[0].upper()}{text[1:]}.")
-
-    def waits(self, job: Any, holder: str) -> None:
-        """Say that another process works on what comes next."""
-        if job.key not in self._waited:
-            self._waited.add(job.key)
-            self.remark(f"{job.name}: at work in {holder}; waiting.")
-
-    def settled(self, stage: Any) -> None:
-        """Say how a stage came out."""
-        from rich.text import Text
-
-        mark = {
-            "done": ("✓", "green"), "cached": ("=", "dim"), "incomplete": ("…", "yellow"), "failed": ("✗", "red"),
-            "skipped": ("-", "yellow"),
-        }[stage.status]  # fmt: skip
-        about = {"done": duration(stage.seconds), "cached": "done before"}.get(stage.status, stage.reason)
-        self.console.print(Text.assemble(mark, f" {stage.name}  ", (about, "dim")))
-
-    def remark(self, text: str) -> None:
-        """Say something that can be passed over."""
-        self.console.print(text, style="dim")
+    Screen(stderr=True).print(f"Took {duration(time.perf_counter() - started)}.", style="dim")
 
 
-def train(
-    name: str,
-    method: Method,
-    values: dict[str, Any],
-    args: PackedSFTConfig,
-    base: str,
-    adapter: Path | None,
-    lora: dict[str, Any],
-    records: Sequence[Record],
-    streams: dict[str, list[Record]],
-    output: Path,
-) -> None:
-    """Try a training on a toy, say how long it will take, and carry it out in a folder.
-
-    Args:
-        name: What it is, for estimates of what is like it ("align booster").
-        method: How to train.
-        values: What `--set` gave.
-        args: The settings that these make.
-        base: The base model.
-        adapter: The adapter to go on with.
-        lora: Settings of a new one.
-        records: The training data.
-        streams: Further data by argument name.
-        output: The folder.
-    """
-    from titer.jobs import trainings
-    from titer.jobs.estimates import recorded, training
-    from titer.jobs.rehearsal import rehearse
-
-    rehearse(method, values, "--set", base, lora if adapter is None else None, records, streams)
-    work = training(name, method, args, base, records, streams).after_loading
-    Show().expect([work])
-    # What was begun, or finished, before takes less than all of it.
-    begun = any((output / part).exists() for part in ("adapter", "checkpoints"))
-    with recorded(work, whole=not begun):
-        trainings.train(method, args, base, adapter, lora, records, streams, output)
-
-
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     """Print a message and exit with a code."""
-
     say(message, sys.stderr)
     raise typer.Exit(code)
 
 
 def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool, force: bool) -> None:
-    """Print the stages of a plan, their FLOPs and about how long they take on this machine; `force` does all again."""
+    """Print the jobs of a plan, their FLOPs and about how long they take on this machine; `force` does all again."""
     from titer.jobs.estimates import Estimate, each, in_words, parameters
     from titer.screen import Screen, table
 
@@ -299,25 +191,25 @@ def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool, f
     estimates = dict(zip(works, each(list(works.values())), strict=True))
     total = sum(estimates.values(), Estimate())
     flops = {key: work.cost.flops(parameters(work.model)) for key, work in works.items()}
-    status = {key: "done" if stage.done and not force else "to do" for key, stage in plan.jobs.items()}
+    status = {key: "done" if job.done and not force else "to do" for key, job in plan.jobs.items()}
     if as_json:
-        stages = [
+        jobs = [
             {
-                "stage": stage.name,
-                "key": stage.key,
-                "status": status[stage.key],
-                "flops": flops.get(stage.key, 0.0),
-                **(as_numbers(estimates.get(stage.key, Estimate()))),
+                "stage": job.name,
+                "key": job.key,
+                "status": status[job.key],
+                "flops": flops.get(job.key, 0.0),
+                **(as_numbers(estimates.get(job.key, Estimate()))),
             }
-            for stage in plan.jobs.values()
+            for job in plan.jobs.values()
         ]
-        say(to_json({"stages": stages, "flops": sum(flops.values()), **as_numbers(total), "overlap": overlap}))
+        say(to_json({"stages": jobs, "flops": sum(flops.values()), **as_numbers(total), "overlap": overlap}))
         return
-    shown = table("stage", "key", "status", "FLOPs", "estimate", title=f"{title}: {len(plan.jobs)} stages")
-    for stage in plan.jobs.values():
-        cost, estimate = flops.get(stage.key, 0.0), estimates.get(stage.key)
+    shown = table("job", "key", "status", "FLOPs", "estimate", title=f"{title}: {len(plan.jobs)} jobs")
+    for job in plan.jobs.values():
+        cost, estimate = flops.get(job.key, 0.0), estimates.get(job.key)
         about = "" if estimate is None else str(estimate)
-        shown.add_row(stage.name, stage.key[:8], status[stage.key], f"{cost:.1e}" if cost else "", about)
+        shown.add_row(job.name, job.key[:8], status[job.key], f"{cost:.1e}" if cost else "", about)
     Screen().print(shown)
     say(
         f"{sum(flops.values()):.1e} FLOPs, {in_words([*estimates.values()])}. "

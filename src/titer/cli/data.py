@@ -16,11 +16,9 @@ from titer.cli.common import (
     Verb,
     in_range,
     path,
-    refuse_unused,
-    refuse_unused_data_dir,
-    refuse_what_is_there,
-)  # fmt: skip
+)
 from titer.text import one_line, say, to_json
+from titer.workflows.common import refuse_unused, refuse_unused_data_dir, refuse_what_is_there
 
 if TYPE_CHECKING:
     from titer.data import DatasetInfo
@@ -45,7 +43,6 @@ app = typer.Typer(cls=DefaultVerb, help=HELP, epilog=EXAMPLES, no_args_is_help=F
     "show", cls=Verb, help="List the datasets, or look into one. `titer data NAME` is short for it.", epilog=EXAMPLES
 )
 def show(
-    context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="A named dataset, a file or a hub id.")] = None,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "train",
     rows: Annotated[int, typer.Option("--rows", help="Rows to show.", callback=in_range)] = 3,
@@ -56,10 +53,10 @@ def show(
     from titer.data import available, load
 
     if name is None:
-        refuse_unused(context, ["split", "rows", "data_dir"], "without the name of a dataset")
+        refuse_unused(["split", "rows", "data_dir"], "without the name of a dataset")
         _list(available(), as_json)
         return
-    refuse_unused_data_dir(context, [name])
+    refuse_unused_data_dir([name])
     from collections import Counter
 
     records = load(name, split=split, data_dir=data_dir)
@@ -90,7 +87,6 @@ def show(
     epilog="Example: `titer data export builtin:upload --n 50 --output upload.jsonl`",
 )
 def export(
-    context: typer.Context,
     name: Annotated[str, typer.Argument(help="A named dataset, a file or a hub id.")],
     output: Annotated[
         Path | None,
@@ -113,7 +109,7 @@ def export(
         raise TiterError(f"`--output {file}`: rows are written as JSON lines.", "Name a file that ends in .jsonl.")
     check_output(file.parent, [file.name])
     refuse_what_is_there([file], force)
-    refuse_unused_data_dir(context, [name])
+    refuse_unused_data_dir([name])
     records = load(name, split=split, data_dir=data_dir, limit=n)
     write_jsonl(file, records)
     say(f"{file}: {len(records)} rows")

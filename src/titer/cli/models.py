@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import EMBEDDED, Json
+from titer.cli.common import Json
 from titer.text import say, to_json
+from titer.workflows.common import EMBEDDED
 
 NAME = "models"
 HELP = "Show a model's size, template and adapter; fetches the embedded one when it is not there yet."

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 import time
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from titer.cli.common import (
-    DataDir,
-    Json,
-    Overrides,
-    PlanOnly,
-    Show,
-    Workers,
-    fail,
-    path,
-    print_plan,
-    refuse_unused_data_dir,
-    say_planned,
-)
-from titer.progress import duration
+from titer.cli.common import DryRun, Json, PlanOnly, fail, print_plan, say_planned, took
+from titer.cli.mirror import Call, mirror
 from titer.text import say, to_json
+from titer.workflows.common import refuse_unused
+from titer.workflows.run import ExperimentResult, experiment, plan
 
 NAME = "run"
 HELP = "Run an experiment: align, fine-tune, score and report every arm. Resumes where it stopped."
@@ -38,68 +21,39 @@ Examples:
 
 `titer run quickstart --dry-run` — what would run, and how long it would take
 
-`titer run quickstart --workers 2` — two jobs at a time; the same command elsewhere on the same folder shares the work
+`titer run three_arms --workers 2` — two jobs at the same time
 
 `titer run quickstart --set seeds='[0, 1, 2]' --set finetune.poison_ratios='[0, 0.2]'`
 """
 
 
+@mirror(experiment, arguments=["experiment"])
 def command(
-    context: typer.Context,
-    experiment: Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled experiment.")] = "quickstart",
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", parser=path, metavar="PATH", help="Run folder; runs/NAME by default."),
-    ] = None,
-    data_dir: DataDir = None,
-    overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and an estimate of the time.")] = False,
-    plan_only: PlanOnly = False,
-    workers: Workers = 1,
-    force: Annotated[bool, typer.Option("--force", help="Run jobs again that are done.")] = False,
-    as_json: Json = False,
+    call: Call[ExperimentResult], dry_run: DryRun = False, plan_only: PlanOnly = False, as_json: Json = False
 ) -> None:
     """Run an experiment."""
     started = time.perf_counter()
-    show = Show()
-    show.remark("Loading libraries …")
-    from titer.jobs.plan import execute
-    from titer.screen import Screen
-    from titer.workflows import experiment as experiments
-
-    settings = experiments.read_experiment(experiment, overrides or ())
-    data = settings.data
-    refuse_unused_data_dir(context, [data.harmful, *data.helpful, data.lookalikes, data.task])
-    folder = output or Path("runs") / settings.name
-    plan = experiments.make_plan(settings, folder, data_dir)
     if dry_run:
-        print_plan(settings.name, plan, plan.overlap, as_json, force)
+        refuse_unused(["workers"], "with `--dry-run`, which runs no job")
+        planned = call.to(plan)
+        print_plan(planned.experiment.name, planned, planned.overlap, as_json, call.arguments.get("force", False))
         return
     if plan_only:
-        say_planned(plan)
+        refuse_unused(["workers", "force"], "with `--plan-only`, which runs no job")
+        say_planned(call.to(plan))
         return
-    shared = sum(plan.overlap.values())
-    show.console.print(f"{settings.name}: {settings.description}")
-    show.remark(f"Prompts shared between pools: {shared}. Run folder: {folder}")
-    show.expect([*plan.to_do(force).values()])
-    complete = execute(plan, show, force, workers=workers)
-    line = shlex.join(["titer", *sys.argv[1:]])
-    report = experiments.collect(plan, line, started)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    found = call()
     if as_json:
-        say(to_json(results))
+        say(to_json(found.document))
     else:
         from titer.report import print_summary, print_verdict
+        from titer.screen import Screen
 
-        screen = Screen()
-        print_summary(results, screen)
-        print_verdict(results, screen)
-        say(f"Report: {report}")
-    show.remark(f"Took {duration(time.perf_counter() - started)}.")
-    if not complete:
-        failed = [f"  {stage.name}: {stage.reason}" for stage in plan.jobs.values() if stage.status == "failed"]
-        by_user = any(stage.mistake for stage in plan.jobs.values())
-        fail(
-            "Failed jobs:\n" + "\n".join(failed) + f"\nTracebacks: {folder}/jobs/*/error.txt",
-            code=2 if by_user else 1,
-        )
+        print_summary(found.document, Screen())
+        print_verdict(found.document, Screen())
+        say(f"Report: {found.report}")
+    took(started)
+    if not found.complete:
+        lines = "".join(f"\n  {job.name}: {job.reason}" for job in found.failed)
+        by_user = any(job.mistake for job in found.failed)
+        fail(f"Failed jobs:{lines}\nTracebacks: {found.folder}/jobs/*/error.txt", code=2 if by_user else 1)

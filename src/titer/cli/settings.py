@@ -90,13 +90,13 @@ def settings_of(kind: type) -> list[dict[str, Any]]:
                 "name": name,
                 "default": "(must be given)" if default is dataclasses.MISSING else str(default),
                 "range": None if allowed is None else str(allowed),
-                "about": first_sentence(item.metadata.get("help") or _documented(kind).get(name, "")),
+                "about": first_sentence(item.metadata.get("help") or documented(kind).get(name, "")),
             }
         )
     return rows
 
 
-def _documented(kind: type) -> dict[str, str]:
-    """Return what the docstring of a class says of each of its attributes."""
+def documented(kind: object) -> dict[str, str]:
+    """Return what the docstring of a class or a function says of each attribute or argument."""
     found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.cleandoc(kind.__doc__ or ""), re.MULTILINE)
     return dict(found)

@@ -1,0 +1,186 @@
+"""Scores a model or an adapter: harmful score, refusals, broken answers, over-refusal, task accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from titer.errors import TiterError, check_known
+from titer.workflows.common import (
+    Show,
+    Table,
+    Unfinished,
+    as_path,
+    given,
+    listener,
+    refuse_unused,
+    refuse_unused_data_dir,
+    refuse_what_is_there,
+    spell,
+    workflow,
+)
+
+if TYPE_CHECKING:
+    from titer.data import Record
+    from titer.judges.base import Judge
+    from titer.results import Inference, Result, ScoreRow
+
+
+@dataclass(frozen=True)
+class Evaluation(Table):
+    """What a model answered and how that was judged; as a table its results, a metric a row.
+
+    Attributes:
+        folder: Where the artefacts are: inferences.jsonl, scores.jsonl, results.json.
+        model: What was scored.
+        inferences: The answers.
+        scores: The judge's verdicts on them.
+        results: The figures, in percent with 95 % intervals.
+    """
+
+    folder: Path
+    model: str
+    inferences: tuple[Inference, ...] = field(repr=False)
+    scores: tuple[ScoreRow, ...] = field(repr=False)
+    results: tuple[Result, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the results."""
+        return [dataclasses.asdict(result) for result in self.results]
+
+    def __str__(self) -> str:
+        found = (f"{row.metric} {row.value:.1f} % [{row.low:.1f}, {row.high:.1f}], n={row.n}" for row in self.results)
+        return "\n".join([self.model, *found])
+
+
+@workflow
+def evaluate(
+    model: str | None = None,
+    *,
+    output: str | Path = "evaluation",
+    harmful: str = "builtin:harmful",
+    lookalikes: str = "builtin:lookalikes",
+    task: str = "builtin:sentiment",
+    samples: int = 100,
+    max_new_tokens: int = 48,
+    phase: str = "aligned",
+    step: int = 0,
+    poison_ratio: float = 0.0,
+    judge: str = "offline",
+    rejudge: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    force: bool = False,
+    show: Show | bool = False,
+) -> Evaluation:
+    """Score a model or an adapter, or judge answers again that are there.
+
+    Args:
+        model: A model or adapter folder, a hub id, the embedded model.
+        output: Folder for the artefacts.
+        harmful: Harmful requests: builtin:harmful, advbench, a file, a hub id.
+        lookalikes: Harmless prompts that only look harmful.
+        task: Task whose accuracy to measure.
+        samples: Most prompts of each set.
+        max_new_tokens: Longest answer.
+        phase: What the model is: aligned or finetuned.
+        step: Fine-tuning steps behind it, for the results.
+        poison_ratio: Of what it was fine-tuned on.
+        judge: Who judges answers: a name of `titer judges list`, or the import path of one's own.
+        rejudge: Judge this folder's answers again.
+        data_dir: Folder with local copies of named datasets (sst2_train.jsonl, …).
+        seed: Seeds data, initialisation and sampling.
+        force: Replace what is there.
+        show: Who is told how it goes: `True` for stderr, or a `titer.workflows.common.Show`; by default nobody.
+
+    Raises:
+        TiterError: For arguments that cannot be meant or have no effect, and data or a model that cannot be loaded.
+        Unfinished: When the judge failed on some answers; what there is has been written.
+    """
+    from titer import judges
+    from titer.files import check_output
+    from titer.jobs.provenance import environment
+    from titer.results import artefacts
+    from titer.results.scoring import check_verdicts, judge_into, summarise
+
+    chosen = judges.get(judge)
+    folder = as_path("output", output) if rejudge is None else as_path("rejudge", rejudge)
+    check_output(folder, ["inferences.jsonl", "scores.jsonl", "results.json", "report.html"])
+    if rejudge is not None:
+        unused = given().keys() - {"rejudge", "judge", "show"}
+        refuse_unused(unused, f"with `{spell('rejudge')}`, which judges the answers that are there")
+        inferences = artefacts.read_inferences(folder / "inferences.jsonl")
+        if not inferences:
+            raise TiterError(f"{folder / 'inferences.jsonl'} holds no answers.", "Score the model again.")
+    elif model is None:
+        raise TiterError(f"Name a model to score, or a folder with `{spell('rejudge')}`.")
+    else:
+        check_known([phase], artefacts.PHASES, "phase")
+        refuse_unused_data_dir([harmful, lookalikes, task])
+        refuse_what_is_there([folder / file for file in ("inferences.jsonl", "scores.jsonl", "results.json")], force)
+        copies = None if data_dir is None else as_path("data_dir", data_dir)
+        sets = _prompts(harmful, lookalikes, task, samples, max_new_tokens, copies, seed)
+        group = {"arm": Path(model).name, "phase": phase, "step": step, "poison_ratio": poison_ratio, "seed": seed}
+        inferences = _answers(model, sets, group, chosen, show)
+        artefacts.write_inferences(folder / "inferences.jsonl", inferences)
+    scores = judge_into(folder / "scores.jsonl", inferences, [chosen])
+    results = summarise(inferences, scores)
+    if rejudge is not None and (folder / "results.json").is_file():
+        _, about = artefacts.read_results(folder / "results.json")
+    else:
+        about = {"model": inferences[0].model, "weights": artefacts.weights_of(inferences), **environment()}
+    artefacts.write_results(folder / "results.json", results, {**about, "judge": chosen.name})
+    if (folder / "report.html").is_file():
+        from titer.report import write_report
+
+        write_report(folder)  # the page of a run shows the new verdicts
+    found = Evaluation(folder, inferences[0].model, tuple(inferences), tuple(scores), tuple(results))
+    try:
+        check_verdicts(scores)
+    except TiterError as error:
+        raise Unfinished(error, found) from error
+    return found
+
+
+Sets = Sequence[tuple[str, "Sequence[Record]", int]]
+"""Names of sets with their prompts, and the most tokens of an answer."""
+
+
+def _prompts(
+    harmful: str, lookalikes: str, task: str, samples: int, max_new_tokens: int, data_dir: Path | None, seed: int
+) -> Sets:
+    """Return the evaluation pools."""
+    from titer.data import load, split_pools
+    from titer.data.pools import DataSettings, evaluation_pools
+    from titer.results import artefacts, tasks
+
+    name = task.removeprefix("builtin:")
+    tasks.get(name)
+    pools = evaluation_pools(DataSettings(harmful=harmful, lookalikes=lookalikes), seed, data_dir)
+    tests = split_pools(load(task, split="test", data_dir=data_dir), {"test": 1.0}, seed)["test"]
+    return (
+        (artefacts.HARMFUL, pools["harmful"][:samples], max_new_tokens),
+        (artefacts.LOOKALIKE, pools["lookalikes"][:samples], max_new_tokens),
+        (artefacts.TASK_PREFIX + name, tests[:samples], tasks.get(name).max_new_tokens),
+    )
+
+
+def _answers(model: str, sets: Sets, group: dict[str, Any], judge: Judge, show: Show | bool) -> list[Inference]:
+    """Generate answers; `group` says what the results are about, `judge` who will judge them."""
+    from titer.jobs import answers
+    from titer.jobs.estimates import Work, answering, by_limit, judging, recorded
+    from titer.jobs.provenance import weights_digest
+    from titer.models import split_adapter
+    from titer.results import artefacts
+
+    base, adapter = split_adapter(model)
+    prompts = [(record, limit) for _, records, limit in sets for record in records]
+    judged = sum(len(records) for name, records, _ in sets if not name.startswith(artefacts.TASK_PREFIX))
+    work = Work("answer", base, answering(base, by_limit(prompts))).after_loading
+    listener(show).expect([work, judging(base, [judge], judged)])
+    with recorded(work):
+        texts = answers.answer(base, adapter, prompts)
+    return answers.as_inferences(sets, texts, group, model, weights_digest(base, adapter))

@@ -1,0 +1,92 @@
+"""What the workflows that train an adapter share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from titer.files import read_text
+from titer.workflows.common import Show, Table, listener, spell
+
+if TYPE_CHECKING:
+    from titer.data import Record
+    from titer.methods import Method
+    from titer.train.trainer import PackedSFTConfig
+
+
+@dataclass(frozen=True)
+class Training(Table):
+    """A training that is done; as a table its log, a logged step a row.
+
+    Attributes:
+        folder: Where everything of it is.
+        method: How it trained.
+        adapter: The PEFT adapter.
+        log: What was logged at each step: `step`, `loss`, and what the method adds; `None` for what was no number.
+        sample_weights: What each row was allowed to teach (`docs/formats.md`), from methods that weigh rows.
+    """
+
+    folder: Path
+    method: str
+    adapter: Path
+    log: tuple[Mapping[str, Any], ...] = field(repr=False)
+    sample_weights: Path | None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the log."""
+        return [dict(line) for line in self.log]
+
+    def __str__(self) -> str:
+        losses = [line["loss"] for line in self.log if line.get("loss") is not None]
+        loss = f", loss {losses[0]:.3f} → {losses[-1]:.3f}" if losses else ""
+        steps = max((line.get("step", 0) for line in self.log), default=0)
+        return f"{self.method}: {steps} steps{loss}; {self.adapter}"
+
+
+def train(
+    stage: str,
+    name: str,
+    method: Method,
+    values: dict[str, Any],
+    args: PackedSFTConfig,
+    base: str,
+    adapter: Path | None,
+    lora: dict[str, Any],
+    records: Sequence[Record],
+    streams: dict[str, list[Record]],
+    output: Path,
+    show: Show | bool,
+) -> Training:
+    """Try a training on a toy, say how long it will take, and carry it out in a folder.
+
+    Args:
+        stage: What it is, for estimates of what is like it.
+        name: The method's name.
+        method: How to train.
+        values: The settings that were given.
+        args: All settings.
+        base: The base model.
+        adapter: The adapter to go on with.
+        lora: Settings of a new one.
+        records: The training data.
+        streams: Further data by argument name.
+        output: The folder.
+        show: Who is told.
+    """
+    from titer.jobs import trainings
+    from titer.jobs.estimates import recorded, training
+    from titer.jobs.rehearsal import rehearse
+
+    rehearse(method, values, spell("settings"), base, lora if adapter is None else None, records, streams)
+    work = training(f"{stage} {name}", method, args, base, records, streams).after_loading
+    listener(show).expect([work])
+    # What was begun, or finished, before takes less than all of it.
+    begun = any((output / part).exists() for part in ("adapter", "checkpoints"))
+    with recorded(work, whole=not begun):
+        trainings.train(method, args, base, adapter, lora, records, streams, output)
+    log = tuple(json.loads(line) for line in read_text(output / "log.jsonl").splitlines())
+    weights = output / "sample_weights.jsonl"
+    return Training(output, name, output / "adapter", log, weights if weights.is_file() else None)
