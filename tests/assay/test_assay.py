@@ -196,10 +196,10 @@ def test_the_documented_python(tiny_folder, tmp_path, monkeypatch):
     names = {}
     exec(code, names)
     folder = tmp_path / "runs" / "assay" / tiny_folder.name
-    assert read_scorecard(folder) == names["card"]
+    assert read_scorecard(folder) == names["found"].scorecard
     assert {path.name for path in folder.iterdir()} == {"scorecard.json", "report.html", "model_card.md"}
-    assert names["card"]["attacks"]["patient"]["optimizer"] == "sgd"
-    assert names["card"]["hygiene"]["failed"] == []
+    assert names["found"].scorecard["attacks"]["patient"]["optimizer"] == "sgd"
+    assert names["found"].scorecard["hygiene"]["failed"] == []
 
 
 def test_budgets_are_counted_in_tokens_and_flops(done):
