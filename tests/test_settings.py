@@ -26,7 +26,7 @@ def test_a_number_in_any_spelling_is_a_number(tmp_path, text):
     assert parse_setting(f"a=[{text}, -{text.lstrip('+')}]") == ("a", [1e-4, -1e-4])
     file = tmp_path / "e.yaml"
     file.write_text(f"name: x\narms: {{a: {{align: sft, finetune: sft, align_settings: {{learning_rate: {text}}}}}}}\n")
-    assert read_experiment(file).arms["a"].align_settings == {"learning_rate": 1e-4}
+    assert read_experiment(file).arms["a"].steps[0].settings == {"learning_rate": 1e-4}
 
 
 @pytest.mark.parametrize("text", ["'1e-4'", '"1e-4"', "1e", "e-4", "1e-4x", "1e-", "1-4", "fast", "1e-4 5", "0x1p-4"])
