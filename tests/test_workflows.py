@@ -24,8 +24,9 @@ VERBS = {
     "evaluate": ["evaluate"],
     "experiment": ["run"],
     "finetune": ["finetune"],
+    "repair": ["repair"],
 }
-OF_THE_SCREEN = {"as_json", "dry_run", "top", "require"}
+OF_THE_SCREEN = {"as_json", "dry_run", "plan_only", "top", "require"}
 
 
 def verb(workflow):
