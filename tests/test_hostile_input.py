@@ -241,7 +241,7 @@ def test_every_number_that_a_user_can_give_has_a_range():
     from titer.attacks.trainer import AttackConfig
     from titer.cli import app
     from titer.ranges import RANGES, numbers
-    from titer.workflows.experiment import AlignSettings, EvaluateSettings, Experiment, FinetuneSettings
+    from titer.workflows.experiment_file import AlignSettings, EvaluateSettings, Experiment, FinetuneSettings
 
     kinds = {method.config for _, _, method in methods.every()}
     kinds |= {AttackConfig, Profile, Search, Attack, Experiment, AlignSettings, FinetuneSettings, EvaluateSettings}
