@@ -301,6 +301,26 @@ def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
 # Pages -------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of a page under a heading.
+
+    Attributes:
+        title: The heading.
+        parts: Tables, drawings, and texts, each of these a paragraph.
+    """
+
+    title: str
+    parts: Sequence[Table | Drawing | str]
+
+
+class Drawing(NamedTuple):
+    """A figure: markup that `titer.report.drawing.svg` gave, and what it shows, below it."""
+
+    markup: str
+    caption: str = ""
+
+
 def write_page(path: Path, template: str, **context: Any) -> Path:
     """Replace `path` by a page, in one step, and return it.
 
