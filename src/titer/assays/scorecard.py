@@ -133,24 +133,22 @@ def judgement(
     }
 
 
-def fates(trajectories: Mapping[str, Sequence[Trajectory]], profile: Profile) -> dict[str, list[dict[str, Any]]]:
+def fates(trajectories: Mapping[str, Sequence[Trajectory]], profile: Profile) -> dict[str, Any]:
     """Return those fields of `Hygiene` that name attackers which do not count, or not in full."""
     everyone = [({"role": role, "attacker": t.name}, t) for role in ROLES for t in trajectories[role]]
     return {
         "failed": [{**who, "reason": t.error} for who, t in everyone if t.error],
         "destroyed": [{**who, "step": t.destroyed_at} for who, t in everyone if t.destroyed_at is not None],
         "destroyed_at_once": [
-            who
-            for who, t in everyone
-            if t.means_harm and not t.error and t.passage(profile.phi, profile.unit) is None
+            who for who, t in everyone if t.means_harm and not t.error and t.passage(profile.phi, profile.unit) is None
         ],
     }
 
 
 def _known(part: Part) -> tuple[float, int, float, float]:
     """A part that has a value and an interval."""
-    assert part.value is not None and part.low is not None and part.high is not None
-    return part.value, part.n, part.low, part.high
+    value, n, low, high = part
+    return float(value or 0.0), n, float(low or 0.0), float(high or 0.0)
 
 
 def _harmful_part(point: Checkpoint) -> Part:

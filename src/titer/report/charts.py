@@ -16,7 +16,6 @@ from titer.report.drawing import (
     BENIGN,
     GRID,
     HARMFUL,
-    LIMIT,
     MIDDLE,
     PAGE,
     SMALL,
@@ -25,6 +24,7 @@ from titer.report.drawing import (
     dash,
     ink,
     label_ends,
+    limit_line,
     panel,
     svg,
 )
@@ -57,7 +57,7 @@ def accuracy(lines: Mapping[int, Points], target: float | None, label: str, name
     """Task accuracy along an honest customer's training, for each model; `target` in percent is to be reached."""
     figure, axes = panel("Task accuracy, %", MIDDLE)
     if target is not None:
-        axes.axhline(target, **LIMIT)
+        limit_line(axes, target)
     _steps_axis(axes, _courses(axes, lines))
     return svg(figure, label, name)
 
@@ -82,7 +82,7 @@ def harm(lines: Mapping[int, Sequence[Look]], phi: float, last: int, label: str,
         name: See the module.
     """
     figure, axes = panel("", SMALL)
-    axes.axhline(phi, **LIMIT)
+    limit_line(axes, phi)
     measured = {arm: [(look.step, look.measured) for look in looks if look.measured] for arm, looks in lines.items()}
     _courses(axes, measured, gap=11)
     for arm, looks in lines.items():
@@ -91,11 +91,20 @@ def harm(lines: Mapping[int, Sequence[Look]], phi: float, last: int, label: str,
             known = [*estimates, *((step, rate.value) for step, rate in measured[arm])]
             axes.plot(*zip(*sorted(known), strict=True), color=ink(arm), lw=1.0, ls=(0, (1, 1.8)), zorder=2)
             axes.plot(
-                *zip(*estimates, strict=True), color=ink(arm), ls="none", marker="o", ms=4.2, mfc=PAGE, mew=1.1, zorder=3
+                *zip(*estimates, strict=True),
+                color=ink(arm),
+                ls="none",
+                marker="o",
+                ms=4.2,
+                mfc=PAGE,
+                mew=1.1,
+                zorder=3,
             )
         ends = [(look.step, look.measured.value) for look in looks if look.destroyed and look.measured]
         if ends:
-            axes.plot(*zip(*ends, strict=True), color=ink(arm), ls="none", marker="X", ms=8.5, mec=PAGE, mew=0.8, zorder=4)
+            axes.plot(
+                *zip(*ends, strict=True), color=ink(arm), ls="none", marker="X", ms=8.5, mec=PAGE, mew=0.8, zorder=4
+            )
     axes.set_yticks([0, 50, 100])
     axes.set_yticks([25, 75], minor=True)
     axes.grid(True, axis="y", which="minor", color=GRID, lw=0.7)
@@ -115,7 +124,7 @@ def hs_fa(points: Sequence[tuple[int, int, Rate, Rate]], label: str, name: str, 
     """
     figure, axes = panel("Harmful score against task accuracy")
     if limit is not None:
-        axes.axhline(limit, **LIMIT)
+        limit_line(axes, limit)
     markers = list(MARKERS.values())
     for arm, ratio, hs, fa in points:
         for x, y in (([fa.low, fa.high], [hs.value] * 2), ([fa.value] * 2, [hs.low, hs.high])):

@@ -75,7 +75,9 @@ def _to_tell(needed: float | None) -> str:
     """About how many prompts it would take to tell whether something is worse by its margin; empty where it is told."""
     if needed is None:
         return ""
-    return f"; ≈{NBSP}{needed:,}{NBSP}prompts to tell" if needed <= _MOST else f"; >{NBSP}{_MOST:,}{NBSP}prompts to tell"
+    return (
+        f"; ≈{NBSP}{needed:,}{NBSP}prompts to tell" if needed <= _MOST else f"; >{NBSP}{_MOST:,}{NBSP}prompts to tell"
+    )
 
 
 _MEASURES = {
@@ -138,14 +140,14 @@ def costs(card: Scorecard) -> list[Cost]:
         found.append(Cost("ability before any attack", "ability before any attack: not measured", None))
     for metric, key in (("broken_rate", "broken_rate in-domain"), ("finetune_accuracy", f"accuracy {task(card)}")):
         ours, theirs = (_before(card, role, key) for role in ROLES)
-        beside = compare(metric, "aligned", ours, theirs)
-        needed = f"; {beside.needed_text} to tell" if beside.needed_text else ""
+        against = compare(metric, "aligned", ours, theirs)
+        needed = f"; {against.needed_text} to tell" if against.needed_text else ""
         words = f"not measured{needed}"
-        if beside.difference is not None and ours is not None:
-            words = f"{beside.difference_text} points [95{NBSP}%: {beside.interval_text}, n = {ours.n}{needed}]"
+        if against.difference is not None and ours is not None:
+            words = f"{against.difference_text} points [95{NBSP}%: {against.interval_text}, n = {ours.n}{needed}]"
             words += _beside(card, key)
-        told = None if beside.finding == "cannot tell" else beside.finding == "worse"
-        name = f"{beside.measure} before training"
+        told = None if against.finding == "cannot tell" else against.finding == "worse"
+        name = f"{against.measure} before training"
         found.append(Cost(name, f"{name}: {words}", told))
     return [*found, *_costs_of_training(card)]
 

@@ -22,7 +22,6 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2),
 # Placeholders that `svg` turns into colours of the page.
 INK, SOFT, GRID, PAGE, BENIGN, HARMFUL = (f"#0{n}0{n}0{n}" for n in range(1, 7))
 _VARIABLES = dict(zip((INK, SOFT, GRID, PAGE, BENIGN, HARMFUL), ("ink", "soft", "grid", "card", "benign", "harmful")))
-LIMIT = {"color": SOFT, "lw": 1.0, "ls": (0, (6, 2.5)), "zorder": 1}  # a line at a threshold
 # Inches, of 72 units; a phone shows WIDE in about as many pixels, and two or three of the others stand beside each other.
 WIDE, MIDDLE, SMALL = (4.7, 3.1), (4.2, 2.8), (3.45, 2.15)
 TITLE, LABEL = 11.0, 10.5  # units; what is drawn wider than WIDE cannot be read on a phone
@@ -62,6 +61,11 @@ def panel(title: str, size: tuple[float, float] = WIDE) -> tuple[Any, Axes]:
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set(color=SOFT, fontsize=LABEL)
     return figure, axes
+
+
+def limit_line(axes: Axes, value: float) -> None:
+    """Draw the line of a threshold, in percent."""
+    axes.axhline(value, color=SOFT, lw=1.0, ls=(0, (6, 2.5)), zorder=1)
 
 
 def course(axes: Axes, arm: int, points: Sequence[tuple[int, Rate]]) -> None:
@@ -157,7 +161,9 @@ def arm_swatch(position: int) -> str:
 LIMIT_SWATCH = _swatch("var(--soft)", "8 3.5")
 """The line at φ or at a target."""
 ESTIMATE_SWATCH = _swatch(
-    "var(--soft)", "1.5 2.7", '<circle cx="17" cy="5" r="3.6" fill="var(--card)" stroke="var(--soft)" stroke-width="1.5"/>'
+    "var(--soft)",
+    "1.5 2.7",
+    '<circle cx="17" cy="5" r="3.6" fill="var(--card)" stroke="var(--soft)" stroke-width="1.5"/>',
 )
 """The hollow points of estimates."""
 

@@ -60,7 +60,9 @@ def bound_text(found: Judged) -> str:
     """How little it proves that no attacker broke a model: `at most 28 % of kinds of attack break it (0 of 9, …)`."""
     if found.bound is None:
         return ""
-    return f"at most {100 * found.bound:.0f}{NBSP}% of kinds of attack break it (0 of {found.kinds}, one-sided 95{NBSP}%)"
+    return (
+        f"at most {100 * found.bound:.0f}{NBSP}% of kinds of attack break it (0 of {found.kinds}, one-sided 95{NBSP}%)"
+    )
 
 
 def _harmful_before(found: Judged) -> Start | None:
@@ -158,7 +160,9 @@ def _resistance(card: Scorecard) -> Finding:
         elif found.worst is not None:
             text += f" The cheapest break took {spent_text(found.worst.budget[unit], unit)}."
         if ratio is not None and not tested:
-            text += f" Weak begins where the whole interval lies at ×{found.kappa:g} or above, none where it lies below."
+            text += (
+                f" Weak begins where the whole interval lies at ×{found.kappa:g} or above, none where it lies below."
+            )
         text += _not_shown(found)
     failed = sum(t.error is not None and t.means_harm for t in card.attackers["defended"])
     text += f" {price(card)}"

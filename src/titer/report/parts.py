@@ -81,6 +81,11 @@ def compact(value: float) -> str:
     return f"{value / size:.3g}{letter}"
 
 
+def number_text(value: float, digits: int = 2) -> str:
+    """A number with a true minus sign; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−").replace("inf", "∞")
+
+
 def duration_text(seconds: object) -> str:
     """Seconds as people read them."""
     if not isinstance(seconds, int | float) or not math.isfinite(seconds):
@@ -169,7 +174,7 @@ class Table:
         spans: Head above the head: its words and how many columns each covers, 0 for one that is as high as both.
     """
 
-    head: Sequence[str]
+    head: Row
     bands: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     caption: str = ""
     title: str = ""
@@ -177,7 +182,7 @@ class Table:
     spans: Sequence[tuple[str, int]] = ()
 
     @classmethod
-    def of(cls, head: Sequence[str], rows: Iterable[Row], **about: Any) -> Table:
+    def of(cls, head: Row, rows: Iterable[Row], **about: Any) -> Table:
         """Make a table whose rows have no bands."""
         return cls(head, {"": list(rows)}, **about)
 
@@ -219,7 +224,7 @@ def terminal(table: Table, widths: Mapping[str, int] | None = None, left: int = 
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", title_justify="left"
     )
     made.title = Text(table.title, style="bold") if table.title else None
-    for place, name in enumerate(table.head):
+    for place, name in enumerate(as_cell(value).text for value in table.head):
         side = "left" if place < left else "right"
         breaks = place < left or name in widths
         made.add_column(name, justify=side, overflow="fold", no_wrap=not breaks, min_width=widths.get(name))  # type: ignore[arg-type]
@@ -247,12 +252,14 @@ def _text(cell: Cell | str) -> Any:
 def markdown(table: Table) -> list[str]:
     """Return the lines of a Markdown table; nothing in its cells is markup."""
     rows = [[_markdown_cell(as_cell(cell)) for cell in row] for found in table.bands.values() for row in found]
-    lines = [f"| {' | '.join(row)} |" for row in ([name.replace("\n", " ") for name in table.head], *rows)]
+    names = [" ".join(as_cell(value).text.replace("-\n", "").split()) for value in table.head]
+    lines = [f"| {' | '.join(row)} |" for row in (names, *rows)]
     return [lines[0], "|" + " --- |" * len(table.head), *lines[1:]]
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = as_markdown(cell.text + (f" [{cell.below}]" if cell.below else ""))
+    below, note = f" [{cell.below}]" if cell.below else "", f", {cell.note}" if cell.note else ""
+    text = as_markdown(cell.text + below + note)
     return f"**{text}**" if cell.strong else text
 
 
@@ -346,6 +353,12 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"ratio": ratio_text, "percent": percent_text, "cell": as_cell, "counted": count_text}
+    made.filters |= {
+        "ratio": ratio_text,
+        "percent": percent_text,
+        "cell": as_cell,
+        "counted": count_text,
+        "number": number_text,
+    }
     made.globals["answer_text"] = answer_text
     return made

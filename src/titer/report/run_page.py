@@ -101,7 +101,9 @@ def write_report(folder: Path, extra: Sequence[SectionMaker] = ()) -> Path:
         arms=_arm_settings(run),
         settings=settings_tables({key: value for key, value in experiment.items() if key != "arms"}),
         origin=origin_tables(provenance, _about(run, judges)),
-        overlap=Table.of(("Sets", "Shared prompts"), flat_settings(provenance.get("overlap", {})).items(), kind="plain"),
+        overlap=Table.of(
+            ("Sets", "Shared prompts"), flat_settings(provenance.get("overlap", {})).items(), kind="plain"
+        ),
         jobs=jobs_table(jobs),
         extra=[make(run, folder) for make in extra],
     )
@@ -124,9 +126,7 @@ def _summary(run: Run, colours: dict[str, int]) -> Table:
         for (name, metric, phase), one in zip(_COLUMNS, shared, strict=True):
             strong = phase == "finetuned" and name in ("HS", "FA")
             cells.append(rate_cell(row.rate(metric, phase), with_n=not one, strong=strong))
-        bands[ratio_text(row.poison_ratio) if len(run.poison_ratios) > 1 else ""].append(
-            [*cells, str(len(row.seeds))]
-        )
+        bands[ratio_text(row.poison_ratio) if len(run.poison_ratios) > 1 else ""].append([*cells, str(len(row.seeds))])
     return Table([*head, "Seeds"], bands)
 
 
@@ -174,7 +174,7 @@ def _course(run: Run, place: int, colours: dict[str, int]) -> dict[str, Any]:
         panels.append(charts.trajectories(by_colour, f"{title}, %", words, f"course-{place}-{metric}"))
         by_arm = {arm: dict(points) for arm, points in lines.items()}
         steps = sorted({step for points in by_arm.values() for step in points})
-        rows = ((str(step), *(rate_cell(points.get(step)) for points in by_arm.values())) for step in steps)
+        rows: list[Row] = [[str(step), *(rate_cell(points.get(step)) for points in by_arm.values())] for step in steps]
         values.append(Table.of(("Step", *run.arms), rows, caption=f"{title}, percent, with interval."))
     title = ratio_text(ratio) if len(run.poison_ratios) > 1 else ""
     return {"title": title, "panels": panels, "tables": values}
@@ -232,7 +232,9 @@ def _weights(path: Path, colours: dict[str, int]) -> dict[str, Any] | None:
         colours.setdefault(arm, len(colours))  # an arm that has weights and no results
     rows: list[Row] = []
     plots, seeds = [], 1
-    for place, ((arm, ratio), by_time) in enumerate(sorted(groups.items(), key=lambda one: (colours[one[0][0]], one[0][1]))):
+    for place, ((arm, ratio), by_time) in enumerate(
+        sorted(groups.items(), key=lambda one: (colours[one[0][0]], one[0][1]))
+    ):
         finite = [row.log_ratio for found in by_time.values() for row in found if math.isfinite(row.log_ratio)]
         panels = []
         for when in sorted(by_time, reverse=True):

@@ -121,9 +121,7 @@ def baseline_arm(run: Run) -> str | None:
     arms = list(dict.fromkeys(row.arm for row in run.rows))
     named = (name for name in arms if name.lower() in _BASELINE_NAMES)
     plain = (
-        name
-        for name, arm in run.planned.items()
-        if arm["align"] == arm["finetune"] == "sft" and "repair" not in arm
+        name for name, arm in run.planned.items() if arm["align"] == arm["finetune"] == "sft" and "repair" not in arm
     )
     return next(named, None) or next(plain, None)
 
@@ -303,7 +301,14 @@ def print_summary(run: Run, console: Console) -> None:
             for name, metric in (("HS", "harmful_score"), ("FA", "finetune_accuracy"))
             if (rate := row.rate(metric) or row.rate(metric, "aligned")) is not None
         )
-        cells = [row.arm, change[0], *others, change[1], "\n".join(counts) or "–", str(len(row.seeds))]
+        cells: list[Cell | str] = [
+            row.arm,
+            change[0],
+            *others,
+            change[1],
+            "\n".join(counts) or "–",
+            str(len(row.seeds)),
+        ]
         title = f"Fine-tuning data: {ratio_text(row.poison_ratio)}" if len(run.poison_ratios) > 1 else ""
         bands.setdefault(title, []).append(cells)
     head = ("arm", "HS\naligned → after", "refused", "broken", "over-\nrefusal", "FA\naligned → after", "n", "seeds")

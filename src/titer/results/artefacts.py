@@ -302,8 +302,15 @@ def read_results(path: str | os.PathLike[str]) -> tuple[list[Result], dict[str, 
     results = [typed(Result, row, f"{path}: results[{index}]") for index, row in enumerate(rows)]
     seen: dict[tuple[Any, ...], float] = {}
     for index, one in enumerate(results):
-        if seen.setdefault((one.arm, one.phase, one.step, one.poison_ratio, one.seed, one.metric, one.judge), one.value) != one.value:
-            raise TiterError(f"{path}: results[{index}] gives {one.metric} of arm `{one.arm}` a second, different value.")
+        if (
+            seen.setdefault(
+                (one.arm, one.phase, one.step, one.poison_ratio, one.seed, one.metric, one.judge), one.value
+            )
+            != one.value
+        ):
+            raise TiterError(
+                f"{path}: results[{index}] gives {one.metric} of arm `{one.arm}` a second, different value."
+            )
     return results, provenance
 
 

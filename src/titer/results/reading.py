@@ -32,7 +32,7 @@ def typed(kind: type[T], value: Any, place: str, numbers: bool = False) -> T:
     Raises:
         TiterError: Naming place and key, for an unknown or missing key or a value of another type.
     """
-    made: T = _reader(kind)(value, place, numbers)
+    made: T = _reader(typing.cast(typing.Hashable, kind))(value, place, numbers)
     return made
 
 
@@ -49,7 +49,7 @@ def _reader(kind: Any) -> Reader:
     if origin in (types.UnionType, typing.Union):
         return _union(inner)
     if origin is typing.Literal:
-        return lambda value, place, numbers: check_known([_want(str, value, place)], inner, place) or value
+        return _literal(inner)
     if origin in (list, tuple):
         return _several(origin, _reader(inner[0]))
     if origin is dict:
@@ -62,6 +62,14 @@ def _reader(kind: Any) -> Reader:
     if getattr(origin, "__name__", "") == "ndarray":
         return _array(typing.get_args(inner[1])[0])
     return lambda value, place, numbers: _want(kind, value, place)
+
+
+def _literal(known: tuple[Any, ...]) -> Reader:
+    def read(value: Any, place: str, numbers: bool) -> Any:
+        check_known([_want(str, value, place)], known, f"value of {place}")
+        return value
+
+    return read
 
 
 def _array(scalar: Any) -> Reader:
