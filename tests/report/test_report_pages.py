@@ -72,7 +72,7 @@ def pages(complete_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         ("empty assay", cards.empty_scorecard()),
     ):
         (folder / name).mkdir()
-        written[name] = write_assay_report(folder / name, card)
+        written[name] = write_assay_report(folder / name, cards.read(card))
     about = {"dataset": "a/folder/with_a_long_name/of_a_customer_who_uploads.jsonl", "model": "m"}
     for name, labelled in (("audit", True), ("audit without labels", False)):
         written[name] = write_audit(folder / f"{name}.html", audit_rows(labelled), about)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -231,9 +231,8 @@ def parse_requirements(text: str) -> list[tuple[str, str]]:
     return wanted
 
 
-def unmet(card: Scorecard, requirements: Sequence[tuple[str, str]]) -> list[str]:
-    """Return what a scorecard lacks of its requirements, in words."""
-    verdicts = card.verdicts
+def unmet(verdicts: Mapping[str, str], requirements: Sequence[tuple[str, str]]) -> list[str]:
+    """Return what the verdicts of a scorecard lack of its requirements, in words."""
     return [
         f"{name} is `{verdicts[name]}`, and at least `{least}` is required"
         for name, least in requirements

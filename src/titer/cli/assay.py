@@ -96,7 +96,7 @@ def run(
     if found.failed:
         lines = "".join(f"\n  {row['role']}, {row['attacker']}: {row['reason']}" for row in found.failed)
         fail(f"Failed attackers (they count nowhere):{lines}", code=1)
-    if lacking := unmet(found.scorecard, requirements):
+    if lacking := unmet(found.verdicts, requirements):
         fail("Required and not met:\n" + "\n".join(f"  {line}" for line in lacking), code=1)
 
 

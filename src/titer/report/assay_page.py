@@ -15,6 +15,8 @@ from titer.report.findings import SHOWN, bound_text, broke_text, findings, lead,
 from titer.report.parts import (
     NBSP,
     UNIT_NAMES,
+    Answer,
+    Example,
     Section,
     Table,
     jobs_table,
@@ -22,9 +24,9 @@ from titer.report.parts import (
     percent_text,
     rate_cell,
     settings_tables,
+    verdict_badge,
     write_page,
 )
-from titer.report.run_page import verdict_colour
 from titer.results.summary import Rate, over_seeds
 
 _TOLD = {True: ("worse", "bad"), False: ("no worse", "good"), None: ("cannot tell", "unclear")}
@@ -179,7 +181,7 @@ def _rate(parts: Mapping[int, Part]) -> Rate:
 # Before any attack, and what the figures rest on -----------------------------------------------------------------------
 
 
-def _examples(card: Scorecard) -> list[dict[str, Any]]:
+def _examples(card: Scorecard) -> list[Example]:
     """The answers by prompt: before and after, both models. An attack may put the prompt in a disguise."""
     groups: dict[tuple[int, bool], list[Any]] = {}
     for row in card.examples:
@@ -189,14 +191,14 @@ def _examples(card: Scorecard) -> list[dict[str, Any]]:
         here = {key: rows[place] for key, rows in sorted(groups.items()) if place < len(rows)}
         asked = next(iter(here.values())).prompt
         answers = [
-            {
-                "label": f"{SHOWN[arm]}, {'after' if after else 'before'}",
-                "colour": arm,
-                "text": row.response,
-                "asked": None if row.prompt == asked else row.prompt,
-                "badges": [(verdict_colour(row.verdict), row.verdict or "not judged", "")],
-            }
+            Answer(
+                f"{SHOWN[arm]}, {'after' if after else 'before'}",
+                arm,
+                row.response,
+                [verdict_badge(row.verdict)],
+                None if row.prompt == asked else row.prompt,
+            )
             for (arm, after), row in here.items()
         ]
-        cards.append({"kind": "Harmful request", "prompt": asked, "reference": None, "answers": answers})
+        cards.append(Example("Harmful request", asked, answers))
     return cards

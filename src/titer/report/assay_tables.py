@@ -77,7 +77,7 @@ def breaking_table(card: Scorecard, lines: Sequence[AttackLine]) -> Table:
         ratio = found.cost_ratio.get(unit)
         least = ([point.spent(unit) for point in broken[role]] for role in SHOWN)
         worst = Cell()
-        if ratio is not None:
+        if ratio is not None and math.isfinite(ratio.value):
             worst = Cell(times_text(ratio.value, found.lower_bound), interval_text(ratio.low, ratio.high))
         typical = ratio_text(found.typical.get(unit)) or "–"
         cells: list[Cell | str] = [name, *(compact(min(spent)) if spent else "–" for spent in least), worst, typical]
@@ -247,12 +247,14 @@ def _ratio_cell(line: AttackLine, kappa: float) -> Cell:
         return Cell(below="" if ratio is None else "neither broke" if ratio.at_least else "only this broke")
     text = times_text(ratio.ratio, ratio.at_least)
     if ratio.at_least and line.outcomes["defended"].destroyed:
-        return Cell(text, "destroyed")
+        return Cell(text, "destroyed", strong=True)
     if ratio.ratio < 1 and not ratio.at_least:
-        return Cell(text, "cheaper", tint=_tint("bad", 0.8))
+        return Cell(text, "cheaper", tint=_tint("bad", 0.8), strong=True)
     # Full colour from κ on. A lower bound has some colour where it is 1, since the model did hold.
     share = math.log(max(1.0, ratio.ratio)) / math.log(kappa) if kappa > 1 else 1.0
-    return Cell(text, "not broken" if ratio.at_least else "", tint=_tint("good", max(share, 0.3 * ratio.at_least)))
+    return Cell(
+        text, "not broken" if ratio.at_least else "", tint=_tint("good", max(share, 0.3 * ratio.at_least)), strong=True
+    )
 
 
 def _pair_cell(values: Sequence[float | None], colour: str, share: float) -> Cell:

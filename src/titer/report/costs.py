@@ -160,10 +160,18 @@ def _costs_of_training(card: Scorecard) -> list[Cost]:
     name = "accuracy after honest training"
     said = [Cost(name, f"{quality.words.replace(quality.name, name, 1)}; {at_best(card)}", quality.worse)]
     # The other half of the verdict is the pace: it is to blame where the accuracy is not.
-    if {"no": quality.worse is not True, "undecided": quality.worse is not None}.get(found.verdict, False):
+    if {"no": quality.worse is not True, "undecided": quality.worse is not None}.get(
+        card.verdicts["trainability"], False
+    ):
         steps = ("not reached" if one is None else compact(one) for one in (found.steps, found.undefended_steps))
         name = "pace of honest training"
-        said.append(Cost(name, f"{name}: steps to the target {' against '.join(steps)}", found.verdict == "no" or None))
+        said.append(
+            Cost(
+                name,
+                f"{name}: steps to the target {' against '.join(steps)}",
+                card.verdicts["trainability"] == "no" or None,
+            )
+        )
     return said
 
 

@@ -210,11 +210,13 @@ def _generalization(card: Scorecard) -> Finding:
         texts = ["Not tested: the profile holds no category of harm out from the defence, so there is no other domain."]
     else:
         texts.append(f"Held out from the defence: {', '.join(found.held_out_categories)}.")
-    return Finding("generalization", found.verdict, ", ".join(briefs), " ".join(texts), tuple(figures))
+    return Finding(
+        "generalization", card.verdicts["generalization"], ", ".join(briefs), " ".join(texts), tuple(figures)
+    )
 
 
 def _stability(card: Scorecard) -> Finding:
-    measures, verdict = stability_measures(card), card.stability.verdict
+    measures, verdict = stability_measures(card), card.verdicts["stability"]
     if not measures:
         return Finding("stability", verdict, "nothing was measured", "Nothing was measured before the attacks.")
     # The measure that decides: a worse one before an unclear one, then the one that is nearest to its margin.
@@ -243,7 +245,7 @@ def _trainability(card: Scorecard) -> Finding:
     found = card.trainability
     if found.quality is None:
         text = "Not tested: no honest customer's training was scored on both models."
-        return Finding("trainability", found.verdict, "not tested: no honest customer trained it", text)
+        return Finding("trainability", card.verdicts["trainability"], "not tested: no honest customer trained it", text)
     quality = Measure.of(f"accuracy {task(card)}", found.quality)
     text = f"{quality.words} after honest training ({at_best(card)}); the margin is {quality.margin}."
     target, pace, below = percent_text(found.target), "–", "target not reached"
@@ -261,4 +263,6 @@ def _trainability(card: Scorecard) -> Finding:
         text += f" It reaches {target} in {pace} the undefended model's steps, {below}{allowed}."
     brief = f"accuracy {quality.difference}{NBSP}points, steps to target {pace}"
     accuracy = Figure("accuracy", quality.difference, f"points, ε = {quality.margin.split(NBSP)[0]}")
-    return Finding("trainability", found.verdict, brief, text, (accuracy, Figure("steps needed", pace, below)))
+    return Finding(
+        "trainability", card.verdicts["trainability"], brief, text, (accuracy, Figure("steps needed", pace, below))
+    )

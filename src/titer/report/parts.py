@@ -212,7 +212,7 @@ def terminal(table: Table, widths: Mapping[str, int] | None = None, left: int = 
 
     Args:
         table: The table.
-        widths: Least width of columns that may be broken between words, by head; of others only the first `left` may.
+        widths: Least width of columns that may be broken between words, by head; all may where none is given.
         left: Columns of words, flush left.
     """
     from rich import box
@@ -226,7 +226,7 @@ def terminal(table: Table, widths: Mapping[str, int] | None = None, left: int = 
     made.title = Text(table.title, style="bold") if table.title else None
     for place, name in enumerate(as_cell(value).text for value in table.head):
         side = "left" if place < left else "right"
-        breaks = place < left or name in widths
+        breaks = not widths or place < left or name in widths
         made.add_column(name, justify=side, overflow="fold", no_wrap=not breaks, min_width=widths.get(name))  # type: ignore[arg-type]
     for band, rows in table.bands.items():
         if band:
@@ -326,6 +326,32 @@ class Drawing(NamedTuple):
 
     markup: str
     caption: str = ""
+
+
+class Answer(NamedTuple):
+    """A model's answer: whose, in which colour, what judges call it (kind, word, judge), and how it was asked otherwise."""
+
+    label: str
+    colour: int
+    text: str
+    badges: Sequence[tuple[str, str, str]]
+    asked: str | None = None
+
+
+class Example(NamedTuple):
+    """A prompt with the answers of several models: its kind, and the right answer where there is one."""
+
+    kind: str
+    prompt: str
+    answers: Sequence[Answer]
+    reference: str | None = None
+
+
+def verdict_badge(label: str | None, judge: str = "") -> tuple[str, str, str]:
+    """The badge of a judge's verdict; `None` where the judge failed."""
+    word = label or "not judged"
+    kinds = {"harmful": "bad", "refused": "good", "broken": "unclear", "not judged": "unclear"}
+    return kinds.get(word, "plain"), word, judge
 
 
 def write_page(path: Path, template: str, **context: Any) -> Path:

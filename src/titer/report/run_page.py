@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from titer.report import charts, drawing
 from titer.report.comparison import MARGIN, compared_table
 from titer.report.parts import (
+    Answer,
     Cell,
+    Example,
     Row,
     Section,
     Table,
@@ -22,6 +24,7 @@ from titer.report.parts import (
     rate_cell,
     ratio_text,
     settings_tables,
+    verdict_badge,
     write_page,
 )
 from titer.report.verdict import BROKEN, SAFE, ArmVerdict, baseline_arm, verdict
@@ -83,7 +86,7 @@ def write_report(folder: Path, extra: Sequence[SectionMaker] = ()) -> Path:
         "report.html.j2",
         title=experiment.get("name") or folder.resolve().name,
         description=experiment.get("description"),
-        provenance=provenance,
+        provenance={"model": None, "command": None, **provenance},
         verdict=outcome,
         cards=[(arm, colours[arm.arm], compared_table(arm.comparisons, arm.arm, outcome.base)) for arm in outcome.arms],
         bounds={"safe": SAFE, "broken": BROKEN, "margin": MARGIN},
@@ -310,37 +313,20 @@ def _examples(
     for prefix, (kind, count) in _EXAMPLES.items():
         for key in _evenly([key for key in shared if key[0].startswith(prefix)], count):
             task = key[0].removeprefix(prefix)
-            cards.append(
-                {
-                    "kind": f"{kind} · {task}" if task else kind,
-                    "prompt": key[2],
-                    "reference": next(iter(answers[key].values())).reference,
-                    "answers": [
-                        {
-                            "label": arm,
-                            "colour": colours[arm],
-                            "text": answers[key][arm].response,
-                            "badges": [_badge(score, key[0]) for score in verdicts[answers[key][arm].id]],
-                        }
-                        for arm in last
-                    ],
-                }
-            )
+            given = [
+                Answer(arm, colours[arm], row.response, [_badge(score, row.set) for score in verdicts[row.id]])
+                for arm in last
+                if (row := answers[key][arm])
+            ]
+            reference = next(iter(answers[key].values())).reference
+            cards.append(Example(f"{kind} · {task}" if task else kind, key[2], given, reference))
     return {"cards": cards, "seed": seed, "ratio": ratio, "judged": scores.exists()}
 
 
 def _badge(score: ScoreRow, prompts: str) -> tuple[str, str, str]:
-    """Its kind, its word, and who says it."""
-    label = "not judged" if score.label is None else score.label
-    if prompts == LOOKALIKE and label in ("harmful", "benign"):
-        # A judge of willingness calls any answer on topic harmful; here an answer is what one wants.
-        label = "answered"
-    return verdict_colour(label), label, score.judge
-
-
-def verdict_colour(label: str | None) -> str:
-    """The kind of the badge of a judge's verdict."""
-    return {"harmful": "bad", "refused": "good", "broken": "unclear", "not judged": "unclear"}.get(label or "", "plain")
+    # A judge of willingness calls any answer on topic harmful; to a look-alike an answer is what one wants.
+    answered = prompts == LOOKALIKE and score.label in ("harmful", "benign")
+    return verdict_badge("answered" if answered else score.label, score.judge)
 
 
 def _evenly(items: list[Any], count: int) -> list[Any]:

@@ -294,7 +294,9 @@ def print_summary(run: Run, console: Console) -> None:
         change = []
         for metric in ("harmful_score", "finetune_accuracy"):
             before, after = (row.rate(metric, phase) for phase in ("aligned", "finetuned"))
-            change.append(rate_cell(after)._replace(text=f"{rate_cell(before).text} → {rate_cell(after).text}"))
+            after_cell = rate_cell(after)
+            below = f"[{after_cell.below}]" if after_cell.below else ""
+            change.append(after_cell._replace(below=below, text=f"{rate_cell(before).text} → {rate_cell(after).text}"))
         others = (rate_cell(row.rate(metric)).text for metric in ("refusal_rate", "broken_rate", "over_refusal"))
         counts = (
             f"{name} {rate.n}"
@@ -319,7 +321,7 @@ def print_summary(run: Run, console: Console) -> None:
         "[ ] 95 % interval; n: prompts of one seed."
     )
     if any(len(row.seeds) > 1 for row in run.rows):
-        legend += " Several seeds: their mean; its interval is for other prompts and another seed."
+        legend += " Several seeds: their mean; its interval covers every seed, and from three on is for another seed too."
     if len(run.poison_ratios) == 1 and run.poison_ratios[0] is not None:
         legend += f" Poison ratio {run.poison_ratios[0]:g}."
     console.print(Text(legend, style="dim"))

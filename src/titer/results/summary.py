@@ -1,8 +1,9 @@
 """The figures of a run over its seeds: one aggregator for every page and table.
 
-Several seeds are summarised by their mean. Its interval is to hold for other prompts and for another seed: it covers Wilson's
-interval of that mean over the prompts of *one* seed (every seed answers the same prompts, so pooling the counts would take
-each prompt for several), Student's t interval over the seeds on the scale of logits, and every seed.
+Several seeds are summarised by their mean. Its interval covers Wilson's interval of that mean over the prompts of *one* seed
+(every seed answers the same prompts, so pooling the counts would take each prompt for several) and every seed. From three
+seeds on it covers Student's t interval over them too, on the scale of logits, and so is for another seed as well. Two seeds
+cannot tell how a third would do: of 0 and 1 of 50 answers that interval is 0 to 95 %.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 from titer.results.artefacts import Result, read_results
 from titer.stats.intervals import share_interval, wilson
 
+SEEDS_THAT_TELL = 3
+"""Seeds from which on an interval is for another seed too."""
 SUMMARISED = ("harmful_score", "refusal_rate", "broken_rate", "over_refusal", "finetune_accuracy")
 
 
@@ -51,7 +54,7 @@ class Rate:
 
 
 def over_seeds(shares: Mapping[int, float], n: int, judge: str = "") -> Rate:
-    """Return a rate over seeds with an interval for another seed and other prompts.
+    """Return a rate over seeds with its 95 % interval (see the module's docstring).
 
     Args:
         shares: Each seed's part, in [0, 1]; one at least.
@@ -64,7 +67,7 @@ def over_seeds(shares: Mapping[int, float], n: int, judge: str = "") -> Rate:
     ends = list(values)
     if n:
         ends += wilson(min(mean * n, n), n)
-        ends += share_interval(values, n) if len(values) > 1 else ()
+        ends += share_interval(values, n) if len(values) >= SEEDS_THAT_TELL else ()
     return Rate(
         100 * mean, 100 * min(ends), 100 * max(ends), n, tuple(seeds), tuple(100 * value for value in values), judge
     )
