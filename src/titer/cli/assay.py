@@ -149,7 +149,9 @@ def compare(
     epilog="Example: `titer assay report runs/assay/antibody --section mine.py:PRICES`",
 )
 def report(
-    scorecard: Annotated[Path, typer.Argument(help="The folder of an assay.")], section: Sections = None
+    scorecard: Annotated[Path, typer.Argument(help="The folder of an assay.")],
+    section: Sections = None,
+    as_json: Json = False,
 ) -> None:
     """Report an assay."""
     from titer.assays.card import read_scorecard
@@ -162,6 +164,9 @@ def report(
     check_output(scorecard, ["report.html", "model_card.md"])
     written = write_assay_report(scorecard, card, load_sections(section))
     write_atomically(scorecard / "model_card.md", model_card(card).encode())
+    if as_json:
+        say(to_json(card.as_dict()))
+        return
     print_scorecard(card, Screen())
     say(f"Report: {written}")
 

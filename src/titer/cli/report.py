@@ -19,7 +19,7 @@ Examples:
 
 `titer report runs/quickstart --json` — the summary for programs, with the verdict on each arm
 
-`titer report runs/quickstart --section mine.py:LATENCY` — with a section of one's own (docs/writing_a_section.md)
+`titer report runs/quickstart --section mine.py:LATENCY` — with a section of one's own (docs/writing_a_method.md)
 """
 
 

@@ -271,7 +271,7 @@ def stability_table(card: Scorecard) -> Table:
         strip = drawing.interval_strip(*one.found.difference[:3], one.found.margin)
         told, kind = words[one.worse]
         cells = (Cell(one.difference, strong=True), one.interval, f"±{one.margin}", Cell("", drawing=strip))
-        rows.append((Cell(one.name, one.unit), *cells, str(one.found.n), one.verdict, Cell("", kind=kind, badge=told)))
+        rows.append((one.name, *cells, str(one.found.n), one.verdict, Cell("", kind=kind, badge=told)))
     interval = f"90{NBSP}% interval"
     head = ("Stability", "Difference", interval, "Margin", "Against the margin", "n", "Finding", "Not worse")
     return Table.of(head, rows, kind="stable")

@@ -321,7 +321,9 @@ def print_summary(run: Run, console: Console) -> None:
         "[ ] 95 % interval; n: prompts of one seed."
     )
     if any(len(row.seeds) > 1 for row in run.rows):
-        legend += " Several seeds: their mean; its interval covers every seed, and from three on is for another seed too."
+        legend += (
+            " Several seeds: their mean; its interval covers every seed, and from three on is for another seed too."
+        )
     if len(run.poison_ratios) == 1 and run.poison_ratios[0] is not None:
         legend += f" Poison ratio {run.poison_ratios[0]:g}."
     console.print(Text(legend, style="dim"))
