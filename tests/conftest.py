@@ -123,5 +123,7 @@ def no_model(monkeypatch):
 
     for name in ("load_model", "load_tokenizer", "locate"):
         monkeypatch.setattr(models, name, load)
+    for module in (models.load, models.tokenizer):
+        monkeypatch.setattr(module, "locate", load)
     monkeypatch.setattr(base_model, "load_model", load)
     monkeypatch.setattr(trainings, "load_tokenizer", load)
