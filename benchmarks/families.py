@@ -35,8 +35,9 @@ from titer.errors import TiterError
 from titer.infer.generation import WAYS, _Batch
 from titer.jobs.provenance import environment
 from titer.models import Template, load_model, load_tokenizer
+from titer.packing.attention import eager_attention, use_packed_attention
 from titer.packing.batches import Sample, pack, pad
-from titer.packing.layouts import Layout, eager_attention, is_noisy, layout_for, use_packed_attention
+from titer.packing.layouts import Layout, is_noisy, layout_for
 from titer.packing.losses import token_nll
 
 BATCH = 8

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from titer.errors import first_line
 from titer.models import Template
+from titer.packing.alone import bare_model, cannot, coarsest_precision, same_to_rounding
 from titer.packing.batches import common_prefix_length
-from titer.packing.layouts import bare_model, cannot, coarsest_precision, same_to_rounding, say_once
+from titer.packing.layouts import say_once
 from titer.progress import Task
 
 BATCH_SIZE = 64

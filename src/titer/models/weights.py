@@ -69,7 +69,7 @@ def refuse_lookahead(where: str, model: Any) -> None:
     """Raise `TiterError` for a model that is no causal one: what it says of a token depends on later ones."""
     import torch
 
-    from titer.packing.layouts import check_causal, coarsest_precision
+    from titer.packing.alone import check_causal, coarsest_precision
 
     vocabulary = model.get_input_embeddings().weight.shape[0]
     with torch.no_grad(), coarsest_precision() as precision:

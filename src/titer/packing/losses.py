@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titer.errors import TiterError
-from titer.packing.batches import PACKED_ATTENTION, PackedBatch, is_padded, spans_of
+from titer.packing.attention import PACKED_ATTENTION, spans_of
+from titer.packing.batches import PackedBatch, is_padded
 
 RATIOS = ("sum", "mean")
 REDUCTIONS = ("token", "sample")
