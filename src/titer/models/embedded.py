@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from titer.compat import plain_config
 from titer.errors import TiterError
 from titer.files import check_file, check_output, read_json, remove
 from titer.models.folders import check_folder
@@ -93,11 +94,8 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = quantised.config.to_dict()
-    for key in ("quantization_config", "_name_or_path"):
-        config.pop(key, None)
     # The loader marks the model as quantised, which forbids saving it; its tensors are plain float32 by now.
-    plain = type(quantised)(type(quantised.config)(**config))
+    plain = type(quantised)(type(quantised.config)(**plain_config(quantised.config)))
     plain.load_state_dict(quantised.state_dict())
     plain.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

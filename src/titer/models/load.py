@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from titer.compat import renamed_weights
 from titer.errors import TiterError, first_line
 from titer.files import check_file
 from titer.models.folders import FOREIGN_ADAPTER, WHOLE_MODEL, adapter_weights, check_folder
@@ -97,15 +98,14 @@ def add_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any:
     Raises:
         TiterError: For an adapter that is not there, does not fit the model, or holds what is no number.
     """
-    from peft import PeftModel
-    from peft.utils import load_peft_weights
+    from peft import PeftModel, load_peft_weights
 
     where = f"The adapter `{folder}`"
     if not (Path(folder) / "adapter_config.json").is_file():
         raise TiterError(f"No PEFT adapter at `{folder}`: it has no adapter_config.json.")
     check_folder(Path(folder))
     adapter_weights(Path(folder))
-    renaming = getattr(model, "_checkpoint_conversion_mapping", None)  # of the model's class, as `from_pretrained` does
+    renaming = renamed_weights(model)  # as `from_pretrained` does
     try:
         weights = load_peft_weights(str(folder), device="cpu")
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)

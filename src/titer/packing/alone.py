@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from titer.compat import watch_outputs
 from titer.errors import TiterError, first_line
 from titer.packing.batches import Sample
 
@@ -54,7 +55,7 @@ def coarsest_precision() -> Iterator[Callable[[], torch.dtype]]:
         if isinstance(output, Tensor) and output.dtype in TOLERANCE:
             seen.add(output.dtype)
 
-    handle = torch.nn.modules.module.register_module_forward_hook(look)
+    handle = watch_outputs(look)
     try:
         yield lambda: max(seen, key=lambda dtype: TOLERANCE[dtype])
     finally:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from titer.compat import attention_of, library_attention, register_attention
 from titer.packing.batches import PackedBatch
 
 PACKED_ATTENTION = "titer_packed"
@@ -96,11 +97,7 @@ def packed_attention(
         if isinstance(given, Tensor) and given.is_floating_point():
             raise NotImplementedError(f"packed attention does not know what `{name}` does to attention")
     if spans is None and softcap is None and s_aux is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        return library_attention(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -162,20 +159,16 @@ def _attend(
 
 def use_packed_attention(model: Any) -> None:
     """Switch a bare model to packed attention, whether it computes packed rows rightly then or not."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-    AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)
+    register_attention(PACKED_ATTENTION, packed_attention)
     model.set_attn_implementation(PACKED_ATTENTION)
-    if attention_of(model) != PACKED_ATTENTION:
+    if attention_of(model.config) != PACKED_ATTENTION:
         raise NotImplementedError("its attention is its own and cannot be exchanged")
 
 
 @contextmanager
 def eager_attention(bare: Any) -> Iterator[None]:
     """Run a model under its `eager` attention, which is its definition, where it has one."""
-    attention = attention_of(bare)
+    attention = attention_of(bare.config)
     if attention != "eager":
         bare.set_attn_implementation("eager")
     try:
@@ -183,8 +176,3 @@ def eager_attention(bare: Any) -> Iterator[None]:
     finally:
         if attention != "eager":
             bare.set_attn_implementation(attention)
-
-
-def attention_of(bare: Any) -> str:
-    """Return the name of the attention that a bare model is set to."""
-    return str(bare.config.get_text_config()._attn_implementation)

@@ -22,6 +22,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from titer.compat import attention_of, forgets
 from titer.errors import TiterError, first_line
 from titer.packing.alone import (
     Pairs,
@@ -32,7 +33,7 @@ from titer.packing.alone import (
     losses_alone,
     rows_to_try,
 )
-from titer.packing.attention import PACKED_ATTENTION, attention_of, eager_attention, use_packed_attention
+from titer.packing.attention import PACKED_ATTENTION, eager_attention, use_packed_attention
 from titer.packing.batches import Layout, PackedBatch, Sample, common_prefix_length, to_device
 from titer.packing.losses import fuse_head, token_nll
 from titer.packing.noise import is_noisy
@@ -195,7 +196,7 @@ def _company(sample: Sample, tokens: int) -> list[Sample]:
 
 def _probe(model: Any, bare: Any, samples: list[Sample], tokens: int) -> Layout:
     """Return the first layout that gives the losses which each branch has alone."""
-    own_attention = attention_of(bare)
+    own_attention = attention_of(bare.config)
     with eager_attention(bare), coarsest_precision() as precision:
         expected = losses_alone(model, bare, samples)
         check_causal(model, [*samples[0].prompt, *samples[0].branches[0]][:CAUSAL], precision)
@@ -212,7 +213,7 @@ def _probe(model: Any, bare: Any, samples: list[Sample], tokens: int) -> Layout:
     def continued() -> Tensor:
         _, output = token_nll(model, _on(model, layout.lay_out(samples)), use_cache=True)
         cache = output.past_key_values
-        if any(layer.is_sliding for layer in cache.layers):
+        if forgets(cache):
             raise NotImplementedError("its cache forgets tokens outside a window")
         # The last branch of every sample again.
         batch = _on(model, layout.continue_from(samples, [sample.branches[-1] for sample in samples]))
@@ -263,7 +264,7 @@ def _state_of(model: Any, bare: Any) -> tuple[Any, ...]:
     """Return what may be changed about a model after it was probed and would make another layout right."""
     # Of PEFT's adapters, those that put virtual tokens before a row run outside of the bare model.
     kinds = sorted({str(config.peft_type) for config in getattr(model, "peft_config", {}).values()})
-    return attention_of(bare), type(bare.get_output_embeddings()), kinds
+    return attention_of(bare.config), type(bare.get_output_embeddings()), kinds
 
 
 def _leave_out_routers(bare: Any) -> None:
