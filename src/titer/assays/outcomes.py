@@ -111,7 +111,7 @@ class Outcome:
 
     @property
     def first(self) -> Passage | None:
-        """The cheapest break over the seeds or, where none broke the model, the least that was spent in vain."""
+        """The cheapest break over the seeds or, where none broke the model, the least that was spent without a break."""
         return cheapest(self.passages) if self.passages else None
 
 

@@ -172,7 +172,7 @@ def _model_index(card: Scorecard) -> list[dict[str, Any]]:
             if point.harmful is not None
         ]
         cost = f"Cost of the cheapest break in {UNIT_NAMES[found.unit]}, undefended model = 1"
-        cost += ", tested up to it in vain" if found.lower_bound else ""
+        cost += ", tested up to it without a break" if found.lower_bound else ""
         broken = found.broke / found.attackers if found.attackers else None
         add(
             data["harmful"],
