@@ -458,7 +458,7 @@ def test_the_terminal_has_every_attacker_and_the_hygiene(whole):
     lines = [line for line in text.splitlines() if line.strip().startswith(("undefended ", "defended "))]
     assert len(lines) == sum(len(rows) for rows in whole["attackers"].values())
     assert re.search(r"defended +sgd +0 +failed", text)
-    assert re.search(r"defended +muon +0 +> 48 destroyed +0\.0 +90\.0", text)
+    assert re.search(r"defended +muon +0 +> 48 +0\.0 +90\.0 +–\s+destroyed", text)
     assert re.search(r"defended +harmful learning_rate=0\.0005 +0 +96 ", text)
     assert "Prompts shared between pools: 0" in text
     assert "1 failed (they count nowhere)" in " ".join(text.split())

@@ -62,16 +62,16 @@ def _attacker_row(card: Scorecard, role: str, one: Trajectory) -> Row:
     if one.error is not None:
         return (*about, Cell("failed", kind="unclear"), "–", "–", "–")
     outcome = Outcome.of([one], card.resistance.phi, card.resistance.unit)
-    passage, kind = _passage_text(outcome), ""
+    passage, below, kind = _passage_text(outcome), "", ""
     if outcome.first is None:
         passage, kind = ("destroyed" if outcome.destroyed else "–"), "unclear"
     elif outcome.destroyed and outcome.first.broke == math.inf:
-        passage, kind = f"{passage} destroyed", "unclear"
+        below, kind = "destroyed", "unclear"
     elif role == "defended" and one.means_harm:
         kind = "bad" if outcome.first.broke < math.inf else "good"
     ends = (outcome.harmful and outcome.harmful.value, outcome.broken and outcome.broken.value)
     kept = None if outcome.utility is None else 100 * outcome.utility
-    return (*about, Cell(passage, kind=kind), *("–" if end is None else f"{end:.1f}" for end in (*ends, kept)))
+    return (*about, Cell(passage, below, kind), *("–" if end is None else f"{end:.1f}" for end in (*ends, kept)))
 
 
 def _passage_text(outcome: Outcome) -> str:

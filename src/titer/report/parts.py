@@ -207,13 +207,14 @@ def rate_cell(rate: Rate | None, with_n: bool = False, **about: Any) -> Cell:
     return Cell(f"{rate.value:.1f}", rate.interval + (f" · n = {rate.n}" if with_n else ""), **about)
 
 
-def terminal(table: Table, widths: Mapping[str, int] | None = None, left: int = 1) -> RichTable:
+def terminal(table: Table, widths: Mapping[str, int] | None = None, left: int = 1, gap: int = 1) -> RichTable:
     """Return a table for a terminal, in which long words go on in the next line and nothing is cut.
 
     Args:
         table: The table.
         widths: Least width of columns that may be broken between words, by head; all may where none is given.
         left: Columns of words, flush left.
+        gap: Between columns, besides what the table draws.
     """
     from rich import box
     from rich.table import Table as RichTable
@@ -221,7 +222,7 @@ def terminal(table: Table, widths: Mapping[str, int] | None = None, left: int = 
 
     widths = widths or {}
     made = RichTable(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", title_justify="left"
+        box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold", title_justify="left"
     )
     made.title = Text(table.title, style="bold") if table.title else None
     for place, name in enumerate(as_cell(value).text for value in table.head):
@@ -244,7 +245,7 @@ def _text(cell: Cell | str) -> Any:
     parts: list[str | tuple[str, str]] = [(cell.badge, colour)] if cell.badge else []
     text = cell.text if cell.text != "–" or not cell.badge else ""
     if text:
-        parts.append(("\n" if parts else "") + text if cell.badge else (text, colour))
+        parts.append(f" {text}" if cell.badge else (text, colour))
     parts += [("\n" + line, "dim") for line in (cell.below, cell.note) if line]
     return Text.assemble(*parts, style="bold" if cell.strong else "")
 

@@ -125,8 +125,7 @@ def ranked(cards: Sequence[Scorecard]) -> list[Ranked]:
 
 
 def _table(rows: Sequence[Ranked]) -> Table:
-    """The ranking; failures are shown where there are any."""
-    failed = any(row.failed for row in rows)
+    """The ranking."""
     made: list[Row] = []
     for row in rows:
         verdicts = {name: Cell(getattr(row, name), kind=verdict_kind(getattr(row, name))) for name in CONDITIONS}
@@ -137,13 +136,12 @@ def _table(rows: Sequence[Ranked]) -> Table:
                 verdicts["resistance"],
                 ratio_text(row.cost_ratio, row.lower_bound) or "–",
                 "–" if row.relative_mean is None else f"×{row.relative_mean:.1f}",
-                f"{row.broke} of {row.attackers}",
-                *([str(row.failed)] if failed else []),
+                Cell(f"{row.broke} of {row.attackers}", f"{row.failed} failed" if row.failed else ""),
                 *(verdicts[name] for name in ("generalization", "trainability", "stability")),
             ]
         )
     others = ("generali-\nzation", "train-\nability", "stability")
-    head = ("#", "defence", "resistance", "cost ratio", "mean\nbudget", "broke it", *(("failed",) * failed), *others)
+    head = ("#", "defence", "resistance", "cost ratio", "mean\nbudget", "broke it", *others)
     return Table.of(head, made)
 
 
@@ -177,7 +175,7 @@ def print_comparison(cards: Sequence[Scorecard], console: Console) -> None:
     from rich.text import Text
 
     rows = ranked(cards)
-    console.print(terminal(_table(rows), {"defence": 8, "cost ratio": 9}))
+    console.print(terminal(_table(rows), {"defence": 8, "cost ratio": 10}, gap=0))
     for note in _notes(rows):
         console.print(Text(note, style="dim"))
 
