@@ -438,7 +438,7 @@ WAITING = {
 """Private names that are still touched where they were, by room. None may be added."""
 
 
-OF_TUPLES = {"_replace", "_asdict", "_fields"}
+OF_TUPLES = {"_replace", "_asdict", "_fields", "_field_defaults"}
 """What named tuples have in public."""
 
 
