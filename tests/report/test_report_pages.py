@@ -13,6 +13,7 @@ import cards
 import pytest
 from test_report_html import audit_rows
 
+from titer.errors import TiterError
 from titer.report import (
     Drawing,
     Section,
@@ -175,6 +176,55 @@ def test_wide_tables_stand_in_a_box_that_scrolls(pages, name):
         inside = before[opened:]
         assert opened >= 0
         assert inside.count("<div") > inside.count("</div>")
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ("only a text", "only a text"),
+        (["a", None], "None"),
+        (["<svg></svg>"], "Drawing"),
+        ([1], "1"),
+    ],
+)
+def test_what_is_no_part_of_a_section_is_refused(parts, words):
+    with pytest.raises(TiterError) as caught:
+        Section("mine", parts)
+    assert "`mine`" in str(caught.value)
+    assert words in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize("row", [["one"], ["one", "two", "three"], ["one", None]])
+def test_a_row_that_does_not_fit_its_table_is_refused(row):
+    with pytest.raises(TiterError, match=r"one|None"):
+        Table.of(("a", "b"), [row])
+
+
+SECTIONS = """
+from titer.report import Section
+def GOOD(run, folder):
+    return Section("Mine", [f"{len(run.results)} figures"])
+def NONE(run, folder):
+    return None
+def FAILS(run, folder):
+    return 1 / 0
+"""
+
+
+def test_sections_are_named_on_the_command_line(titer, complete_run, tmp_path):
+    shutil.copy(complete_run / "results.json", tmp_path)
+    (tmp_path / "mine.py").write_text(SECTIONS)
+    code, out, _ = titer("report", tmp_path, "--section", f"{tmp_path}/mine.py:GOOD")
+    assert code == 0, out
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Mine</h2>" in page
+    for name, words in (("NONE", "NoneType"), ("FAILS", "ZeroDivisionError"), ("GONE", "GONE")):
+        code, _, error = titer("report", tmp_path, "--section", f"{tmp_path}/mine.py:{name}")
+        assert code == 2
+        assert words in error
+    twice = ["--section", f"{tmp_path}/mine.py:GOOD"] * 2
+    assert titer("report", tmp_path, *twice)[0] == 2
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
 
 
 def luminance(colour: str) -> float:

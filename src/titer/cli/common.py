@@ -226,6 +226,9 @@ def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool, f
 
 def load_sections(paths: Sequence[str] | None) -> list[Callable[..., Any]]:
     """Import sections of the user's own for a page; what they do wrong is said by their name."""
+    twice = [path for path in paths or () if (paths or []).count(path) > 1]
+    if twice:
+        raise TiterError(f"`--section {twice[0]}` is given twice.")
     return [partial(_section, path, plugins.load(path)) for path in paths or ()]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from titer.errors import TiterError
 from titer.files import replacing
 from titer.results.summary import Rate
 from titer.text import visible
@@ -191,6 +192,14 @@ class Table:
         """Make a table of names and values, without a head."""
         return cls.of((), list(rows.items()), title=title, kind="plain", **about)
 
+    def __post_init__(self) -> None:
+        for row in [self.head, *(row for rows in self.bands.values() for row in rows)]:
+            if self.head and len(row) != len(self.head):
+                raise TiterError(f"A row of a table has {len(row)} cells and its head {len(self.head)}: {list(row)}.")
+            for cell in row:
+                if not isinstance(cell, str | Cell):
+                    raise TiterError(f"A cell of a table is a text or a `Cell`, not {cell!r}.")
+
     def __bool__(self) -> bool:
         return any(self.bands.values())
 
@@ -320,6 +329,16 @@ class Section:
 
     title: str
     parts: Sequence[Table | Drawing | str]
+
+    def __post_init__(self) -> None:
+        wrong: list[Any] = [self.parts] if isinstance(self.parts, str) else []
+        wrong += [part for part in self.parts if not isinstance(part, Table | Drawing | str)]
+        if wrong:
+            raise TiterError(
+                f"`parts` of the section `{self.title}` holds {wrong[0]!r}.", "A list of tables, drawings and texts."
+            )
+        if any(isinstance(part, str) and part.startswith("<svg") for part in self.parts):
+            raise TiterError(f"A drawing in the section `{self.title}` is a text.", "Write `Drawing(svg(…), caption)`.")
 
 
 class Drawing(NamedTuple):

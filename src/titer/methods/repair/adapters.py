@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from titer import plugins
 from titer.compat import pattern_key
-from titer.errors import TiterError, first_line
+from titer.errors import TiterError, check_known, first_line
 from titer.files import put_whole, read_json, replacing, writing
-from titer.methods import Repair
+from titer.methods import Repair, Repaired
 from titer.methods.repair.lowrank import Layer, LowRank
 from titer.models import adapter_weights, check_folder, load_tokenizer, refuse_nonfinite, refuse_strays, split_adapter
 
@@ -80,8 +81,7 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
     """
     before, after = read_adapter(aligned, model), read_adapter(tuned, model)
     layers = pair(before, after)
-    updates, measured = method.apply(dict(layers), config)
-    refuse_strays("What the repair returns", [], (updates.keys() | measured.keys()) - layers.keys())
+    updates, measured = _applied(method, layers, config)
     refuse_nonfinite("The repair", ((name, factor) for name, one in updates.items() for factor in (one.b, one.a)))
     report = {
         name: {
@@ -104,6 +104,29 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
     with replacing(folder / REPORT) as file:
         file.write(json.dumps(about, indent=1, allow_nan=False).encode())
     _write(after, whole, folder / "adapter", load_tokenizer(model))
+
+
+def _applied(method: Repair, layers: Mapping[str, Layer], config: Any) -> Repaired:
+    """Return what a method makes of layers, which may be anybody's code.
+
+    Raises:
+        TiterError: When it fails, or returns anything but updates and measurements by layer; names it.
+    """
+    name = f"{method.apply.__module__}:{method.apply.__qualname__}"
+    try:
+        returned = method.apply(dict(layers), config)
+    except Exception as error:
+        raise plugins.failed(name, error, "fails") from error
+    hint = "It returns two mappings by layer: new updates (`LowRank`), and what it measured (a mapping each)."
+    pair_of_mappings = isinstance(returned, tuple) and len(returned) == 2
+    if not pair_of_mappings or not all(isinstance(part, Mapping) for part in returned):
+        raise TiterError(f"`{name}` returns {plugins.what(returned)}, not a repair.", hint)
+    for part, kind in zip(returned, (LowRank, Mapping), strict=True):
+        check_known(part, layers, f"layer in what `{name}` returns")
+        for layer, value in part.items():
+            if not isinstance(value, kind):
+                raise TiterError(f"`{name}` returns {plugins.what(value)} for `{layer}`.", hint)
+    return returned
 
 
 def read_adapter(folder: Path, base: str) -> Adapter:
