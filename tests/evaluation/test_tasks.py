@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from told import refused
 
 from titer.errors import TiterError
 from titer.results.tasks import TASKS, correct, parse
@@ -119,7 +120,7 @@ def test_correct_reads_the_label_with_the_same_parser() -> None:
 
 
 def test_correct_rejects_a_label_that_is_none() -> None:
-    with pytest.raises(TiterError, match="`1` is not an answer of the task `sst2`"):
+    with refused("`1`", "`sst2`"):
         correct("sst2", "positive", "1")
 
 
