@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import typer
+from told import untold
 
 import titer as package
 from titer.cli import app
@@ -198,7 +199,9 @@ def test_python_is_silent_and_what_failed_is_a_warning(trained, tiny_folder, tmp
     with caplog.at_level(logging.WARNING):
         Silent().settled(SimpleNamespace(status="done", name="a", reason=""))
         Silent().settled(SimpleNamespace(status="failed", name="align b", reason="no room"))
-    assert [(line.levelname, line.getMessage()) for line in caplog.records] == [("WARNING", "align b failed: no room")]
+    (line,) = caplog.records
+    assert line.levelname == "WARNING"
+    assert not untold(line.getMessage(), "align b", "failed", "no room")
 
 
 def test_an_audit_is_a_table_the_most_suspicious_first(trained, tmp_path):
