@@ -105,7 +105,7 @@ LONG = row("please " * 60, "yes")
         ([{"messages": [{"role": "user", "content": "a"}]}], r"train_dataset\[0\].*last of `messages`.*assistant"),
         (
             [{"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]}],
-            "Did you mean `user`",
+            "(?s)`usr`.*`user`",
         ),
         ([row("a", "b") | {"completion": [{"role": "user", "content": "b"}]}], r"train_dataset\[0\].*assistant"),
         ([], "train_dataset is empty"),
@@ -176,7 +176,7 @@ def test_errors_in_an_evaluation_set_name_it(sft):
 def test_errors_in_a_stream_name_it(booster):
     with pytest.raises(TiterError, match=r"harmful_dataset\[1\].*completion.*empty"):
         booster([row("a", "b"), row("a", "")])
-    with pytest.raises(TiterError, match=r"harmful_dataset\[0\]: the prompt has"):
+    with pytest.raises(TiterError, match=r"harmful_dataset\[0\].*prompt.* \d+ tokens.* 60\b"):
         booster([LONG], max_length=60)
     with pytest.raises(TiterError, match="harmful_dataset is empty"):
         booster([])
@@ -213,7 +213,7 @@ def test_antibody_alignment_without_refusals(aligned):
 
 
 def test_refusals_of_other_prompts(aligned):
-    with pytest.raises(TiterError, match="asks “pick a lock”, which refusal_dataset does not"):
+    with refused("harmful_dataset[1]", "“pick a lock”", "refusal_dataset"):
         aligned([row("steal", "ok"), row("pick a lock", "ok")], [row("steal", "no"), row("sell", "no")])
 
 
@@ -316,12 +316,12 @@ def test_settings_that_would_change_a_method(config_class, tmp_path, settings, m
 @pytest.mark.parametrize(
     ("config_class", "settings", "message"),
     [
-        (AntibodyAlignmentConfig, {"lambda_schedule": "cosine"}, "Unknown lambda_schedule: `cosine`.*cosine_ema"),
-        (AntibodyAlignmentConfig, {"lambda_schedule": "theorm"}, "Did you mean `theorem`"),
-        (AntibodyFinetuneConfig, {"ratio": "sums"}, "Unknown ratio: `sums`.*Did you mean `sum`"),
-        (AntibodyFinetuneConfig, {"reduction": "tokens"}, "Did you mean `token`"),
-        (GateConfig, {"signal": "prob"}, "Did you mean `probe`"),
-        (GateConfig, {"reduction": "samples"}, "Did you mean `sample`"),
+        (AntibodyAlignmentConfig, {"lambda_schedule": "cosine"}, "lambda_schedule.*`cosine`.*`cosine_ema`"),
+        (AntibodyAlignmentConfig, {"lambda_schedule": "theorm"}, "`theorm`.*`theorem`"),
+        (AntibodyFinetuneConfig, {"ratio": "sums"}, "`sums`.*`sum`"),
+        (AntibodyFinetuneConfig, {"reduction": "tokens"}, "`tokens`.*`token`"),
+        (GateConfig, {"signal": "prob"}, "`prob`.*`probe`"),
+        (GateConfig, {"reduction": "samples"}, "`samples`.*`sample`"),
     ],
 )
 def test_settings_that_are_none_of_the_choices(config_class, tmp_path, settings, message):
@@ -356,13 +356,13 @@ def test_settings_out_of_range(config_class, tmp_path, name, value, bounds):
 @pytest.mark.parametrize(
     ("stage", "name", "hint"),
     [
-        ("align", "boster", "Did you mean `booster`"),
-        ("finetune", "antbody", "Did you mean `antibody`"),
-        ("align", "gate", "Known: `antibody`, `booster`, `sft`"),
+        ("align", "boster", "`booster`"),
+        ("finetune", "antbody", "`antibody`"),
+        ("align", "gate", "`antibody`, `booster`, `sft`"),
     ],
 )
 def test_unknown_methods(stage, name, hint):
-    with pytest.raises(TiterError, match=f"Unknown {stage} method: `{name}`") as error:
+    with refused(f"{stage} method", f"`{name}`") as error:
         registry.find(stage, name)
     assert hint in error.value.hint
 
@@ -370,7 +370,7 @@ def test_unknown_methods(stage, name, hint):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lamda": 5.0}, "Unknown key in `arms.a.align`: `lamda`.*Did you mean `lam`"),
+        ({"lamda": 5.0}, r"`arms\.a\.align`.*`lamda`.*`lam`"),
         ({"alpha": "1e-1"}, r"`arms\.a\.align\.alpha`.* number .*\b0\b.*1e\+09.*`1e-1`"),
         ({"learning_rate": "fast"}, r"`arms\.a\.align\.learning_rate`.* number .*`fast`"),
         ({"lr_scheduler_type": "constantly"}, "arms.a.align.*constantly"),

@@ -343,19 +343,19 @@ ANSWERED = {"role": "assistant", "content": "b"}
         (
             "r.jsonl",
             '{"prompt": "a", "completion": "b", "completion": "c"}',
-            r"r\.jsonl:1: the key `completion` stands",
+            r"r\.jsonl:1: .*key `completion` .*twice",
         ),
         (
             "r.jsonl",
             '{"messages": [{"role": "user", "role": "assistant", "content": "a"}]}',
-            r"r\.jsonl:1: the key `role` stands there twice",
+            r"r\.jsonl:1: .*key `role` .*twice",
         ),
         (
             "r.json",
             '[{"prompt": "a", "completion": "b", "prompt": "c"}]',
-            r"r\.json: the key `prompt` stands there twice",
+            r"r\.json: .*key `prompt` .*twice",
         ),
-        ("r.csv", "prompt,completion,prompt\na,b,c\n", r"r\.csv:1: the column `prompt` stands there twice"),
+        ("r.csv", "prompt,completion,prompt\na,b,c\n", r"r\.csv:1: .*column `prompt` .*twice"),
         ("r.jsonl", '{"prompt": "a", "completion": "b"}\n\0\0\0\n', r"r\.jsonl:2: zero bytes"),
         ("r.jsonl", "\0\0\0\0", r"r\.jsonl:1: zero bytes"),
         ("r.jsonl", '{"prompt": "a", "completion": "b"}\n\u200b\n', r"r\.jsonl:2: broken JSON"),
@@ -395,12 +395,12 @@ def test_keys_that_stand_twice_in_a_file(tmp_path, text):
     from titer.workflows.experiment import read_experiment
 
     (tmp_path / "e.yaml").write_text(text)
-    with pytest.raises(TiterError, match=r"e\.yaml:\d+: .*the key `\w+` stands there twice"):
+    with pytest.raises(TiterError, match=r"e\.yaml:\d+: .*key `\w+` .*twice"):
         read_experiment(tmp_path / "e.yaml")
 
 
 def test_keys_that_stand_twice_in_a_setting():
     from titer.settings import parse_setting
 
-    with pytest.raises(TiterError, match="the key `a` stands there twice"):
+    with refused("key `a`", "twice"):
         parse_setting("align.training={a: 1, a: 2}")

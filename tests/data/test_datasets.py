@@ -247,14 +247,13 @@ def test_a_broken_row_of_a_copy_is_named(tmp_path, name, change, parts):
 
 def test_a_renamed_column_of_a_copy_is_suggested(tmp_path):
     save(tmp_path / "sst2_train.jsonl", {"sentences": "fine", "label": 1})
-    with pytest.raises(TiterError, match="missing column `sentence`") as caught:
+    with refused(tmp_path / "sst2_train.jsonl", "missing", "column `sentence`", "`sentences`"):
         load("sst2", data_dir=tmp_path)
-    assert "Did you mean `sentence` by `sentences`?" in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "split"), [("sst2", "dev"), ("advbench", "test"), ("alpaca", "test")])
 def test_unknown_splits(fake_hub, name, split):
-    with pytest.raises(TiterError, match=f"`{name}` has no split `{split}`"):
+    with refused(f"`{name}`", f"split `{split}`"):
         load(name, split)
 
 
@@ -290,9 +289,9 @@ def test_a_hub_id(fake_hub):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("sst", "Did you mean `sst2`?"),
-        ("harmful", "Did you mean `builtin:harmful`"),
-        ("builtin:harmfull", "Did you mean `builtin:harmful`"),
+        ("sst", "`sst2`"),
+        ("harmful", "`builtin:harmful`"),
+        ("builtin:harmfull", "`builtin:harmful`"),
         ("something else entirely", "`titer data` lists all"),
     ],
 )

@@ -125,7 +125,7 @@ def test_correct_rejects_a_label_that_is_none() -> None:
 
 
 def test_unknown_tasks_are_errors_with_a_suggestion() -> None:
-    with pytest.raises(TiterError, match="Did you mean `sst2`"):
+    with pytest.raises(TiterError, match="`sst2`"):
         parse("sst-2", "positive")
 
 
