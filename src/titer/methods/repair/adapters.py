@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from titer.compat import pattern_key
 from titer.errors import TiterError, first_line
 from titer.files import put_whole, read_json, replacing, writing
 from titer.methods import Repair
@@ -111,9 +112,7 @@ def read_adapter(folder: Path, base: str) -> Adapter:
     Raises:
         TiterError: For a folder without one, one that is of another kind or base, damaged, or holds what is no number.
     """
-    from peft import LoraConfig
-    from peft.utils import load_peft_weights
-    from peft.utils.other import get_pattern_key
+    from peft import LoraConfig, load_peft_weights
 
     found, place = split_adapter(str(folder))
     if place is None:
@@ -148,8 +147,8 @@ def read_adapter(folder: Path, base: str) -> Adapter:
         factors.setdefault(match["layer"], {})[match["factor"]] = weight
     scales = {}
     for layer, pair in factors.items():
-        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, layer), config.r)
-        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, layer), config.lora_alpha)
+        rank = config.rank_pattern.get(pattern_key(config.rank_pattern, layer), config.r)
+        alpha = config.alpha_pattern.get(pattern_key(config.alpha_pattern, layer), config.lora_alpha)
         if pair.keys() != {"A", "B"} or pair["A"].shape[0] != rank or pair["B"].shape[1] != rank:
             raise TiterError(f"{where} is damaged: `{layer}` is no pair of matrices of rank {rank}.", "Save it again.")
         scales[layer] = alpha / (rank**0.5 if config.use_rslora else rank)
@@ -206,7 +205,7 @@ def _refuse_variants(where: str, config: Any) -> None:
 
 def _write(tuned: Adapter, whole: Mapping[str, LowRank], folder: Path, tokenizer: Any) -> None:
     """Write an adapter like the tuned one with other matrices in some layers; the folder appears only when it is complete."""
-    from peft.utils import load_peft_weights
+    from peft import load_peft_weights
     from safetensors.torch import save_file
 
     ranks = {name: pair["A"].shape[0] for name, pair in tuned.factors.items()}
