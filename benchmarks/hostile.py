@@ -443,14 +443,14 @@ def runs() -> Iterator[Case]:
         yield Case("results", f"inferences.jsonl: {name}", "rejudge", answers, r"inferences\.jsonl")
         for stage, file in (("align", "done.json"), ("answer", "inferences.jsonl"), ("judge", "scores.jsonl")):
             # A stage whose result is spoilt is done again, and that is said.
-            spoil = _in_stages(stage, file, content)
+            spoil = _in_jobs(stage, file, content)
             told = file.replace(".", r"\.")
             yield Case("results", f"{file} of a stage: {name}", "run", spoil, told, output="run", accepted=True)
 
 
-def _in_stages(kind: str, file: str, content: str | bytes) -> Callable[[Path], object]:
+def _in_jobs(kind: str, file: str, content: str | bytes) -> Callable[[Path], object]:
     def spoil(folder: Path) -> None:
-        (path,) = sorted((folder / "run/stages").glob(f"{kind}-*/{file}"))[:1]
+        (path,) = sorted((folder / "run/jobs").glob(f"{kind}-*/{file}"))[:1]
         write(str(path.relative_to(folder)), content)(folder)
 
     return spoil

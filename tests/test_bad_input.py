@@ -3,6 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from told import refused
 from training import config
 
 from titer import (
@@ -93,7 +94,7 @@ LONG = row("please " * 60, "yes")
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([row("a", "b"), LONG], r"train_dataset\[1\]: the prompt has \d+ tokens and max_length is 32"),
+        ([row("a", "b"), LONG], r"train_dataset\[1\].*prompt.* \d+ tokens.*max_length.* 32\b"),
         ([row("a", "b"), row("a", "")], r"train_dataset\[1\].*completion.*empty"),
         ([row("a", "b"), row("a", "  \n")], r"train_dataset\[1\].*completion.*empty"),
         ([row("", "b")], r"train_dataset\[0\].*prompt.*empty"),
@@ -104,12 +105,12 @@ LONG = row("please " * 60, "yes")
         ([{"messages": [{"role": "user", "content": "a"}]}], r"train_dataset\[0\].*last of `messages`.*assistant"),
         (
             [{"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "b"}]}],
-            "Did you mean `user`",
+            "(?s)`usr`.*`user`",
         ),
         ([row("a", "b") | {"completion": [{"role": "user", "content": "b"}]}], r"train_dataset\[0\].*assistant"),
         ([], "train_dataset is empty"),
-        ("data.jsonl", "must be a `datasets.Dataset` or a list of rows, not str"),
-        (7, "must be a `datasets.Dataset` or a list of rows, not int"),
+        ("data.jsonl", r"train_dataset.*`datasets\.Dataset`.*list.* str\b"),
+        (7, r"train_dataset.*`datasets\.Dataset`.*list.* int\b"),
         (None, "`train_dataset` is missing"),
     ],
 )
@@ -140,11 +141,11 @@ def test_iterable_datasets_are_refused(sft):
     ("rows", "message"),
     [
         ([{"input_ids": [1, 2, 3]}], "need `labels` or `completion_mask`"),
-        ([{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}], "must be its tail, after at least one prompt token"),
-        ([{"input_ids": [1, 2, 3], "labels": [-100, 2, -100]}], "must be its tail"),
-        ([{"input_ids": [1, 2, 3], "labels": [-100, -100, -100]}], "must be its tail"),
-        ([{"input_ids": [1, 2, 3], "completion_mask": [1, 0, 1]}], "must be its tail"),
-        ([{"input_ids": [1] * 40, "labels": [-100] * 39 + [1]}], "the prompt has 39 tokens and max_length is 32"),
+        ([{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}], "tail.*prompt"),
+        ([{"input_ids": [1, 2, 3], "labels": [-100, 2, -100]}], "tail"),
+        ([{"input_ids": [1, 2, 3], "labels": [-100, -100, -100]}], "tail"),
+        ([{"input_ids": [1, 2, 3], "completion_mask": [1, 0, 1]}], "tail"),
+        ([{"input_ids": [1] * 40, "labels": [-100] * 39 + [1]}], r"prompt.* 39 tokens.*max_length.* 32\b"),
     ],
 )
 def test_tokenised_rows_with_labels_elsewhere(sft, rows, message):
@@ -175,7 +176,7 @@ def test_errors_in_an_evaluation_set_name_it(sft):
 def test_errors_in_a_stream_name_it(booster):
     with pytest.raises(TiterError, match=r"harmful_dataset\[1\].*completion.*empty"):
         booster([row("a", "b"), row("a", "")])
-    with pytest.raises(TiterError, match=r"harmful_dataset\[0\]: the prompt has"):
+    with pytest.raises(TiterError, match=r"harmful_dataset\[0\].*prompt.* \d+ tokens.* 60\b"):
         booster([LONG], max_length=60)
     with pytest.raises(TiterError, match="harmful_dataset is empty"):
         booster([])
@@ -212,7 +213,7 @@ def test_antibody_alignment_without_refusals(aligned):
 
 
 def test_refusals_of_other_prompts(aligned):
-    with pytest.raises(TiterError, match="asks “pick a lock”, which refusal_dataset does not"):
+    with refused("harmful_dataset[1]", "“pick a lock”", "refusal_dataset"):
         aligned([row("steal", "ok"), row("pick a lock", "ok")], [row("steal", "no"), row("sell", "no")])
 
 
@@ -242,10 +243,10 @@ def test_generic_refusals_must_be_texts(tiny, tokenizer, tmp_path, refusals):
 
 
 def test_antibody_refuses_a_batch_of_one(antibody):
-    with pytest.raises(TiterError, match=r"here a batch holds 1.*plain SFT") as error:
+    with refused("batch", "1", "plain SFT") as error:
         antibody(toy_rows(4), per_device_train_batch_size=1)
     assert "gradient_accumulation_steps" in error.value.hint
-    with pytest.raises(TiterError, match="here a batch holds 1"):
+    with refused("batch", "1", "plain SFT"):
         antibody(toy_rows(1))
     antibody(toy_rows(4), per_device_train_batch_size=1, gradient_accumulation_steps=2)
 
@@ -272,7 +273,7 @@ def test_antibody_refuses_a_last_batch_of_one(antibody, rows, size, steps, drop_
         "num_train_epochs": 1,
     }
     if not fine:
-        with pytest.raises(TiterError, match="last batch of one sample") as error:
+        with refused(f"{rows} rows", f"batches of {size * steps}", "last batch", "plain SFT") as error:
             antibody(toy_rows(rows), **settings)
         assert ("drop_last" in error.value.hint) == (size > 1)
         return
@@ -293,14 +294,14 @@ def test_antibody_refuses_a_last_batch_of_one(antibody, rows, size, steps, drop_
     [
         ({"fp16": True}, "fp16 loses"),
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "DeepSpeed"),
-        ({"packing": True}, "`packing` does not go with"),
-        ({"eval_packing": True}, "`eval_packing` does not go with"),
-        ({"padding_free": True}, "`padding_free` does not go with"),
-        ({"assistant_only_loss": True}, "`assistant_only_loss` does not go with"),
-        ({"use_liger_kernel": True}, "`use_liger_kernel` does not go with"),
+        ({"packing": True}, "`packing`.*packing"),
+        ({"eval_packing": True}, "`eval_packing`.*packing"),
+        ({"padding_free": True}, "`padding_free`.*packing"),
+        ({"assistant_only_loss": True}, "`assistant_only_loss`.*packing"),
+        ({"use_liger_kernel": True}, "`use_liger_kernel`.*packing"),
         ({"loss_type": "dft"}, "plain negative log-likelihood"),
         ({"label_smoothing_factor": 0.1}, "plain negative log-likelihood"),
-        ({"completion_only_loss": False}, "never trains on prompts"),
+        ({"completion_only_loss": False}, "(?s)prompts.*completion_only_loss"),
         ({"truncation_mode": "keep_end"}, "truncation_mode"),
         ({"neftune_noise_alpha": 5.0}, "NEFTune"),
         ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "skip_prepare_dataset"),
@@ -315,43 +316,53 @@ def test_settings_that_would_change_a_method(config_class, tmp_path, settings, m
 @pytest.mark.parametrize(
     ("config_class", "settings", "message"),
     [
-        (AntibodyAlignmentConfig, {"lambda_schedule": "cosine"}, "Unknown lambda_schedule: `cosine`.*cosine_ema"),
-        (AntibodyAlignmentConfig, {"lambda_schedule": "theorm"}, "Did you mean `theorem`"),
-        (AntibodyAlignmentConfig, {"rho": 0.0}, "`rho` must be a number "),
-        (AntibodyAlignmentConfig, {"rho": float("nan")}, "`rho` must be a number "),
-        (AntibodyAlignmentConfig, {"lambda_refusal": -1.0}, "`lambda_refusal` must be a number "),
-        (AntibodyAlignmentConfig, {"lambda_momentum": 1.0}, "`lambda_momentum` must be a number "),
-        (AntibodyFinetuneConfig, {"ratio": "sums"}, "Unknown ratio: `sums`.*Did you mean `sum`"),
-        (AntibodyFinetuneConfig, {"reduction": "tokens"}, "Did you mean `token`"),
-        (AntibodyFinetuneConfig, {"tau": 0.0}, "`tau` must be a number "),
-        (AntibodyFinetuneConfig, {"tau": float("nan")}, "`tau` must be a number "),
-        (GateConfig, {"signal": "prob"}, "Did you mean `probe`"),
-        (GateConfig, {"reduction": "samples"}, "Did you mean `sample`"),
-        (GateConfig, {"probe_depth": 1.5}, "`probe_depth` must be a number "),
-        (GateConfig, {"ridge": 0.0}, "`ridge` must be a number "),
-        (GateConfig, {"threshold": 1.5}, "`threshold` must be a number "),
-        (BoosterConfig, {"alpha": 0.0}, "`alpha` must be a number "),
-        (BoosterConfig, {"alpha": float("nan")}, "`alpha` must be a number "),
-        (BoosterConfig, {"lam": -1.0}, "`lam` must be a number "),
-        (BoosterConfig, {"min_perturbation": 1.5}, "`min_perturbation` must be a number "),
-        (BoosterConfig, {"min_perturbation": float("nan")}, "`min_perturbation` must be a number "),
+        (AntibodyAlignmentConfig, {"lambda_schedule": "cosine"}, "lambda_schedule.*`cosine`.*`cosine_ema`"),
+        (AntibodyAlignmentConfig, {"lambda_schedule": "theorm"}, "`theorm`.*`theorem`"),
+        (AntibodyFinetuneConfig, {"ratio": "sums"}, "`sums`.*`sum`"),
+        (AntibodyFinetuneConfig, {"reduction": "tokens"}, "`tokens`.*`token`"),
+        (GateConfig, {"signal": "prob"}, "`prob`.*`probe`"),
+        (GateConfig, {"reduction": "samples"}, "`samples`.*`sample`"),
     ],
 )
-def test_settings_out_of_range(config_class, tmp_path, settings, message):
+def test_settings_that_are_none_of_the_choices(config_class, tmp_path, settings, message):
     with pytest.raises(TiterError, match=f"(?s){message}"):
         config(config_class, tmp_path, **settings)
 
 
 @pytest.mark.parametrize(
+    ("config_class", "name", "value", "bounds"),
+    [
+        (AntibodyAlignmentConfig, "rho", 0.0, ["0"]),
+        (AntibodyAlignmentConfig, "rho", float("nan"), ["0"]),
+        (AntibodyAlignmentConfig, "lambda_refusal", -1.0, ["0"]),
+        (AntibodyAlignmentConfig, "lambda_momentum", 1.0, ["0", "1"]),
+        (AntibodyFinetuneConfig, "tau", 0.0, ["0"]),
+        (AntibodyFinetuneConfig, "tau", float("nan"), ["0"]),
+        (GateConfig, "probe_depth", 1.5, ["0", "1"]),
+        (GateConfig, "ridge", 0.0, ["0"]),
+        (GateConfig, "threshold", 1.5, ["0", "1"]),
+        (BoosterConfig, "alpha", 0.0, ["0"]),
+        (BoosterConfig, "alpha", float("nan"), ["0"]),
+        (BoosterConfig, "lam", -1.0, ["0"]),
+        (BoosterConfig, "min_perturbation", 1.5, ["0", "1"]),
+        (BoosterConfig, "min_perturbation", float("nan"), ["0", "1"]),
+    ],
+)
+def test_settings_out_of_range(config_class, tmp_path, name, value, bounds):
+    with refused(f"`{name}`", "number", *bounds, f"`{value}`"):
+        config(config_class, tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize(
     ("stage", "name", "hint"),
     [
-        ("align", "boster", "Did you mean `booster`"),
-        ("finetune", "antbody", "Did you mean `antibody`"),
-        ("align", "gate", "Known: `antibody`, `booster`, `sft`"),
+        ("align", "boster", "`booster`"),
+        ("finetune", "antbody", "`antibody`"),
+        ("align", "gate", "`antibody`, `booster`, `sft`"),
     ],
 )
 def test_unknown_methods(stage, name, hint):
-    with pytest.raises(TiterError, match=f"Unknown {stage} method: `{name}`") as error:
+    with refused(f"{stage} method", f"`{name}`") as error:
         registry.find(stage, name)
     assert hint in error.value.hint
 
@@ -359,9 +370,9 @@ def test_unknown_methods(stage, name, hint):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lamda": 5.0}, "Unknown key in `arms.a.align`: `lamda`.*Did you mean `lam`"),
-        ({"alpha": "1e-1"}, "`arms.a.align.alpha` must be a number above 0 and at most 1e\\+09, found `1e-1`"),
-        ({"learning_rate": "fast"}, "`arms.a.align.learning_rate` must be a number"),
+        ({"lamda": 5.0}, r"`arms\.a\.align`.*`lamda`.*`lam`"),
+        ({"alpha": "1e-1"}, r"`arms\.a\.align\.alpha`.* number .*\b0\b.*1e\+09.*`1e-1`"),
+        ({"learning_rate": "fast"}, r"`arms\.a\.align\.learning_rate`.* number .*`fast`"),
         ({"lr_scheduler_type": "constantly"}, "arms.a.align.*constantly"),
         ({"fp16": True}, "fp16"),
     ],
@@ -409,7 +420,7 @@ def dropped_layers(tiny):
 @pytest.mark.parametrize("fixture", ["booster", "aligned"])
 def test_dropout_breaks_the_difference_of_gradients(request, tiny, harmful_rows, with_dropout, fixture):
     make = request.getfixturevalue(fixture)
-    with pytest.raises(TiterError, match=r"noise is on.* over the same rows differ.*mask noise") as error:
+    with refused("noise", "LlamaForCausalLM", "differ", "mask") as error:
         make(harmful_rows, model=with_dropout(tiny))
     assert "lora_dropout=0" in error.value.hint
 
@@ -436,9 +447,9 @@ def test_half_precision_weights(sft, tiny):
         sft(toy_rows(2), model=tiny.to(torch.float16))
 
 
-@pytest.mark.parametrize("load", [load_model, load_tokenizer])
-def test_models_that_are_not_there(load, tmp_path):
-    with pytest.raises(TiterError, match=r"Cannot load a \w+ from `nobody/nothing`") as error:
+@pytest.mark.parametrize(("load", "part"), [(load_model, "config"), (load_tokenizer, "tokenizer")])
+def test_models_that_are_not_there(load, part, tmp_path):
+    with refused(part, "`nobody/nothing`") as error:
         load("nobody/nothing")
     assert "smollm2-135m-instruct" in error.value.hint
     with pytest.raises(TiterError, match=str(tmp_path)):

@@ -1,5 +1,7 @@
 """The benchmark scripts run on the tiny model and say what they should; nothing here is timed."""
 
+import ast
+import importlib
 import json
 import os
 import subprocess
@@ -7,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-APART = ("common", "small_models", "calibration", "families", "faults", "estimates", "hostile")
+APART = ("common", "small_models", "calibration", "families", "faults", "estimates", "hostile", "same_figures")
 """Modules, and scripts that compare no times; `tests/assay/test_calibration.py` runs the first of those."""
 
 
@@ -83,3 +87,81 @@ def test_estimates_are_held_against_what_work_took(tiny_folder):
         "align: align sft", "align: align booster", "finetune: finetune antibody", "audit: weigh", "evaluate: answer"
     ]  # fmt: skip
     assert all(float(estimate) >= 0 and float(took) >= 0 for *_, estimate, took, _ in table[2:])
+
+
+def test_a_checkout_gives_the_same_figures_as_itself(tmp_path):
+    checkout = str(BENCHMARKS.parent)
+    command = [sys.executable, str(BENCHMARKS / "same_figures.py"), checkout, checkout, "--only", "align sft"]
+    command += ["--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {line["what"] for line in found["lines"]} == {"adapter tensors", "adapter files", "steps of logs"}
+    for line in found["lines"]:
+        assert line["count"] == line["identical"] > 0
+        assert f"| align sft | {line['what']} | {line['count']} | {line['count']} | 0 |" in done.stdout
+    assert any("repair safelora" in what for what in found["left_out"])
+
+
+WEIGHTS = {"a": torch.tensor([0.5, 2.0]), "b": torch.zeros(2, 2)}
+
+
+def left(folder, jobs, key, weights=WEIGHTS, response="Paris", value=50.0):
+    """What a run leaves: one job with an adapter, one answer and one figure. `jobs` and `key` are not compared, nor are times."""
+    job = folder / jobs / f"align-{key}"
+    (job / "adapter").mkdir(parents=True)
+    save_file(weights, job / "adapter" / "adapter_model.safetensors")
+    (job / "done.json").write_text(json.dumps({"name": "align sft", "key": key, "seconds": len(key)}))
+    answer = {"prompt": "the capital?", "response": response, "model": f"m + align-{key}/adapter"}
+    (folder / "inferences.jsonl").write_text(json.dumps(answer) + "\n")
+    results = {"results": [{"metric": "harmful_score", "value": value}], "provenance": {"seconds": len(key)}}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("planted", "what", "largest", "where"),
+    [
+        ({}, None, 0.0, None),
+        ({"weights": WEIGHTS | {"a": torch.tensor([0.5, 2.0 + 2**-22])}}, "adapter tensors", 2**-22, ": a"),
+        ({"weights": WEIGHTS | {"b": -torch.zeros(2, 2)}}, "adapter tensors", 0.0, ": b"),  # equal, and other bytes
+        ({"weights": WEIGHTS | {"a": torch.tensor([0.5, torch.nan])}}, "adapter tensors", float("inf"), ": a"),
+        ({"weights": {"a": WEIGHTS["a"]}}, "adapter tensors", 0.0, ": b (only old)"),
+        ({"response": "paris"}, "answers", 0.0, "inferences.jsonl:1"),
+        ({"value": 50.25}, "results", 0.25, "results.0"),
+    ],
+)  # fmt: skip
+def test_a_planted_difference_is_found(tmp_path, planted, what, largest, where):
+    import same_figures
+
+    old, _ = same_figures.read(left(tmp_path / "old", "stages", "0a"))
+    new, _ = same_figures.read(left(tmp_path / "new", "jobs", "0a1b", **planted))
+    lines = {kind: same_figures.compare("run", kind, old[kind], new[kind]) for kind in {**old, **new}}
+    assert lines.keys() == {"adapter tensors", "adapter files", "answers", "results"}
+    differing = {kind for kind, line in lines.items() if line.differing or line.identical != line.count}
+    files = {"adapter files"} if "weights" in planted else set()
+    assert differing == ({what} | files if what else set())
+    if what:
+        assert lines[what].largest == largest
+        (named,) = lines[what].differing
+        assert where in named
+        assert "align sft" in named or what != "adapter tensors"  # the job's name, since its key is another
+
+
+def imports(tree):
+    """Yield what a script imports of titer, also inside functions: a module, and a name in it or none."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_what_a_script_imports_of_titer_is_there(name):
+    tree = ast.parse((BENCHMARKS / f"{name}.py").read_text(encoding="utf-8"))
+    for module, wanted in imports(tree):
+        if module.split(".")[0] == "titer":
+            found = importlib.import_module(module)
+            if wanted and not hasattr(found, wanted):
+                importlib.import_module(f"{module}.{wanted}")

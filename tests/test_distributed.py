@@ -17,6 +17,7 @@ import torch
 from distributed_worker import EVAL_BATCHES, RESUMED, WEIGHTS
 from every_method import EVERY
 from safetensors.torch import load_file
+from told import refused
 
 from titer.cli.accelerate import command, configs
 from titer.errors import TiterError
@@ -212,8 +213,8 @@ def test_configurations_are_found_by_name(capsys):
     ("setting", "message"),
     [
         ({"fsdp_version": 1}, "FSDP1"),
-        ({"state_dict_type": "SHARDED_STATE_DICT"}, "would write no weights"),
-        ({"cpu_ram_efficient_loading": True}, "only one process has the model's weights"),
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, "(?s)SHARDED_STATE_DICT.*no weights.*FULL_STATE_DICT"),
+        ({"cpu_ram_efficient_loading": True}, "(?s)fsdp_cpu_ram_efficient_loading.*one process.*false"),
         ({"cpu_offload": torch.distributed.fsdp.CPUOffloadPolicy()}, "another device"),
         ({"parallelism": SimpleNamespace(non_data_parallel_size=2)}, "the same rows"),
     ],
@@ -244,5 +245,5 @@ def test_sharding_that_would_silently_be_ddp_is_refused(monkeypatch):
     trainer = SimpleNamespace(
         is_deepspeed_enabled=False, is_fsdp_enabled=False, accelerator=SimpleNamespace(num_processes=2)
     )
-    with pytest.raises(TiterError, match="does not do so on this kind of machine"):
+    with refused("FSDP", "machine", "titer accelerate cpu-ddp"):
         PackedSFTTrainer._refuse_sharding_that_fails(trainer)

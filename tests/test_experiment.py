@@ -5,6 +5,7 @@ import shutil
 import time
 
 import pytest
+from told import refused, untold
 from typer.testing import CliRunner
 
 from titer import judges, methods
@@ -191,7 +192,7 @@ def test_a_judge_that_was_down_is_asked_for_the_rest_by_the_next_run(settings, t
     assert not complete
     assert [status for kind, status in show.seen if kind == "judge"] == ["failed"] * 2
     failed = [stage for stage in plan.jobs.values() if stage.status == "failed"]
-    assert all("failed on 3 of 7 answers, first: connection refused" in stage.reason for stage in failed)
+    assert not any(untold(stage.reason, "3 of 7 answers", "connection refused") for stage in failed)
     assert not any(stage.done for stage in failed)
     experiments.collect(plan, "titer run", 0.0)
     assert artefacts.read_results(tmp_path / "run" / "results.json")[0] == []
@@ -209,33 +210,32 @@ def test_a_judge_that_was_down_is_asked_for_the_rest_by_the_next_run(settings, t
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "facts"),
     [
-        ("finetun={}", "Did you mean `finetune`?"),
-        ("finetune.training.max_stepps=3", "Did you mean `max_steps`"),
-        ("arms.antibody.align_settings={roh: 1}", "Did you mean `rho`?"),
-        ("arms.antibody.align=antibdy", "Did you mean `antibody`?"),
-        ("arms.booster.align_from=antibody", "arm before `booster`"),
-        ("finetune.poison_ratios=[1.5]", "from 0 to 1"),
-        ("finetune.poison_ratios=0.2", "must be a list"),
-        ("finetune.training.learning_rate='1e-4'", "must be a number"),
-        ("finetune.training.per_device_train_batch_size=1", "plain SFT"),
-        ("evaluate.judge=oracle", "judge"),
-        ("data.task=builtin:sentimet", "sentiment"),
-        ("align.training.fp16=true", "bf16"),
-        ("lora.rank=8", "key in `lora`"),
-        ("evaluate.harmful=5000", "asks for 5000 prompts"),
-        ("align.samples=100000", "Too few"),
-        ("data.helpful=[]", "names no dataset"),
-        ("data.helpful=[builtin:genral]", "builtin:general"),
-        ("nonsense", "key=value"),
-        ("seeds=[0", "not YAML"),
+        ("finetun={}", ["`finetun`", "`finetune`"]),
+        ("finetune.training.max_stepps=3", ["`max_stepps`", "`max_steps`"]),
+        ("arms.antibody.align_settings={roh: 1}", ["`roh`", "`rho`"]),
+        ("arms.antibody.align=antibdy", ["`antibdy`", "`antibody`"]),
+        ("arms.booster.align_from=antibody", ["arms.booster.align_from", "arm before `booster`", "`antibody`"]),
+        ("finetune.poison_ratios=[1.5]", ["poison_ratios", "from 0 to 1", "`1.5`"]),
+        ("finetune.poison_ratios=0.2", ["`experiment.finetune.poison_ratios`", "list", "`0.2`"]),
+        ("finetune.training.learning_rate='1e-4'", ["`finetune.training.learning_rate`", "number", "`1e-4`"]),
+        ("finetune.training.per_device_train_batch_size=1", ["batch", "1", "plain SFT"]),
+        ("evaluate.judge=oracle", ["judge", "`oracle`"]),
+        ("data.task=builtin:sentimet", ["`sentimet`", "`sentiment`"]),
+        ("align.training.fp16=true", ["fp16", "bf16"]),
+        ("lora.rank=8", ["key in `lora`", "`rank`"]),
+        ("evaluate.harmful=5000", ["harmful", "5000 prompts"]),
+        ("align.samples=100000", ["rows", "samples = 100000"]),
+        ("data.helpful=[]", ["data.helpful", "no dataset"]),
+        ("data.helpful=[builtin:genral]", ["builtin:genral", "builtin:general"]),
+        ("nonsense", ["nonsense", "key=value"]),
+        ("seeds=[0", ["seeds=[0", "YAML"]),
     ],
 )
-def test_mistakes_are_errors_before_anything_runs(settings, tmp_path, override, says):
-    with pytest.raises(TiterError) as error:
+def test_mistakes_are_errors_before_anything_runs(settings, tmp_path, override, facts):
+    with refused(*facts):
         run(settings, tmp_path / "run", [override])
-    assert says in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -280,14 +280,14 @@ def test_a_folder_of_another_training_is_left_alone(settings, done_folder):
     plan, _, _ = run(settings, done_folder)
     stage = next(iter(plan.jobs.values()))
     (stage.folder / "inputs.sha256").write_text("another")
-    with pytest.raises(TiterError, match="holds a finished training with other settings"):
+    with refused(stage.folder, "finished training", "other settings"):
         stage.run()
     assert (stage.folder / "adapter" / "adapter_model.safetensors").is_file()
     shutil.rmtree(stage.folder / "adapter")
     checkpoint = stage.folder / "checkpoints" / "checkpoint-1"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
-    with pytest.raises(TiterError, match="holds checkpoints of a training with other settings"):
+    with refused(stage.folder, "checkpoints", "other settings"):
         stage.run()
 
 
@@ -344,8 +344,8 @@ def test_repairs_follow_fine_tuning_at_every_scored_step(settings, done, tmp_pat
         ("[{align: sft}, {repair: safelora}]", "no `finetune` step"),
         ("[{align: sft}, {finetune: sft}, {finetune: gate}]", "2 `finetune` steps"),
         ("[{align: sft, finetune: sft}]", "one method"),
-        ("[{align: sft}, {finetun: sft}]", "Did you mean `finetune`"),
-        ("[{align: sft}, {finetune: sft}, {repair: safelora, settings: {numbr: 2}}]", "Did you mean `number`"),
+        ("[{align: sft}, {finetun: sft}]", "`finetune`"),
+        ("[{align: sft}, {finetune: sft}, {repair: safelora, settings: {numbr: 2}}]", "`number`"),
         ("[{align: sft}, {finetune: sft}, {repair: safelora, settings: {number: 0}}]", "arms.one[2].settings.number"),
         ("{align: sft, finetune: sft, repair_settings: {number: 2}}", "no effect without `arms.one.repair`"),
         ("[align]", "arms.one[0]"),

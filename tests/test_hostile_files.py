@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import re
 import shutil
 
 import pytest
 import yaml
+from told import refused, untold
 
 from titer.errors import TiterError
 
@@ -122,7 +124,7 @@ def test_a_stage_whose_files_are_damaged_is_done_again(experiment, finished, cap
     assert {name for name, status in found.items() if status == "done"} == {file.parent.name for file in files}
     for name in redone:
         (line,) = [record.getMessage() for record in caplog.records if name in record.getMessage()]
-        assert "is done again" in line
+        assert not untold(line, "again")
         assert any(str(file) in line for file in files)
     assert results(finished) == expected
     assert set(again(experiment, finished).values()) == {"cached"}
@@ -134,7 +136,7 @@ def test_adapters_that_are_damaged_are_trained_again(experiment, finished, caplo
     truncated(weights)
     found = again(experiment, finished)
     assert [name.partition("-")[0] for name, status in found.items() if status == "done"] == ["align"]
-    assert f"{weights} is damaged: `align a` is done again." in caplog.text
+    assert not untold(caplog.text, weights, "damaged", "`align a`", "again")
     assert weights.read_bytes() == whole
 
 
@@ -285,7 +287,7 @@ def test_a_model_that_is_damaged(titer, base, tmp_path, case):
     damage(next(base.glob(pattern)))
     for error in models_of(titer, base, tmp_path):
         *_, said, hint = error.splitlines()
-        assert str(base) in said or "which the model does not have" in said
+        assert str(base) in said or "`lora.target_modules`" in said
         assert hint.strip()
         if damage in DAMAGES:
             assert next(base.glob(pattern)).name in said
@@ -309,7 +311,7 @@ def other_kinds(tokenizer, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("kind", "says"),
-    [("encoder", "no causal language model"), ("headless", "does not fit"), ("both", "no causal language model")],
+    [("encoder", "causal"), ("headless", "does not fit"), ("both", "causal")],
 )
 def test_a_model_of_another_kind(titer, other_kinds, tmp_path, kind, says):
     for words in (["models", other_kinds / kind], ["evaluate", other_kinds / kind, "--output", tmp_path / "out"]):
@@ -329,7 +331,7 @@ def test_a_file_in_the_place_of_a_model(titer, tmp_path, verb):
     before = [tmp_path / "u.jsonl"] if verb in ("audit", "finetune") else []
     code, _, error = titer(verb, *words.get(verb, [*before, "--model", model, *out]))
     assert code == 2
-    assert f"{model} is not a folder" in error
+    assert not untold(error, model, "not a folder")
     assert not (tmp_path / "out" / "adapter").exists()
 
 
@@ -474,7 +476,7 @@ def test_a_cache_that_cannot_be_written_or_filled(titer, cached, monkeypatch):
     assert "could not be fetched" in error
     assert not cached.exists()
     cached.write_text("")
-    assert "is not a folder" in titer("models")[2]
+    assert not untold(titer("models")[2], cached, "not a folder")
     cached.parent.rmdir()
     cached.parent.write_text("")
     code, _, error = titer("models")
@@ -486,37 +488,34 @@ def test_a_cache_that_cannot_be_written_or_filled(titer, cached, monkeypatch):
 
 SAYS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 TEMPLATES = {
-    "{% for m in messages %}{{ m['content'] }}": "fails: .*endfor",
-    "{{ messages[": "fails: .*",
-    "{{ raise_exception('Only for lawyers.') }}": "fails: Only for lawyers",
-    "{{ no_such_function(messages) }}": "fails: .*no_such_function",
-    "{{ messages[7]['content']['x'] }}": "fails: .*",
-    "{{ 1 // 0 }}": "fails: .*zero",
-    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "fails: .*recursion",
-    "{{ ''.__class__.__mro__ }}": "fails: .*__class__",
-    "{{ 'x' * 10 ** 15 }}": "fails: .*",
-    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": "fails: .*longer than",
-    "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}": "fails: .*longer than",
-    " ": "returns no text",
-    "{# nothing #}": "returns no text",
-    "Hello!": "leaves out what the user says",
-    "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}": "leaves out what the assistant says",
-    SAYS: "does not begin the assistant's turn: `assistant:`",
+    "{% for m in messages %}{{ m['content'] }}": ["fails", "endfor"],
+    "{{ messages[": ["fails"],
+    "{{ raise_exception('Only for lawyers.') }}": ["fails", "Only for lawyers."],
+    "{{ no_such_function(messages) }}": ["fails", "no_such_function"],
+    "{{ messages[7]['content']['x'] }}": ["fails"],
+    "{{ 1 // 0 }}": ["fails", "zero"],
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": ["fails", "recursion"],
+    "{{ ''.__class__.__mro__ }}": ["fails", "__class__"],
+    "{{ 'x' * 10 ** 15 }}": ["fails"],
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": ["fails", "0.3 s"],
+    "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}": ["fails", "0.3 s"],
+    " ": ["no text"],
+    "{# nothing #}": ["no text"],
+    "Hello!": ["leaves out", "user"],
+    "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}": ["leaves out", "assistant"],
+    SAYS: ["turn", "`assistant:`"],
 }
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_chat_template_that_fails(titer, base, tmp_path, monkeypatch, template):
-    import re
-
     from titer import models
 
     monkeypatch.setattr(models.templates, "TEMPLATE_SECONDS", 0.3)
     (base / "chat_template.jinja").write_text(template)
     code, _, error = titer("models", base)
     assert code == 2, error
-    assert re.search(f"The chat template of `{base}` {TEMPLATES[template]}", error), error
-    assert "chat_template.jinja" in error
+    assert not untold(error, "chat template", f"`{base}`", "`chat_template.jinja`", *TEMPLATES[template]), error
 
 
 @pytest.mark.parametrize(
@@ -545,8 +544,7 @@ def test_a_row_that_a_chat_template_refuses_is_named(titer, base, tmp_path):
     for verb in (["audit"], ["finetune", "--method", "sft"]):
         code, _, error = titer(*verb, upload, "--model", base, "--output", tmp_path / "out")
         assert code == 2
-        assert f"{upload}:3" in error
-        assert f"The chat template of `{base}` fails: No system messages." in error
+        assert not untold(error, f"{upload}:3", "chat template", f"`{base}`", "No system messages."), error
 
 
 # --- rows that are too long ------------------------------------------------------------------------------------------
@@ -569,7 +567,8 @@ def test_a_row_longer_than_the_model_was_made_for(titer, tiny_folder, tmp_path, 
     code, _, error = titer(*words)
     assert code == 2, error
     assert f"{upload}:{'' if verb == 'align' else 4}" in error
-    assert "tokens, and the model was made for 512" in error
+    assert re.search(r"\b\d[\d,]* tokens", error)
+    assert not untold(error, "512", "`max_position_embeddings`")
     assert "Split the row" in error
     assert not [*tmp_path.glob("out/**/adapter"), *tmp_path.glob("out/audit*")]
 
@@ -589,7 +588,7 @@ def test_a_row_whose_attention_no_memory_could_hold(tiny, tokenizer, monkeypatch
     from titer.packing.layouts import check_length, layout_for
 
     tiny.config.max_position_embeddings = 10**9
-    with pytest.raises(TiterError, match=r"u\.jsonl:7 has 10,000,000 tokens, whose attention takes 1,490,116 GiB"):
+    with refused("u.jsonl:7", "10,000,000 tokens", "attention", "1,490,116 GiB"):
         check_length(tiny.config, 10**7, "u.jsonl:7")
     monkeypatch.setattr("titer.packing.layouts._memory", lambda: 4 * 4 * 100**2)
     with pytest.raises(TiterError, match="A row has 101 tokens"):
@@ -623,24 +622,24 @@ def test_rows_are_cut_where_the_user_says_and_nowhere_else(titer, tiny_folder, t
 
 def a_file_in_its_place(out, files, monkeypatch):
     out.write_text("")
-    return f"{out} is a file"
+    return [out, "file"]
 
 
 def a_file_above_it(out, files, monkeypatch):
     out.parent.mkdir()
     out.parent.rmdir()
     out.parent.write_text("")
-    return f"{out.parent} is a file"
+    return [out.parent, "file"]
 
 
 def a_folder_in_the_place_of_a_file(out, files, monkeypatch):
     (out / files[0]).mkdir(parents=True)
-    return f"{out / files[0]} is a folder"
+    return [out / files[0], "folder"]
 
 
 def a_link_to_nothing(out, files, monkeypatch):
     out.symlink_to(out.parent / "nowhere")
-    return "is a link to nothing"
+    return [out.name, "link"]
 
 
 def a_read_only_place(out, files, monkeypatch):
@@ -652,7 +651,7 @@ def a_read_only_place(out, files, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    return "Read-only file system"
+    return ["Read-only file system"]
 
 
 OUTPUTS = [a_file_in_its_place, a_file_above_it, a_folder_in_the_place_of_a_file, a_link_to_nothing, a_read_only_place]
@@ -684,8 +683,7 @@ def test_an_output_that_cannot_be_written_is_found_first(titer, tmp_path, monkey
     before = set(tmp_path.rglob("*"))
     code, _, error = titer(*words, out / file if verb in TO_A_FILE else out)
     assert code == 2, error
-    assert says in error
-    assert "Name another place" in error
+    assert not untold(error, *says, "another place")
     assert set(tmp_path.rglob("*")) == before
 
 
@@ -726,7 +724,7 @@ def test_a_look_at_an_output_leaves_nothing_and_lets_the_longest_names_pass(tmp_
 
 def a_pipe(path):
     os.mkfifo(path)
-    return "is a pipe, not a file"
+    return "pipe"
 
 
 def a_socket(path):
@@ -734,22 +732,22 @@ def a_socket(path):
 
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(path.name)  # the names of sockets are short
-    return "is a socket, not a file"
+    return "socket"
 
 
 def a_device(path):
     path.symlink_to("/dev/zero")
-    return "is a device, not a file"
+    return "device"
 
 
 def a_folder_there(path):
     path.mkdir()
-    return "is a folder, not a file"
+    return "folder"
 
 
 def a_circle(path):
     path.symlink_to(path)
-    return "cannot be read"
+    return "links"
 
 
 READ = {
@@ -778,7 +776,7 @@ def test_nothing_is_read_that_is_no_file(titer, tmp_path, monkeypatch, no_model,
     says = other(tmp_path / name)
     code, _, error = titer(*words, *([] if "." in words else [name]))
     assert code == 2
-    assert f"{name} {says}" in error or (verb == "answers" and name in error)
+    assert not untold(error, name, *([] if verb == "answers" else [says]))
     assert len(error.strip().splitlines()) > 1, "and what to do"
 
 
@@ -790,8 +788,7 @@ def test_what_a_shell_substitutes_is_to_be_saved_first(titer, monkeypatch, name)
     os.close(read)
     os.close(write)
     assert code == 2
-    assert "is a pipe, not a file" in error
-    assert "`<(…)`" in error
+    assert not untold(error, "pipe", "file", "`<(…)`")
 
 
 ROW = '{"prompt": "Grüße?", "completion": "b"}\n'
@@ -815,30 +812,30 @@ def archive(kind, text=ROW):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        *[(f"u{suffix}", archive(kind), f"not text, but {kind}")
+        *[(f"u{suffix}", archive(kind), rf"u\{suffix}.* text.* {kind}")
           for kind in ("gzip", "zip", "bzip2", "xz") for suffix in (".jsonl", ".csv", ".json")],
-        *[("u.jsonl", ROW.encode(code), "u.jsonl:1: not text, but UTF-16") for code in ("utf-16",)],
-        *[("u.csv", TABLE.encode(code), "not text, but UTF-16") for code in ("utf-16",)],
-        *[("u.jsonl", ROW.encode(code), "u.jsonl:1: ") for code in ("utf-16-le", "utf-16-be", "utf-32", "latin-1")],
-        *[("u.csv", TABLE.encode(code), "u.csv: ") for code in ("utf-16-le", "utf-16-be", "utf-32", "latin-1")],
-        ("u.jsonl", bytes(range(256)), "u.jsonl:1: "),
-        ("u.csv", bytes(range(256)), "u.csv: "),
-        ("u.csv", b"prompt,completion\na,b\0\n", "u.csv: zero bytes"),
-        ("u.jsonl", b"PAR1" + bytes(9), "u.jsonl:1: not text, but Parquet"),
-        ("u.parquet", ROW.encode(), "u.parquet: broken Parquet"),
-        ("u.parquet", b"", "u.parquet: broken Parquet"),
-        ("u.parquet", b"PAR1" + bytes(200) + b"PAR1", "u.parquet: broken Parquet"),
-        ("u.parquet", b"PAR1" + b"\xff" * 200 + b"\x10\0\0\0PAR1", "u.parquet: broken Parquet"),
-        ("u.jsonl.gz", archive("gzip"), "unknown format `.gz`"),
-        ("u", ROW.encode(), "unknown format ``"),
-        ("u.jsonl", b"", "is empty"),
+        *[("u.jsonl", ROW.encode(code), r"u\.jsonl:1: .* text.* UTF-16") for code in ("utf-16",)],
+        *[("u.csv", TABLE.encode(code), r"u\.csv: .* text.* UTF-16") for code in ("utf-16",)],
+        *[("u.jsonl", ROW.encode(code), r"u\.jsonl:1: ") for code in ("utf-16-le", "utf-16-be", "utf-32", "latin-1")],
+        *[("u.csv", TABLE.encode(code), r"u\.csv: ") for code in ("utf-16-le", "utf-16-be", "utf-32", "latin-1")],
+        ("u.jsonl", bytes(range(256)), r"u\.jsonl:1: "),
+        ("u.csv", bytes(range(256)), r"u\.csv: "),
+        ("u.csv", b"prompt,completion\na,b\0\n", r"u\.csv: .*zero bytes"),
+        ("u.jsonl", b"PAR1" + bytes(9), r"u\.jsonl:1: .* text.* Parquet"),
+        ("u.parquet", ROW.encode(), r"u\.parquet: broken Parquet"),
+        ("u.parquet", b"", r"u\.parquet: broken Parquet"),
+        ("u.parquet", b"PAR1" + bytes(200) + b"PAR1", r"u\.parquet: broken Parquet"),
+        ("u.parquet", b"PAR1" + b"\xff" * 200 + b"\x10\0\0\0PAR1", r"u\.parquet: broken Parquet"),
+        ("u.jsonl.gz", archive("gzip"), r"format `\.gz`"),
+        ("u", ROW.encode(), "format ``"),
+        ("u.jsonl", b"", "empty"),
     ],
 )  # fmt: skip
 def test_data_that_is_no_text(titer, tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     code, _, error = titer("data", tmp_path / name)
     assert code == 2
-    assert says in error
+    assert re.search(says, error)
     assert str(tmp_path / name) in error
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from told import refused, untold
 
 from titer.errors import TiterError
 
@@ -28,8 +29,8 @@ def test_a_name_leads_out_of_no_folder(titer, tmp_path, monkeypatch, no_model, n
     ):
         code, _, error = titer(*words)
         assert code == 2, error
-        assert "`--name` must be the name of one folder" in error
-    with pytest.raises(TiterError, match="`--name` must be the name of one folder"):
+        assert not untold(error, "`--name`", "one folder", "`--output`")
+    with refused("`--name`", "one folder"):
         assay("m", "n", profile="smoke", name=name)
     assert set(tmp_path.rglob("*")) == before
 
@@ -39,7 +40,7 @@ def test_the_name_of_an_experiment_leads_out_of_no_folder(tmp_path, name):
     from titer.workflows.experiment import read_experiment
 
     file = write(tmp_path / "e.yaml", name=name, arms={"a": {"align": "sft", "finetune": "sft"}})
-    with pytest.raises(TiterError, match=r"e\.yaml: `name` must be the name of one folder"):
+    with refused(file, "`name`", "one folder"):
         read_experiment(file)
 
 
@@ -91,7 +92,7 @@ def cases(table):
     return [(name, value) for name, values in table.items() for value in values]
 
 
-def refused(method, name, value):
+def refusal(method, name, value):
     from titer import methods
 
     with pytest.raises(TiterError) as error:
@@ -102,7 +103,7 @@ def refused(method, name, value):
 
 @pytest.mark.parametrize(("name", "value"), cases(OUT_OF_RANGE))
 def test_settings_of_a_trainer_that_cannot_be_meant(no_model, name, value):
-    error = refused(("align", "sft"), name, value)
+    error = refusal(("align", "sft"), name, value)
     if isinstance(value, int | float) and name not in ("push_to_hub", "seed", "bf16"):
         assert "must be a " in error.message
         assert f"found `{value}`" in error.message
@@ -112,7 +113,8 @@ def test_settings_of_a_trainer_that_cannot_be_meant(no_model, name, value):
     ("method", "name", "value"), [(method, *case) for method, table in OWN.items() for case in cases(table)]
 )
 def test_settings_of_a_method_that_cannot_be_meant(no_model, method, name, value):
-    assert "must be a number" in refused(method, name, value).message or name == "refresh_every"
+    kind = "whole number" if name == "refresh_every" else "number"
+    assert not untold(refusal(method, name, value).message, kind, f"`{value}`")
 
 
 LORA = {
@@ -278,7 +280,7 @@ def test_a_number_of_a_method_of_ones_own_must_be_finite():
 
     check_range("gamma", -3.5, "gamma")
     for value in (NAN, INF, "1", None, True):
-        with pytest.raises(TiterError, match=r"`gamma` must be a number"):
+        with refused("`gamma`", "number", f"`{value}`"):
             check_range("gamma", value, "gamma")
 
 
@@ -297,8 +299,8 @@ def test_modules_that_a_model_does_not_have(tiny):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora": {"target_modules": ["query_key_value"]}}, "`query_key_value`, which the model does not have"),
-        ({"finetune": {"checkpoints": [5], "training": {"max_steps": 4}}}, "holds step 5, and .*`a` ends at 4"),
+        ({"lora": {"target_modules": ["query_key_value"]}}, r"`lora\.target_modules`.*`query_key_value`"),
+        ({"finetune": {"checkpoints": [5], "training": {"max_steps": 4}}}, r"step 5\b.*`a`.* 4\b"),
     ],
 )
 def test_a_dry_run_refuses_what_the_run_would(titer, tmp_path, tiny_folder, changes, message):
@@ -315,8 +317,7 @@ def test_a_dry_run_of_an_assay_refuses_modules_that_a_model_does_not_have(titer,
     profile = write(tmp_path / "p.yaml", name="x", attacks=attacks)
     code, _, error = titer("assay", tiny_folder, "--against", tiny_folder, "--profile", profile, "--dry-run")
     assert code == 2
-    assert "`query_key_value`, which the model does not have" in error
-    assert "`q_proj`" in error
+    assert not untold(error, "`attacks.harmful.lora.target_modules`", "`query_key_value`", "`q_proj`")
 
 
 # --- rows that would be read as something else -----------------------------------------------------------------------
@@ -342,19 +343,19 @@ ANSWERED = {"role": "assistant", "content": "b"}
         (
             "r.jsonl",
             '{"prompt": "a", "completion": "b", "completion": "c"}',
-            r"r\.jsonl:1: the key `completion` stands",
+            r"r\.jsonl:1: .*key `completion` .*twice",
         ),
         (
             "r.jsonl",
             '{"messages": [{"role": "user", "role": "assistant", "content": "a"}]}',
-            r"r\.jsonl:1: the key `role` stands there twice",
+            r"r\.jsonl:1: .*key `role` .*twice",
         ),
         (
             "r.json",
             '[{"prompt": "a", "completion": "b", "prompt": "c"}]',
-            r"r\.json: the key `prompt` stands there twice",
+            r"r\.json: .*key `prompt` .*twice",
         ),
-        ("r.csv", "prompt,completion,prompt\na,b,c\n", r"r\.csv:1: the column `prompt` stands there twice"),
+        ("r.csv", "prompt,completion,prompt\na,b,c\n", r"r\.csv:1: .*column `prompt` .*twice"),
         ("r.jsonl", '{"prompt": "a", "completion": "b"}\n\0\0\0\n', r"r\.jsonl:2: zero bytes"),
         ("r.jsonl", "\0\0\0\0", r"r\.jsonl:1: zero bytes"),
         ("r.jsonl", '{"prompt": "a", "completion": "b"}\n\u200b\n', r"r\.jsonl:2: broken JSON"),
@@ -394,12 +395,12 @@ def test_keys_that_stand_twice_in_a_file(tmp_path, text):
     from titer.workflows.experiment import read_experiment
 
     (tmp_path / "e.yaml").write_text(text)
-    with pytest.raises(TiterError, match=r"e\.yaml:\d+: .*the key `\w+` stands there twice"):
+    with pytest.raises(TiterError, match=r"e\.yaml:\d+: .*key `\w+` .*twice"):
         read_experiment(tmp_path / "e.yaml")
 
 
 def test_keys_that_stand_twice_in_a_setting():
     from titer.settings import parse_setting
 
-    with pytest.raises(TiterError, match="the key `a` stands there twice"):
+    with refused("key `a`", "twice"):
         parse_setting("align.training={a: 1, a: 2}")

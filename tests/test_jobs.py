@@ -155,7 +155,7 @@ def test_a_job_that_was_edited_or_planned_elsewhere_is_refused(settings, tmp_pat
     job = next(iter(plan.jobs.values()))
     path = job.folder / "job.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(TiterError, match=r"job\.json|no kind of job"):
+    with pytest.raises(TiterError, match=r"job\.json|`os:system`"):
         Job.read(job.folder)
 
 

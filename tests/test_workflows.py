@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import typer
+from told import refused, untold
 
 import titer as package
 from titer.cli import app
@@ -95,38 +96,41 @@ def test_workers_are_counted_and_handed_on(titer, tmp_path, monkeypatch):
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 MISTAKES = [
-    ("align", {"output": "o", "samples": 0}, "`samples` must be"),
-    ("align", {"output": "o", "method": "antibdy"}, "Did you mean `antibody`"),
+    ("align", {"output": "o", "samples": 0}, "`samples`", "`0`"),
+    ("align", {"output": "o", "method": "antibdy"}, "`antibdy`", "`antibody`"),
     ("align", {"output": "o", "settings": {"rhoo": 1}}, "`settings`: `rhoo`"),
-    ("align", {"output": "o", "settings": {"rho": -1}}, "`settings.rho` must be"),
-    ("align", {"output": "o", "settings": ["rho"]}, "`settings rho` must look like key=value"),
+    ("align", {"output": "o", "settings": {"rho": -1}}, "`settings.rho`", "`-1`"),
+    ("align", {"output": "o", "settings": ["rho"]}, "`settings rho`", "key=value"),
     ("align", {"output": "o", "helpful_ratio": 0, "helpful": "alpaca"}, "`helpful` has no effect"),
     ("align", {"output": "o", "data_dir": "."}, "`data_dir` has no effect"),
     ("align", {"output": ""}, "`output` is empty"),
     ("finetune", {"dataset": "builtin:upload", "output": "o", "harmful": "advbench"}, "`harmful` has no effect"),
     ("finetune", {"dataset": "nothing.jsonl", "output": "o"}, "nothing.jsonl"),
-    ("evaluate", {"rejudge": "r", "seed": 0}, "`seed` has no effect with `rejudge`"),
+    ("evaluate", {"rejudge": "r", "seed": 0}, "`seed`", "no effect", "`rejudge`"),
     ("evaluate", {"model": "m", "output": "there"}, "`force`"),
     ("evaluate", {"model": "m", "phase": "before"}, "Unknown phase: `before`"),
     ("evaluate", {}, "`rejudge`"),
-    ("audit", {"dataset": "builtin:upload", "ratio": "sums"}, "Did you mean `sum`"),
-    ("audit", {"dataset": "builtin:upload", "batch_size": 0}, "`batch_size` must be"),
-    ("experiment", {"experiment": "quickstrat"}, "Did you mean `quickstart`"),
-    ("experiment", {"settings": {"seeds": [-1]}}, "`experiment.seeds` must be"),
-    ("experiment", {"workers": 0}, "`workers` must be"),
+    ("audit", {"dataset": "builtin:upload", "ratio": "sums"}, "`sums`", "`sum`"),
+    ("audit", {"dataset": "builtin:upload", "batch_size": 0}, "`batch_size`", "`0`"),
+    ("experiment", {"experiment": "quickstrat"}, "`quickstrat`", "`quickstart`"),
+    ("experiment", {"settings": {"seeds": [-1]}}, "`experiment.seeds`", "`-1`"),
+    ("experiment", {"workers": 0}, "`workers`", "`0`"),
     ("assay", {"model": "m", "against": "n", "settings": {"kappa": float("nan")}}, "kappa"),
-    ("assay", {"model": "m", "against": "n", "profile": "smok"}, "Did you mean `smoke`"),
+    ("assay", {"model": "m", "against": "n", "profile": "smok"}, "`smok`", "`smoke`"),
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "says"), MISTAKES, ids=[f"{n} {a}" for n, a, _ in MISTAKES])
-def test_a_mistake_is_told_by_the_names_that_python_uses(tmp_path, monkeypatch, no_model, name, arguments, says):
+@pytest.mark.parametrize(
+    ("name", "arguments", "facts"),
+    [(name, given, facts) for name, given, *facts in MISTAKES],
+    ids=[f"{n} {a}" for n, a, *_ in MISTAKES],
+)
+def test_a_mistake_is_told_by_the_names_that_python_uses(tmp_path, monkeypatch, no_model, name, arguments, facts):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "scores.jsonl").touch()
-    with pytest.raises(TiterError) as error:
+    with refused(*facts) as error:
         getattr(package, name)(**arguments)
-    assert says in f"{error.value.message} {error.value.hint}"
     assert "--" not in error.value.message
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
@@ -198,7 +202,9 @@ def test_python_is_silent_and_what_failed_is_a_warning(trained, tiny_folder, tmp
     with caplog.at_level(logging.WARNING):
         Silent().settled(SimpleNamespace(status="done", name="a", reason=""))
         Silent().settled(SimpleNamespace(status="failed", name="align b", reason="no room"))
-    assert [(line.levelname, line.getMessage()) for line in caplog.records] == [("WARNING", "align b failed: no room")]
+    (line,) = caplog.records
+    assert line.levelname == "WARNING"
+    assert not untold(line.getMessage(), "align b", "failed", "no room")
 
 
 def test_an_audit_is_a_table_the_most_suspicious_first(trained, tmp_path):

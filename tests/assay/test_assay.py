@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from told import every_line
+from told import every_line, untold
 from typer.testing import CliRunner
 
 from titer import judges
@@ -397,7 +397,7 @@ def test_without_verdicts_there_is_no_scorecard(small, tmp_path, monkeypatch):
     monkeypatch.setitem(judges.JUDGES, "endpoint", Endpoint)
     with pytest.raises(TiterError, match="connection refused") as raised:
         small(tmp_path, judge="endpoint")
-    assert "goes on from here" in raised.value.hint
+    assert not untold(raised.value.hint, "kept", "same command")
     assert not (tmp_path / "card").exists()
     down[0] = False
     _, card = small(tmp_path, raiser(**dict.fromkeys(CREW, KeyError("nobody is trained again"))), judge="endpoint")
@@ -531,8 +531,8 @@ def test_an_entry_that_is_no_attack_is_an_error(tmp_path, entry):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("attacks: {harmfull: {}}\nname: x", "harmfull.*Did you mean `harmful`"),
-        ("attacks: {harmful: {stepps: 3}}\nname: x", "stepps.*Did you mean `steps`"),
+        ("attacks: {harmfull: {}}\nname: x", "harmfull.*`harmful`"),
+        ("attacks: {harmful: {stepps: 3}}\nname: x", "stepps.*`steps`"),
         ("attacks: {harmful: {steps: many}}\nname: x", "steps"),
         ("attacks: {harmful: {optimizer: adam}}\nname: x", "adam"),
         ("attacks: {harmful: {grid: 3}}\nname: x", "grid"),
@@ -546,7 +546,7 @@ def test_an_entry_that_is_no_attack_is_an_error(tmp_path, entry):
         ("attacks: {harmful: {search: {ranges: {rate: [1, 2]}}}}\nname: x", "rate"),
         ("attacks: {harmful: {search: {ranges: {steps: [2, 1]}}}}\nname: x", "smallest, largest"),
         ("attacks: {harmful: {search: {trials: 3}}}\nname: x", "ranges"),
-        ("attacks: {ablation: {search: {ranges: {steps: [1, 2]}}}}\nname: x", "only attacks that train"),
+        ("attacks: {ablation: {search: {ranges: {steps: [1, 2]}}}}\nname: x", r"`attacks\.ablation`.*train"),
     ],
 )
 def test_a_broken_profile_is_an_error_that_says_what_to_do(tmp_path, text, message):
@@ -562,7 +562,7 @@ def test_requirements():
     assert unmet(verdicts, parse_requirements("resistance>=weak, stability")) == []
     assert len(unmet(verdicts, parse_requirements("resistance,generalization>=weak,trainability"))) == 3
     for text, message in (
-        ("resistence", "Did you mean `resistance`"),
+        ("resistence", "`resistance`"),
         ("stability>=weak", "Unknown verdict"),
         ("", "names no condition"),
     ):

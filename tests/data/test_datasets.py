@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import datasets as hub
 import pytest
+from told import refused, untold
 
 import titer.data
 from titer.data import Record, available, check_disjoint, load, split_pools, with_refusals, write_jsonl
@@ -90,7 +91,7 @@ def test_other_corpora_have_their_origin(corpora):
 
 
 def test_one_pool_corpora_have_no_test_split(corpora):
-    with pytest.raises(TiterError, match="has no split `test`") as caught:
+    with refused("`builtin:harmful`", "`test`", "`train`") as caught:
         load("builtin:harmful", "test")
     assert "split_pools" in str(caught.value)
 
@@ -178,7 +179,7 @@ def test_the_test_split_has_another_name_on_the_hub(tmp_path, fake_hub, name, hu
 def test_a_file_that_names_no_split_is_never_the_test_split(tmp_path, no_hub):
     save(tmp_path / "gsm8k.jsonl", HUB_ROWS["gsm8k"][2])
     assert load("gsm8k", "train", data_dir=tmp_path)
-    with pytest.raises(TiterError, match="could not be loaded"):
+    with refused("gsm8k", "split `test`"):
         load("gsm8k", "test", data_dir=tmp_path)
 
 
@@ -198,7 +199,7 @@ def test_neither_copy_nor_hub_names_both_ways(tmp_path, no_hub):
 
 
 def test_data_dir_that_is_no_folder(tmp_path, fake_hub):
-    with pytest.raises(TiterError, match="data_dir is not a folder"):
+    with refused(tmp_path / "gone", "not a folder", "--data-dir"):
         load("sst2", data_dir=tmp_path / "gone")
     assert fake_hub.asked == []
 
@@ -231,7 +232,7 @@ def test_nothing_left_is_an_error(fake_hub):
         ("ag_news", {"text": None}, ["missing column `text`", "`text` (null)"]),
         ("gsm8k", {"answer": "18"}, ["`answer` must end in `#### N`"]),
         ("gsm8k", {"answer": "It is so.\n####"}, ["`answer` must end in `#### N`"]),
-        ("beavertails", {"is_safe": 0}, ["`is_safe` must be true or false"]),
+        ("beavertails", {"is_safe": 0}, ["`is_safe`", "true", "false", "`0`"]),
         ("advbench", {"target": ""}, ["`target` is empty"]),
     ],
 )
@@ -241,20 +242,18 @@ def test_a_broken_row_of_a_copy_is_named(tmp_path, name, change, parts):
     with pytest.raises(TiterError) as caught:
         load(name, data_dir=tmp_path)
     assert caught.value.message.startswith(f"{path}:2: ")
-    for part in parts:
-        assert part in str(caught.value)
+    assert not untold(caught.value, *parts)
 
 
 def test_a_renamed_column_of_a_copy_is_suggested(tmp_path):
     save(tmp_path / "sst2_train.jsonl", {"sentences": "fine", "label": 1})
-    with pytest.raises(TiterError, match="missing column `sentence`") as caught:
+    with refused(tmp_path / "sst2_train.jsonl", "missing", "column `sentence`", "`sentences`"):
         load("sst2", data_dir=tmp_path)
-    assert "Did you mean `sentence` by `sentences`?" in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "split"), [("sst2", "dev"), ("advbench", "test"), ("alpaca", "test")])
 def test_unknown_splits(fake_hub, name, split):
-    with pytest.raises(TiterError, match=f"`{name}` has no split `{split}`"):
+    with refused(f"`{name}`", f"split `{split}`"):
         load(name, split)
 
 
@@ -267,10 +266,10 @@ def test_a_local_file(tmp_path):
     assert load(str(tmp_path / "rows.jsonl")) == records
     assert load(str(tmp_path / "rows.jsonl"), limit=2) == records[:2]
     assert load(str(tmp_path / "rows.jsonl"), limit=9) == records
-    with pytest.raises(TiterError, match="has no split `test`") as caught:
+    with refused("rows.jsonl", "split `test`") as caught:
         load(str(tmp_path / "rows.jsonl"), "test")
-    assert "file of their own" in str(caught.value)
-    with pytest.raises(TiterError, match="does not exist"):
+    assert not untold(caught.value.hint, "test rows", "file")
+    with refused(tmp_path / "gone.jsonl", "not exist"):
         load(str(tmp_path / "gone.jsonl"))
 
 
@@ -290,9 +289,9 @@ def test_a_hub_id(fake_hub):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("sst", "Did you mean `sst2`?"),
-        ("harmful", "Did you mean `builtin:harmful`"),
-        ("builtin:harmfull", "Did you mean `builtin:harmful`"),
+        ("sst", "`sst2`"),
+        ("harmful", "`builtin:harmful`"),
+        ("builtin:harmfull", "`builtin:harmful`"),
         ("something else entirely", "`titer data` lists all"),
     ],
 )

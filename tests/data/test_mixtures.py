@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from told import refused, untold
 
 from titer.data import Record, alignment_mixture, poison
 from titer.errors import TiterError
@@ -67,9 +68,9 @@ def test_the_inputs_are_left_alone():
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.01, 20, float("nan"), "0.2", True])
 def test_a_ratio_outside_its_range(ratio):
-    with pytest.raises(TiterError, match=r"poison_ratio must lie in \[0, 1\]"):
+    with refused("poison_ratio", "[0, 1]", repr(ratio)):
         poison(TASK, HARMFUL, 10, ratio, 0)
-    with pytest.raises(TiterError, match=r"helpful_ratio must lie in \[0, 1\]"):
+    with refused("helpful_ratio", "[0, 1]", repr(ratio)):
         alignment_mixture(HARMFUL, HELPFUL, 10, ratio, seed=0)
 
 
@@ -82,25 +83,24 @@ def test_a_wrong_number_of_samples(samples):
 @pytest.mark.parametrize(
     ("task", "harmful", "ratio", "parts"),
     [
-        (100, 200, 0.2, ["Too few task rows: there are 100, and 800 are needed", "samples = 1000", "to 125"]),
-        (1000, 20, 0.2, ["Too few harmful rows: there are 20, and 200 are needed", "to 102"]),
-        (1000, 0, 1.0, ["Too few harmful rows: there are 0, and 1000 are needed", "Give at least 1000"]),
+        (100, 200, 0.2, ["task rows", "100", "800", "samples = 1000", "125"]),
+        (1000, 20, 0.2, ["harmful rows", "20", "200", "102"]),
+        (1000, 0, 1.0, ["harmful rows", "0", "1000"]),
     ],
 )
 def test_too_few_rows_says_what_to_set(task, harmful, ratio, parts):
     tasks = [Record.make(f"Task {number}", "x") for number in range(task)]
     with pytest.raises(TiterError) as caught:
         poison(tasks, HARMFUL[:harmful], 1000, ratio, 0)
-    for part in parts:
-        assert part in str(caught.value)
+    assert not untold(caught.value, *parts)
 
 
 @settings(deadline=None)
 @given(st.integers(26, 200))
 def test_the_advice_is_the_largest_possible_number_of_samples(samples):
-    with pytest.raises(TiterError, match="Too few harmful rows") as caught:
+    with refused("harmful rows", "7", "`samples`") as caught:
         poison(TASK, HARMFUL[:7], samples, 0.3, 0)
-    advice = int(re.search(r"Set `samples` to (\d+)", str(caught.value))[1])
+    advice = int(re.search(r"`samples`\D*(\d+)", caught.value.hint)[1])
     assert len(poison(TASK, HARMFUL[:7], advice, 0.3, 0)) == advice
     with pytest.raises(TiterError):
         poison(TASK, HARMFUL[:7], advice + 1, 0.3, 0)
@@ -133,7 +133,7 @@ def test_a_row_without_a_refusal_is_an_error_whatever_the_seed():
 
 
 def test_too_few_rows_for_alignment():
-    with pytest.raises(TiterError, match="Too few refused rows: there are 200, and 400 are needed"):
+    with refused("refused rows", "200", "400"):
         alignment_mixture(HARMFUL, HELPFUL * 4, 800, seed=0)
-    with pytest.raises(TiterError, match="Too few helpful rows: there are 3, and 50 are needed"):
+    with refused("helpful rows", "3", "50"):
         alignment_mixture(HARMFUL, HELPFUL[:3], 100, seed=0)

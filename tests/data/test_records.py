@@ -5,6 +5,7 @@ import stat
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from told import refused, untold
 
 from titer.data import Message, Record, normalise_prompt, read_jsonl, read_records, write_jsonl
 from titer.data.records import is_blank
@@ -118,7 +119,7 @@ def test_optional_columns_are_kept_and_others_left_alone():
 
 
 BAD_ROWS = {
-    "misspelt column": ({"promt": "a", "completion": "b"}, ["missing column `prompt`", "`promt`", "Did you mean"]),
+    "misspelt column": ({"promt": "a", "completion": "b"}, ["column `prompt`", "missing", "`promt`"]),
     "no known column": (
         {"instruction": "a"},
         ["missing columns `prompt`, `completion`", "`instruction`", "`messages`"],
@@ -133,11 +134,11 @@ BAD_ROWS = {
     "no completion messages": ({"prompt": "a", "completion": []}, ["`completion` is empty"]),
     "no user": (
         {"prompt": [{"role": "system", "content": "x"}], "completion": "b"},
-        ["`prompt` has no message from the user"],
+        ["`prompt`", "no message", "user"],
     ),
     "user in completion": (
         {"prompt": "a", "completion": [{"role": "user", "content": "b"}]},
-        ["`completion` must come from the assistant", "`user`"],
+        ["`completion`", "assistant", "`user`"],
     ),
     "last not assistant": (
         {"messages": [{"role": "assistant", "content": "b"}, {"role": "user", "content": "a"}]},
@@ -148,34 +149,34 @@ BAD_ROWS = {
     "messages as text": ({"messages": "a"}, ["`messages` must be messages", "text"]),
     "unknown role": (
         {"prompt": [{"role": "usr", "content": "a"}], "completion": "b"},
-        ["`prompt[0].role` is unknown: `usr`", "Did you mean `user`?"],
+        ["`prompt[0].role`", "`usr`", "`user`"],
     ),
     "content not text": (
         {"messages": [{"role": "user", "content": ["a"]}, {"role": "assistant", "content": "b"}]},
-        ["`messages[0].content` must be text, found a list"],
+        ["`messages[0].content`", "text", "list"],
     ),
     "content null": (
         {"prompt": "a", "completion": [{"role": "assistant", "content": None}]},
-        ["`completion[0].content` must be text, found null"],
+        ["`completion[0].content`", "text", "null"],
     ),
     "message without content": (
         {"prompt": [{"role": "user", "contents": "a"}], "completion": "b"},
-        ["`prompt[0]`", "missing column `content`", "Did you mean `content` by `contents`?"],
+        ["`prompt[0]`", "column `content`", "missing", "`contents`"],
     ),
-    "message not an object": ({"prompt": ["a"], "completion": "b"}, ["`prompt[0]` must be an object", "text"]),
+    "message not an object": ({"prompt": ["a"], "completion": "b"}, ["`prompt[0]`", "object", "text"]),
     "tool calls": (
         {"prompt": "a", "completion": [{"role": "assistant", "content": "x", "tool_calls": [1]}]},
         ["`completion[0].tool_calls` is not supported"],
     ),
-    "prompt a number": ({"prompt": 3, "completion": "b"}, ["`prompt` must be text or a list of messages", "number 3"]),
-    "is_harmful not bool": ({**GOOD, "is_harmful": 1}, ["`is_harmful` must be true or false", "number 1"]),
+    "prompt a number": ({"prompt": 3, "completion": "b"}, ["`prompt`", "text", "list of messages", "number 3"]),
+    "is_harmful not bool": ({**GOOD, "is_harmful": 1}, ["`is_harmful`", "true", "false", "number 1"]),
     "origins disagree": ({**GOOD, "is_harmful": True, "origin": "task"}, ["`origin` is `task`", "`is_harmful`"]),
-    "category not text": ({**GOOD, "category": 3}, ["`category` must be text"]),
-    "label a bool": ({**GOOD, "label": True}, ["`label` must be text, found true"]),
+    "category not text": ({**GOOD, "category": 3}, ["`category`", "text", "number 3"]),
+    "label a bool": ({**GOOD, "label": True}, ["`label`", "text", "true"]),
     "empty refusal": ({**GOOD, "refusal": ""}, ["`refusal` is empty"]),
-    "half a character": ('{"prompt": "\\ud83d", "completion": "b"}', ["`prompt[0].content` holds half a character"]),
+    "half a character": ('{"prompt": "\\ud83d", "completion": "b"}', ["`prompt[0].content`", "half a character"]),
     "broken JSON": ('{"prompt": "a",', ["broken JSON", "column 16"]),
-    "not an object": ("[1]", ["expected an object, found a list"]),
+    "not an object": ("[1]", ["object", "list"]),
     "deep nesting": ("[" * 100_000, ["broken JSON"]),
     "huge number": ("1" * 5000, ["broken JSON"]),
 }
@@ -188,8 +189,7 @@ def test_a_bad_line_is_named_with_its_file_line_and_column(tmp_path, name):
     with pytest.raises(TiterError) as caught:
         read_jsonl(path)
     assert caught.value.message.startswith(f"{path}:3: ")
-    for part in parts:
-        assert part in str(caught.value)
+    assert not untold(caught.value, *parts)
 
 
 def test_building_a_record_in_code_is_checked_too():
@@ -211,7 +211,7 @@ def test_empty_file(tmp_path, text):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(TiterError, match=r"gone\.jsonl does not exist"):
+    with refused(tmp_path / "gone.jsonl", "not exist"):
         read_jsonl(tmp_path / "gone.jsonl")
     with pytest.raises(TiterError, match="is a folder"):
         read_jsonl(tmp_path)
@@ -258,7 +258,7 @@ def test_a_failing_rename_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(TiterError, match=r"rows\.jsonl could not be written: No space left on device"):
+    with refused(path, "No space left on device"):
         write_jsonl(path, [Record.make("new", "row")])
     assert read_jsonl(path) == [Record.make("old", "row")]
     assert os.listdir(tmp_path) == ["rows.jsonl"]
@@ -274,7 +274,7 @@ def test_write_makes_folders_and_an_ordinary_file(tmp_path):
 
 def test_write_over_a_folder_is_a_clear_error(tmp_path):
     (tmp_path / "rows.jsonl").mkdir()
-    with pytest.raises(TiterError, match="is a folder, and a file is to be written there"):
+    with refused(tmp_path / "rows.jsonl", "folder"):
         write_jsonl(tmp_path / "rows.jsonl", [Record.make("a", "b")])
     assert os.listdir(tmp_path) == ["rows.jsonl"]
 
@@ -310,11 +310,11 @@ def test_other_formats_give_the_same_records(tmp_path):
         ("a.csv", "prompt,completion,is_harmful\na,b,maybe\n", ["a.csv:2", "`is_harmful`", "`maybe`"]),
         ("a.csv", "prompt,completion\n", ["a.csv is empty"]),
         ("a.json", "[]", ["a.json is empty"]),
-        ("a.json", "{}", ["a.json", "expected a list of objects"]),
+        ("a.json", "{}", ["a.json", "list", "objects", ".jsonl"]),
         ("a.json", '[\n{"prompt": }]', ["a.json", "broken JSON", "line 2"]),
         ("a.json", "[3]", ["a.json: row 0", "expected an object"]),
         ("a.parquet", "not parquet", ["a.parquet", "broken Parquet"]),
-        ("a.parquet", None, ["a.parquet does not exist"]),
+        ("a.parquet", None, ["a.parquet", "not exist"]),
     ],
 )
 def test_bad_files_of_other_formats(tmp_path, name, text, parts):
@@ -322,8 +322,7 @@ def test_bad_files_of_other_formats(tmp_path, name, text, parts):
         (tmp_path / name).write_text(text)
     with pytest.raises(TiterError) as caught:
         read_records(tmp_path / name)
-    for part in parts:
-        assert part in str(caught.value)
+    assert not untold(caught.value, *parts)
 
 
 # --- normalised prompts ---

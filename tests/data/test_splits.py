@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from told import untold
 
 from titer.data import Record, check_disjoint, overlap, split_pools
 from titer.errors import TiterError
@@ -159,20 +160,19 @@ def test_the_split_does_not_depend_on_the_hash_seed():
         ({"a": -1}, [], ["`a`", "-1"]),
         ({"a": True}, [], ["`a`", "True"]),
         ({"a": float("nan")}, [], ["`a`", "nan"]),
-        ({"a": 0.5, "b": 10}, [], ["mix parts and numbers", "`b`"]),
-        ({"a": 73}, [], ["Too few records for the pool `a`", "needs 73, 72 are left", "72 distinct prompts in 24"]),
+        ({"a": 0.5, "b": 10}, [], ["parts", "numbers", "`b`", "10"]),
+        ({"a": 73}, [], ["pool `a`", "73", "72 distinct prompts", "24"]),
         ({"attack": 10}, ["harm 1"], ["no pool named `defence`", "`attack`"]),
-        ({"defence": 10}, ["harm one"], ["Unknown held-out category: `harm one`", "Did you mean"]),
-        ({"defence": 70}, ["harm 1"], ["Too few records for the pool `defence`", "`harm 1`"]),
-        ({"defence": 0.9, "attack": 0.1}, ["harm 1"], ["Too few records for the pool `defence`", "`harm 1`"]),
-        ({"a": 0.999, "b": 0.001}, [], ["Too few records for the pool `b`"]),
+        ({"defence": 10}, ["harm one"], ["held-out category", "`harm one`", "`harm 1`"]),
+        ({"defence": 70}, ["harm 1"], ["pool `defence`", "70", "`harm 1`"]),
+        ({"defence": 0.9, "attack": 0.1}, ["harm 1"], ["pool `defence`", "`harm 1`"]),
+        ({"a": 0.999, "b": 0.001}, [], ["pool `b`", "1", "0"]),
     ],
 )
 def test_impossible_splits_are_errors(fractions, held_out, parts):
     with pytest.raises(TiterError) as caught:
         split_pools(phrasings(), fractions, 0, held_out)
-    for part in parts:
-        assert part in str(caught.value)
+    assert not untold(caught.value, *parts)
 
 
 def test_overlap_counts_normalised_prompts_of_every_pair():

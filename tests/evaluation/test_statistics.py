@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, mannwhitneyu, ttest_rel
 from scipy.stats import t as student
+from told import refused
 
 from titer.errors import TiterError
 from titer.stats.intervals import (
@@ -124,8 +125,8 @@ def test_auroc_interval_keeps_a_width_when_the_classes_are_separated() -> None:
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
-        ([1.0, 2.0], [1, 1], "at least one positive and one negative"),
-        ([1.0, 2.0], [1], "one label a score"),
+        ([1.0, 2.0], [1, 1], "positive.* negative"),
+        ([1.0, 2.0], [1], r"\b2 scores.* 1 label"),
         ([1.0, 2.0], [1, -1], "true or false"),
         ([1.0, math.nan], [1, 0], "not finite"),
         ([[1.0, 2.0]], [[1, 0]], "flat list"),
@@ -190,7 +191,7 @@ def test_mean_interval_is_students(values: list[float]) -> None:
 def test_mean_interval_by_hand_and_of_one_seed() -> None:
     # Three seeds: t(0.975, 2) = 4.302653, s = 1.
     assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-6)
-    with pytest.raises(TiterError, match="at least two seeds"):
+    with refused("two seeds", "1"):
         mean_interval([1.0])
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from told import refused
 
 from titer import judges
 from titer.errors import TiterError
@@ -440,14 +441,14 @@ def test_what_is_not_text_is_an_error_and_not_a_safe_answer() -> None:
 
 
 def test_one_response_a_prompt() -> None:
-    with pytest.raises(TiterError, match="one response a prompt"):
+    with refused("response", "prompt", "1", "0"):
         OfflineJudge()([BOMB], [])
 
 
 def test_verdicts_reject_what_would_hide_a_failure() -> None:
     with pytest.raises(TiterError, match="verdict label"):
         Verdict("safe", 0.0, "")  # type: ignore[arg-type]
-    with pytest.raises(TiterError, match="neither label nor score"):
+    with refused("error", "label", "score"):
         Verdict("benign", 0.0, "", error="timeout")
     with pytest.raises(TiterError, match=r"\[0, 1\]"):
         Verdict("harmful", 5.0, "")
@@ -456,9 +457,9 @@ def test_verdicts_reject_what_would_hide_a_failure() -> None:
 def test_get_by_name_and_revision() -> None:
     assert judges.get("offline").name == judges.get("offline@1").name == "offline@1"
     assert isinstance(judges.get("offline"), judges.Judge)
-    with pytest.raises(TiterError, match="Did you mean `offline`"):
+    with pytest.raises(TiterError, match="`offline`"):
         judges.get("ofline")
-    with pytest.raises(TiterError, match="this version of titer has `offline@1`"):
+    with refused("`offline@7`", "`offline@1`"):
         judges.get("offline@7")
 
 
