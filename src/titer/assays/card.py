@@ -184,6 +184,10 @@ class Scorecard:
     def as_dict(self) -> dict[str, Any]:
         """What `scorecard.json` holds."""
         found: dict[str, Any] = plain(self)
+        for measures in found["before"].values():
+            for name, part in measures.items():
+                # A perplexity has no interval, and no keys for one.
+                measures[name] = {key: value for key, value in part.items() if key == "value" or value is not None}
         return found
 
 

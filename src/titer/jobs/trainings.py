@@ -31,6 +31,7 @@ from titer.models import (
     adapter_weights,
     check_folder,
     load_tokenizer,
+    order_adapter_config,
     refuse_nonfinite,
     refuse_strays,
 )
@@ -102,6 +103,7 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
     with writing(folder):
         shutil.rmtree(scratch, ignore_errors=True)
         model.save_pretrained(scratch)
+        order_adapter_config(scratch)
         written = load_peft_weights(str(scratch), device="cpu")
         refuse_strays(f"The adapter in `{scratch}`", own.keys() - written.keys(), written.keys() - own.keys())
         if tokenizer is not None:

@@ -4,7 +4,7 @@ A model is a local folder, a hub id, or the embedded default `smollm2-135m-instr
 """
 
 from titer.models.embedded import EMBEDDED, WHEEL_SHA256, cache_folder, embedded_model
-from titer.models.folders import adapter_weights, check_folder
+from titer.models.folders import adapter_weights, check_folder, order_adapter_config
 from titer.models.load import add_adapter, load_config, load_model
 from titer.models.names import loading, locate, split_adapter
 from titer.models.templates import ALPACA_TEMPLATE, Template
@@ -26,6 +26,7 @@ __all__ = [
     "load_tokenizer",
     "loading",
     "locate",
+    "order_adapter_config",
     "prepare_tokenizer",
     "refuse_nonfinite",
     "refuse_nonfinite_logits",

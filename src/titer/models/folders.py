@@ -5,6 +5,7 @@ Weights are not read here; `titer.models.weights` looks at them.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from titer.errors import TiterError
@@ -71,3 +72,17 @@ def adapter_weights(folder: Path) -> Path:
     if found is None:
         raise TiterError(f"The adapter `{folder}` has no weights: {files[0]} does not exist.", FOREIGN_ADAPTER)
     return found
+
+
+def order_adapter_config(folder: Path) -> None:
+    """Write the modules of an adapter's config in order: PEFT writes sets as they lie, differently in each process.
+
+    The hash of its files, which jobs and answers are known by, is then that of what it holds.
+    """
+    path = folder / "adapter_config.json"
+    config = read_json(path)
+    ordered = {
+        key: sorted(value) if key.endswith("_modules") and isinstance(value, list) else value
+        for key, value in config.items()
+    }
+    path.write_text(json.dumps(ordered, indent=2, sort_keys=True), encoding="utf-8")

@@ -20,7 +20,15 @@ from titer.errors import TiterError, check_known, first_line
 from titer.files import put_whole, read_json, replacing, writing
 from titer.methods import Repair, Repaired
 from titer.methods.repair.lowrank import Layer, LowRank
-from titer.models import adapter_weights, check_folder, load_tokenizer, refuse_nonfinite, refuse_strays, split_adapter
+from titer.models import (
+    adapter_weights,
+    check_folder,
+    load_tokenizer,
+    order_adapter_config,
+    refuse_nonfinite,
+    refuse_strays,
+    split_adapter,
+)
 
 REPORT = "repair.json"
 """Beside the adapter: what a repair did to each layer."""
@@ -250,6 +258,7 @@ def _write(tuned: Adapter, whole: Mapping[str, LowRank], folder: Path, tokenizer
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         config.save_pretrained(str(scratch))
+        order_adapter_config(scratch)
         save_file(tensors, scratch / "adapter_model.safetensors", {"format": "pt"})
         written = load_peft_weights(str(scratch), device="cpu")
         refuse_strays(f"The adapter in `{scratch}`", tensors.keys() - written.keys(), written.keys() - tensors.keys())
