@@ -258,7 +258,7 @@ def _plan_judge(plan: AssayPlan, answered: Job, role: str, answers: int) -> Job:
 def _attacking(plan: AssayPlan, base: str, crew: Sequence[Attacker], rows: Sequence[list[Record]]) -> Work:
     """Return the work of an attack's job."""
     from titer.attacks.fleet import MAX_TOKENS
-    from titer.train.trainer import bf16_is_fast
+    from titer.train.config import bf16_is_fast
 
     attack, cost = crew[0].attack, Cost()
     sets: dict[tuple[int, str, int], tuple[list[Record], int]] = {}

@@ -31,7 +31,7 @@ from titer.jobs.estimates import empty_model
 from titer.jobs.provenance import digest
 from titer.methods import Method
 from titer.models import Template, load_tokenizer
-from titer.train.trainer import Encoder
+from titer.train.rows import Encoder
 
 ROWS = 2
 LORA = "lora."
