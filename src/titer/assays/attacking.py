@@ -31,8 +31,8 @@ from titer.errors import TiterError
 from titer.files import read_json, remove
 from titer.infer.generation import generate
 from titer.jobs.answers import as_inferences
-from titer.jobs.estimates import parameters
 from titer.jobs.job import Incomplete, Job, Kind
+from titer.jobs.work import parameters
 from titer.models import refuse_nonfinite_logits, split_adapter
 from titer.progress import Task, counted
 from titer.results.artefacts import HARMFUL, Inference, write_atomically, write_inferences

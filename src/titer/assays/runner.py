@@ -30,10 +30,10 @@ from titer.assays.search import Search, require_optuna
 from titer.attacks.rows import training_rows
 from titer.attacks.threats import Attack
 from titer.data import Record
-from titer.jobs.estimates import Cost, Work, answering, fitting, judging, sizes, weighing
 from titer.jobs.job import Job
 from titer.jobs.plan import Plan
 from titer.jobs.provenance import judge_key, weights_digest
+from titer.jobs.work import Cost, Work, answering, fitting, judging, sizes, weighing
 from titer.judges.base import Judge
 from titer.models import split_adapter
 from titer.results import tasks
