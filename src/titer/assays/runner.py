@@ -13,16 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from titer import judges, plugins
-from titer.assays.attacking import (
-    ATTACK,
-    BASELINE,
-    JUDGE,
-    NO_ATTACK,
-    as_settings,
-    attacker_folder,
-    flops_per_token,
-    measurements,
-)  # fmt: skip
+from titer.assays.attacking import ATTACK, BASELINE, JUDGE, NO_ATTACK
+from titer.assays.attempts import as_settings, attacker_folder, flops_per_token, measurements
 from titer.assays.measure import Probe, Questionnaire
 from titer.assays.pools import AssayPools, load_assay_pools
 from titer.assays.profile import Profile
