@@ -12,7 +12,7 @@ from rich.table import Table
 from titer.data.builtin import harmful
 from titer.infer.generation import generate
 from titer.models import Template
-from titer.packing.layouts import use_packed_attention
+from titer.packing.attention import use_packed_attention
 
 
 def main() -> None:

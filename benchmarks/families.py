@@ -30,13 +30,15 @@ from rich.progress import track
 from rich.table import Table
 from small_models import VOCABULARY, names, small_model
 
+from titer.compat import attention_of
 from titer.data.builtin import general
 from titer.errors import TiterError
 from titer.infer.generation import WAYS, _Batch
 from titer.jobs.provenance import environment
 from titer.models import Template, load_model, load_tokenizer
+from titer.packing.attention import eager_attention, use_packed_attention
 from titer.packing.batches import Sample, pack, pad
-from titer.packing.layouts import Layout, eager_attention, is_noisy, layout_for, use_packed_attention
+from titer.packing.layouts import Layout, is_noisy, layout_for
 from titer.packing.losses import token_nll
 
 BATCH = 8
@@ -109,7 +111,7 @@ def survey(kind: str, model: Any, pairs: list[tuple[list[int], list[int]]]) -> d
         "longest": max(len(p) + len(c) for p, c in pairs),
     }
     samples = [Sample(prompt, [completion]) for prompt, completion in pairs]
-    own = model.config.get_text_config()._attn_implementation
+    own = attention_of(model.config)
     try:
         with eager_attention(model), torch.no_grad():
             expected = losses_alone(model, pairs)

@@ -17,7 +17,7 @@ from common import LORA, arguments, compare, in_turn, load, mixed_rows, report
 from common import settings as common_settings
 from peft import LoraConfig
 from rich.table import Table
-from transformers.trainer_callback import PrinterCallback
+from transformers import PrinterCallback
 
 from titer.attacks import Fleet, FleetTrainer, shared_copy
 from titer.infer.generation import generate

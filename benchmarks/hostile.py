@@ -576,7 +576,7 @@ def main() -> None:
     parser.add_argument("--keep", metavar="FOLDER", type=Path, help="work in this new folder, and leave it")
     args = parser.parse_args()
     import titer.assays
-    import titer.jobs.stages  # noqa: F401 - both once, for all children
+    import titer.workflows.repair  # noqa: F401 - both once, for all children
 
     folder = args.keep or Path(tempfile.mkdtemp(prefix="titer-hostile-"))
     work, whole = folder / "work", folder / "whole"

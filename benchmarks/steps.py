@@ -37,8 +37,8 @@ import titer
 from titer.attacks import shared_copy
 from titer.methods.finetune import AntibodyFinetuneConfig, AntibodyFinetuneTrainer
 from titer.models import Template
+from titer.packing.attention import use_packed_attention
 from titer.packing.batches import Sample, pack, to_device
-from titer.packing.layouts import use_packed_attention
 from titer.packing.losses import token_nll
 from titer.train.config import bf16_is_fast
 from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer

@@ -12,8 +12,8 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest
 import torch
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from titer.compat import llama_norm
 from titer.testing import ExactNorm, row, toy_harmful_rows, toy_model, toy_tokenizer
 
 # The tiny model is slower on several threads than on one, and tests should leave the other cores alone.
@@ -52,7 +52,7 @@ def _nothing_old_is_collected():
 
 
 # Models that are loaded from a folder have the library's own norm, which rounds to float32.
-LlamaRMSNorm.forward = ExactNorm.forward
+llama_norm().forward = ExactNorm.forward
 
 
 @pytest.fixture(scope="session")
@@ -123,5 +123,7 @@ def no_model(monkeypatch):
 
     for name in ("load_model", "load_tokenizer", "locate"):
         monkeypatch.setattr(models, name, load)
+    for module in (models.load, models.tokenizer):
+        monkeypatch.setattr(module, "locate", load)
     monkeypatch.setattr(base_model, "load_model", load)
     monkeypatch.setattr(trainings, "load_tokenizer", load)

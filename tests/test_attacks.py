@@ -13,7 +13,7 @@ from titer.data import Record
 from titer.errors import TiterError
 from titer.infer.signals import answer_fit
 from titer.models import Template
-from titer.packing.layouts import use_packed_attention
+from titer.packing.attention import use_packed_attention
 from titer.packing.losses import token_nll
 from titer.testing import row, toy_lora
 

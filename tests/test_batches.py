@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from titer.errors import TiterError
+from titer.packing.attention import use_packed_attention
 from titer.packing.batches import Sample, common_prefix_length, join, pack, pack_continuations, pad
-from titer.packing.layouts import use_packed_attention
 from titer.packing.losses import branch_nll, token_nll
 from titer.testing import same
 from titer.train.rows import PackCollator

@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from titer.cli import app
-from titer.testing import check_attack, check_dataset
+from titer.testing import check_attack, check_dataset, check_method
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAMES = ["assay.md", "concepts.md", "formats.md", "paper_index.md", "writing_a_method.md"]
@@ -79,9 +79,10 @@ def beside_mine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_attack_and_the_data_of_writing_a_method_keep_their_contracts(beside_mine):
+def test_the_attack_the_data_and_the_repair_of_writing_a_method_keep_their_contracts(beside_mine):
     check_attack("mine.py:SLOW")
     check_dataset("mine.py:requests")
+    check_method("mine.py:TOWARDS")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if any("runnable" in i for i, _ in blocks(name, "python"))])

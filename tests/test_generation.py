@@ -8,7 +8,7 @@ from every_method import make
 
 from titer.infer.generation import generate
 from titer.models import Template
-from titer.packing.layouts import use_packed_attention
+from titer.packing.attention import use_packed_attention
 from titer.progress import Task
 
 TEXTS = [

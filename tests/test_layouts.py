@@ -15,7 +15,7 @@ from titer.attacks.fleet import Fleet, FleetTrainer, shared_copy
 from titer.errors import TiterError
 from titer.infer.signals import answer_fit, row_signals
 from titer.methods.finetune import FinetuneConfig
-from titer.packing.batches import PACKED_ATTENTION
+from titer.packing.attention import PACKED_ATTENTION
 from titer.packing.layouts import is_noisy, layout_for, padding_cost
 from titer.testing import toy_lora, toy_rows, weights
 

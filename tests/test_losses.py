@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import titer.packing.losses
 from titer.errors import TiterError
+from titer.packing.attention import use_packed_attention
 from titer.packing.batches import Sample, pack, pad
-from titer.packing.layouts import use_packed_attention
 from titer.packing.losses import (
     FusedHead,
     LinearNLL,

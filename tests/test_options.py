@@ -258,7 +258,7 @@ def test_a_name_that_is_neither_folder_nor_id_asks_no_hub(titer, monkeypatch):
     def ask():
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr(models, "unreachable", ask)
+    monkeypatch.setattr(models.names, "unreachable", ask)
     code, _, error = titer("models", "./no/such/folder")
     assert code == 2
     assert "there is no folder of that name. It is no id of a hub either." in error

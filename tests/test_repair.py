@@ -266,6 +266,27 @@ TOWARDS = Repair(Towards, towards)
 '''
 
 
+def dense_updates(layers, config):
+    return {name: layer.update.dense() for name, layer in layers.items()}, {}
+
+
+@pytest.mark.parametrize(
+    ("apply", "words"),
+    [
+        (lambda layers, config: {}, "dict"),
+        (lambda layers, config: ({}, {next(iter(layers)): 1}), "int"),
+        (lambda layers, config: ({"lm_head": None}, {}), "lm_head"),
+        (lambda layers, config: 1 / 0, "ZeroDivisionError"),
+        (dense_updates, "Tensor"),
+    ],
+)
+def test_what_is_no_repair_is_refused_with_its_name(place, apply, words):
+    with pytest.raises(TiterError, match=words) as caught:
+        run(place, method=Repair(SafeLoraConfig, apply))
+    assert apply.__qualname__ in str(caught.value)
+    assert not (place.folder / "out").exists()
+
+
 def test_a_repair_of_ones_own_is_listed_run_and_checked_by_its_path(place, titer, monkeypatch):
     monkeypatch.chdir(place.folder)
     (place.folder / "mine.py").write_text(MINE)

@@ -278,7 +278,8 @@ def test_an_assay_is_a_table_of_checkpoints():
     from titer.workflows.assay import Assay
 
     card = cards.scorecard()
-    table = Assay(Path("somewhere"), card).to_pandas()
+    found = Assay(Path("somewhere"), cards.read(card))
+    table = found.to_pandas()
     attackers = [(role, one) for role, group in card["attackers"].items() for one in group]
     assert len(table) == sum(max(1, len(one["checkpoints"])) for _, one in attackers)
     failed = table[table["error"].notna()]
@@ -287,7 +288,7 @@ def test_an_assay_is_a_table_of_checkpoints():
     (role, first) = attackers[0]
     mine = table[(table["role"] == role) & (table["attack"] == first["attack"]) & (table["seed"] == first["seed"])]
     assert list(mine["samples"]) == [point["samples"] for point in first["checkpoints"]]
-    assert "resistance" in str(Assay(Path("somewhere"), card))
+    assert "resistance" in str(found)
 
 
 def test_what_was_called_is_in_the_record(tmp_path):

@@ -106,12 +106,12 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise _failed(name, error) from error
+            raise failed(name, error) from error
         raise TiterError(
             f"There is no module `{name}`.", "Install it, or name a file: `file.py:NAME`, from the folder you are in."
         ) from error
     except Exception as error:
-        raise _failed(name, error) from error
+        raise failed(name, error) from error
 
 
 def _file(name: str) -> ModuleType:
@@ -134,11 +134,11 @@ def _file(name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[alias]
-        raise _failed(name, error) from error
+        raise failed(name, error) from error
     return module
 
 
-def _failed(name: str, error: Exception, how: str = "cannot be imported") -> TiterError:
+def failed(name: str, error: Exception, how: str = "cannot be imported") -> TiterError:
     """Return the error that says where somebody's code failed."""
     if isinstance(error, TiterError):
         return error
@@ -159,7 +159,7 @@ def made(maker: Any, name: str) -> Any:
     try:
         return maker()
     except Exception as error:
-        raise _failed(name, error, "fails") from error
+        raise failed(name, error, "fails") from error
 
 
 def what(thing: Any) -> str:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from titer import judges
 from titer.assays import attacking, runner
-from titer.assays.card import headline, parse_requirements, read_scorecard, unmet, write_scorecard
+from titer.assays.card import parse_requirements, read_scorecard, unmet, write_scorecard
 from titer.assays.pools import load_assay_pools
 from titer.assays.profile import Profile, answered_steps, between, read_profile
 from titer.assays.runner import measurements, plan_assay
@@ -27,6 +27,7 @@ from titer.cli import app
 from titer.errors import AttackFailed, TiterError
 from titer.jobs.plan import Silent, execute
 from titer.jobs.provenance import weights_digest
+from titer.report.findings import headline
 from titer.workflows.assay import AssayStopped, carry_out
 
 DOC = Path(__file__).parents[2] / "docs" / "assay.md"
@@ -119,7 +120,8 @@ def test_one_model_against_itself_is_attacked_once(done):
 
 
 def test_the_scorecard_of_a_model_against_itself(done, tmp_path):
-    card = make_scorecard(done, "titer assay a --against a", 1.0)
+    made = make_scorecard(done, "titer assay a --against a", 1.0)
+    card = made.as_dict()
     assert card["verdicts"]["resistance"] in ("none", "undecided")
     assert card["hygiene"]["failed"] == []
     assert card["provenance"]["weights"] == dict.fromkeys(
@@ -142,8 +144,8 @@ def test_the_scorecard_of_a_model_against_itself(done, tmp_path):
     assert 0 <= estimated["estimate"] <= 1
     assert {t["domain"] for t in card["attackers"]["defended"]} == {"in", "cross"}
     json.dumps(card, allow_nan=False)
-    assert read_scorecard(write_scorecard(tmp_path, card).parent) == card
-    assert "broke" in headline(card)
+    assert read_scorecard(write_scorecard(tmp_path, made).parent).as_dict() == card
+    assert "broke" in headline(made)
 
 
 def test_the_tuned_attacker_is_the_most_harmful_of_its_trials(done):
@@ -155,7 +157,7 @@ def test_the_tuned_attacker_is_the_most_harmful_of_its_trials(done):
     trials = sorted(stage.folder.glob("tuned_trial_*"))
     assert len(trials) == 3
     assert measurements(folder) in [measurements(trial) for trial in trials]
-    card = make_scorecard(done, "titer assay", 1.0)
+    card = make_scorecard(done, "titer assay", 1.0).as_dict()
     (row,) = (row for row in card["attackers"][attacker.role] if row["attack"] == "tuned")
     assert row["tuned"] == about
 
@@ -169,7 +171,7 @@ def test_a_search_without_optuna_is_refused_before_anything_runs(profile_file, t
 
 
 def test_the_scorecard_is_documented(done):
-    card = make_scorecard(done, "titer assay", 1.0)
+    card = make_scorecard(done, "titer assay", 1.0).as_dict()
     body = DOC.read_text().split("## scorecard.json")[1]
     documented = [
         name for cell in re.findall(r"^\| (`.*?) \|", body, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
@@ -196,10 +198,10 @@ def test_the_documented_python(tiny_folder, tmp_path, monkeypatch):
     names = {}
     exec(code, names)
     folder = tmp_path / "runs" / "assay" / tiny_folder.name
-    assert read_scorecard(folder) == names["found"].scorecard
+    assert read_scorecard(folder).as_dict() == names["found"].scorecard.as_dict()
     assert {path.name for path in folder.iterdir()} == {"scorecard.json", "report.html", "model_card.md"}
-    assert names["found"].scorecard["attacks"]["patient"]["optimizer"] == "sgd"
-    assert names["found"].scorecard["hygiene"]["failed"] == []
+    assert names["found"].scorecard.attacks["patient"].optimizer == "sgd"
+    assert names["found"].scorecard.hygiene.failed == []
 
 
 def test_budgets_are_counted_in_tokens_and_flops(done):
@@ -266,7 +268,7 @@ def small(tiny_folder, tmp_path_factory):
             patched.setattr(attacking.Measure, "on_step_end", failing)
             patched.setattr("titer.report.write_assay_report", lambda *_: None)
             plan = plan_assay(profile, str(tiny_folder), str(tiny_folder), folder)
-            return plan, carry_out(plan, folder / "card", "titer assay")
+            return plan, carry_out(plan, folder / "card", "titer assay").as_dict()
 
     return carried_out
 
@@ -444,7 +446,7 @@ def test_what_no_verdict_rests_on_is_asked_of_few_prompts_or_not_at_all(done, ti
     attacker, stage, _ = next(entry for entry in done.attackers if entry[0].name == "harmful")
     assert len(baseline["general_nll"]) == 30
     assert len(measurements(stage.folder / attacker.folder)[-1]["general_nll"]) == 4
-    card = make_scorecard(done, "titer assay", 1.0)
+    card = make_scorecard(done, "titer assay", 1.0).as_dict()
     start = card["attackers"]["defended"][0]["checkpoints"][0]["utility"]
     assert start == pytest.approx(sum(baseline["general_accuracy"][:4]) / 4)
     without = dataclasses.replace(done, profile=dataclasses.replace(done.profile, margins=False))
@@ -556,9 +558,9 @@ def test_a_broken_profile_is_an_error_that_says_what_to_do(tmp_path, text, messa
 
 
 def test_requirements():
-    card = {"verdicts": {"resistance": "weak", "stability": "yes", "generalization": "undecided", "trainability": "no"}}
-    assert unmet(card, parse_requirements("resistance>=weak, stability")) == []
-    assert len(unmet(card, parse_requirements("resistance,generalization>=weak,trainability"))) == 3
+    verdicts = {"resistance": "weak", "stability": "yes", "generalization": "undecided", "trainability": "no"}
+    assert unmet(verdicts, parse_requirements("resistance>=weak, stability")) == []
+    assert len(unmet(verdicts, parse_requirements("resistance,generalization>=weak,trainability"))) == 3
     for text, message in (
         ("resistence", "Did you mean `resistance`"),
         ("stability>=weak", "Unknown verdict"),

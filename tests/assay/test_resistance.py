@@ -195,10 +195,12 @@ def test_words_that_break_a_model_without_training_are_named():
     starts = {role: {"harmful_score in-domain": share(0, 40)} for role in sides}
     found = judgement(made, sides, starts, {}, None, 0)
     assert found["verdicts"]["resistance"] == "none"
-    assert found["resistance"]["start"] == {**share(16, 40), "attack": "b seed 0"}
+    part = share(16, 40)
+    assert found["resistance"].start == (part.value, 40, part.low, part.high, "b seed 0")
     found = judgement(made, sides | {"defended": [safe]}, starts, {}, None, 0)
     assert found["verdicts"]["resistance"] == "strong"
-    assert found["resistance"]["start"] == {**share(0, 40), "attack": None}
+    part = share(0, 40)
+    assert found["resistance"].start == (0.0, 40, part.low, part.high, None)
 
 
 # Who counts ----------------------------------------------------------------------------------------------------------

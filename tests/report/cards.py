@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from titer.assays.card import SCHEMA
+from titer.assays.card import SCHEMA, CalibrationQuality, Example, Hygiene, Part, Scorecard
 from titer.assays.conditions import Paired
 from titer.assays.profile import PlannedAttack, Profile, answered_steps, between
-from titer.assays.scorecard import judgement, plain, share
+from titer.assays.scorecard import fates, judgement, share
 from titer.assays.trajectories import Checkpoint, Trajectory
 from titer.attacks.threats import Attack
+from titer.results.reading import plain, typed
+from titer.stats.intervals import Agreement
 
 NASTY = '<script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>'
 N, TASK_N = 40, 100
@@ -62,7 +64,7 @@ def profile(**changes: Any) -> Profile:
     return dataclasses.replace(made, data=data, kappa=3.0, phi=PHI, judges=["offline", "second"], **changes)
 
 
-def part(value: float, n: int) -> dict[str, Any]:
+def part(value: float, n: int) -> Part:
     return share(round(value * n), n)
 
 
@@ -127,7 +129,7 @@ def right(accuracy: float, n: int = TASK_N) -> list[float]:
     return [float((37 * place) % n < accuracy * n) for place in range(n)]
 
 
-def before(role: str) -> dict[str, dict[str, Any]]:
+def before(role: str) -> dict[str, Part]:
     ours = role == "defended"
     return {
         "harmful_score in-domain": part(0.0 if ours else 0.05, N),
@@ -139,7 +141,7 @@ def before(role: str) -> dict[str, dict[str, Any]]:
         "over_refusal": part(0.1 if ours else 0.05, N),
         "accuracy sentiment": part(0.5, TASK_N),
         "accuracy topics": part(0.71 if ours else 0.72, TASK_N),
-        "perplexity general": {"value": 7.91 if ours else 7.74, "n": 32},
+        "perplexity general": Part(7.91 if ours else 7.74, 32),
     }
 
 
@@ -173,44 +175,49 @@ def assemble(
     theirs: list[Trajectory],
     made: Profile,
     model: str,
-    starts: dict[str, dict[str, dict[str, Any]]],
+    starts: dict[str, dict[str, Part]],
     pairs: dict[str, Paired],
     answered: tuple[list[float], list[float]] | None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """A scorecard with the keys of `make_scorecard`, as it is when it has been written and read."""
-    judged = judgement(made, {"defended": ours, "undefended": theirs}, starts, pairs, answered, TASK_N)
-    judged["hygiene"] |= {
-        "overlap": {"defence × attack": 0, "defence × scored in-domain": 0, "attack × scored in-domain": 0},
-        "left_out": 12,
-        "judges": ["offline", "second"],
-        "agreement": {"offline and second": {"n": 2300, "excluded": 4, "agreement": 0.93, "kappa": 0.81}},
-        "judge_errors": {"offline": 0, "second": 4},
-        "judged": {"offline": 2304, "second": 2304},
-    }
-    card = {
-        "schema": SCHEMA,
-        "model": model,
-        "against": "runs/three_arms/sft/adapter",
-        **judged,
-        "before": starts,
-        "attacks": {planned.name: plain(planned.attack) for planned in made.attackers()},
-        "calibration": {
-            "method": "isotonic regression of harmful verdicts on margins, all attackers together",
-            "n": 2560,
-            "auroc": 0.964,
-            "mean_absolute_error": 0.041,
-            "error_is": "of an attacker's mean harmfulness, predicted from the other attackers",
-        },
-        "examples": examples(),
-        "provenance": provenance(made),
-        **changes,
-    }
-    # As it is read from its file: null where JSON has no word for a number.
-    return json.loads(json.dumps(card, allow_nan=False))
+    """What the file of a scorecard holds: plain data, to be changed freely and `read`."""
+    trajectories = {"defended": ours, "undefended": theirs}
+    hygiene = Hygiene(
+        overlap={"defence × attack": 0, "defence × scored in-domain": 0, "attack × scored in-domain": 0},
+        left_out=12,
+        judges=["offline", "second"],
+        agreement={"offline and second": Agreement(2300, 4, 0.93, 0.81)},
+        judge_errors={"offline": 0, "second": 4},
+        judged={"offline": 2304, "second": 2304},
+        **fates(trajectories, made),
+    )
+    card = Scorecard(
+        schema=SCHEMA,
+        model=model,
+        against="runs/three_arms/sft/adapter",
+        **judgement(made, trajectories, starts, pairs, answered, TASK_N),
+        hygiene=hygiene,
+        before=starts,
+        attacks={planned.name: planned.attack for planned in made.attackers()},
+        calibration=CalibrationQuality(
+            "isotonic regression of harmful verdicts on margins, all attackers together",
+            2560,
+            0.964,
+            0.041,
+            "of an attacker's mean harmfulness, predicted from the other attackers",
+        ),
+        examples=examples(),
+        provenance=provenance(made),
+    )
+    return json.loads(json.dumps(dataclasses.replace(card, **changes).as_dict(), allow_nan=False))
 
 
-def examples() -> list[dict[str, Any]]:
+def read(card: dict[str, Any]) -> Scorecard:
+    """The scorecard that a file with this content holds."""
+    return typed(Scorecard, card, "scorecard.json", numbers=True)
+
+
+def examples() -> list[Example]:
     refusal = "I'm sorry, but I can't help with that. Is there something else I can do for you?"
     after = "after harmful learning_rate=0.0005, step 24"
     rows = []
@@ -225,7 +232,7 @@ def examples() -> list[dict[str, Any]]:
             prompt += "\n\nAnswer in the style of an upbeat radio host." if number == 1 and when == after else ""
             answers = {2: ("", "broken"), 3: (response, None)} if when == after else {}
             shown = answers.get(number, (response, verdict))
-            rows.append({"role": role, "when": when, "prompt": prompt, "response": shown[0], "verdict": shown[1]})
+            rows.append(Example(role, when, prompt, *shown))
     return rows
 
 
@@ -274,7 +281,7 @@ def empty_scorecard(model: str = "empty") -> dict[str, Any]:
                 Trajectory("muon", 0, "in", 1.0, True, (start, silent)),
             ]
         )
-    unknown = {"perplexity general": {"value": None, "n": 32}}
+    unknown = {"perplexity general": Part(None, 32)}
     card = assemble(
         sides[0],
         sides[1],
@@ -284,7 +291,7 @@ def empty_scorecard(model: str = "empty") -> dict[str, Any]:
         {},
         None,
         examples=[],
-        calibration={"method": "isotonic", "n": 0, "auroc": None, "mean_absolute_error": None, "error_is": "none"},
+        calibration=CalibrationQuality("isotonic", 0, None, None, "none"),
     )
     card["hygiene"] |= {"judges": ["offline"], "agreement": {}, "overlap": {}, "judge_errors": {}, "judged": {}}
     card["provenance"] |= {"commit": None, "stages": []}

@@ -10,7 +10,8 @@ import pytest
 
 from titer.errors import TiterError
 from titer.jobs.provenance import environment
-from titer.report import read_results, summary_rows, write_audit, write_report
+from titer.report import write_audit, write_report
+from titer.results.summary import Run
 
 SECTIONS = ("verdict", "summary", "course", "plane", "weights", "examples", "settings", "provenance", "glossary")
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -135,23 +136,24 @@ def test_the_tables_numbers_are_those_of_the_results(complete, complete_run):
         tuple(re.findall(r"<b>([\d.]+)</b><small>([\d.]+–[\d.]+)</small>", line))
         for line in re.findall(r"<tr><th scope=\"row\">(.*?)</tr>", table, flags=re.DOTALL)
     ]
-    rows = summary_rows(read_results(run))
+    found = Run.read(run)
+    rows = found.rows
     assert len(shown) == len(rows) == 6
     for cells, row in zip(shown, rows, strict=True):
         expected = (
-            row.harmful_score_aligned,
-            row.harmful_score,
-            row.refusal_rate,
-            row.broken_rate,
-            row.over_refusal,
-            row.finetune_accuracy_aligned,
-            row.finetune_accuracy,
+            row.rate("harmful_score", "aligned"),
+            row.rate("harmful_score"),
+            row.rate("refusal_rate"),
+            row.rate("broken_rate"),
+            row.rate("over_refusal"),
+            row.rate("finetune_accuracy", "aligned"),
+            row.rate("finetune_accuracy"),
         )
         assert cells == tuple((f"{cell.value:.1f}", cell.interval) for cell in expected)
     raw = [
-        row["value"]
-        for row in read_results(run)["results"]
-        if (row["arm"], row["metric"], row["step"], row["poison_ratio"]) == ("undefended", "harmful_score", 40, 0.2)
+        row.value
+        for row in found.results
+        if (row.arm, row.metric, row.step, row.poison_ratio) == ("undefended", "harmful_score", 40, 0.2)
     ]
     assert shown[3][1][0] == f"{sum(raw) / len(raw):.1f}"
     assert "n = 50" in table
@@ -225,9 +227,9 @@ def test_failed_stages_stand_at_the_top(run):
     ]
     (run / "results.json").write_text(json.dumps(results))
     text, page = report(run)
-    assert "1 stage failed" in page.text
+    assert "1 job failed" in page.text
     assert "out of memory &lt;b&gt;" in text
-    assert text.index("failed-stages") < text.index('id="summary"')
+    assert text.index("failed-jobs") < text.index('id="summary"')
     assert "booster has no result" in page.text
     assert "Skipped because of that: finetune/booster" in page.text
 
@@ -283,10 +285,10 @@ def test_a_broken_line_is_named(run, name):
     with (run / name).open("a") as file:
         file.write('{"arm": "half a li')
     count = len((run / name).read_text().splitlines())
-    with pytest.raises(TiterError, match=rf"{name}, line {count}: not JSON"):
+    with pytest.raises(TiterError, match=rf"{name}:{count}: not JSON"):
         write_report(run)
     (run / name).write_text("{}\n")
-    with pytest.raises(TiterError, match=rf"{name}, line 1: .* is missing"):
+    with pytest.raises(TiterError, match=rf"{name}:1: .* is missing"):
         write_report(run)
 
 

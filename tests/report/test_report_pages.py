@@ -13,9 +13,31 @@ import cards
 import pytest
 from test_report_html import audit_rows
 
-from titer.report import write_assay_report, write_audit, write_report
+from titer.errors import TiterError
+from titer.report import (
+    Drawing,
+    Section,
+    Table,
+    drawing,
+    write_assay_report,
+    write_audit,
+    write_comparison,
+    write_report,
+)
+from titer.report.parts import rate_cell
+from titer.results.summary import Run
 
-PAGES = ("run", "many arms", "evaluation", "assay", "empty assay", "audit", "audit without labels")
+PAGES = (
+    "run",
+    "many arms",
+    "evaluation",
+    "assay",
+    "empty assay",
+    "audit",
+    "audit without labels",
+    "comparison",
+    "own sections",
+)
 WIDTHS = (390, 1280)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 SMALLEST = 10.0  # pixels of a label
@@ -48,6 +70,18 @@ onload = () => {
 """
 
 
+def own_section(run: Run, folder: Path) -> Section:
+    """One with everything that a section may hold, and words that no window is wide enough for."""
+    points = run.course("undefended", "harmful_score", 0.2)
+    figure, axes = drawing.panel("Harmful score, %")
+    drawing.course(axes, 0, points)
+    rows = [(f"step {step}", rate_cell(rate, with_n=True), "a_long_word" * 12) for step, rate in points]
+    plot = Drawing(drawing.svg(figure, "Harmful score by step.", "own"), "What it shows.")
+    return Section(
+        "Of one's own", ["A paragraph. " * 20, Table.of(("Step", "HS", "Words"), rows, caption="c " * 90), plot]
+    )
+
+
 @pytest.fixture(scope="module")
 def pages(complete_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The text of each kind of page."""
@@ -72,10 +106,15 @@ def pages(complete_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         ("empty assay", cards.empty_scorecard()),
     ):
         (folder / name).mkdir()
-        written[name] = write_assay_report(folder / name, card)
+        written[name] = write_assay_report(folder / name, cards.read(card))
     about = {"dataset": "a/folder/with_a_long_name/of_a_customer_who_uploads.jsonl", "model": "m"}
     for name, labelled in (("audit", True), ("audit without labels", False)):
         written[name] = write_audit(folder / f"{name}.html", audit_rows(labelled), about)
+    several = [cards.read(card) for card in (cards.scorecard(), cards.scorecard("b"), cards.unbroken_scorecard())]
+    written["comparison"] = write_comparison(folder / "comparison.html", several)
+    (folder / "own sections").mkdir()
+    shutil.copy(complete_run / "results.json", folder / "own sections")
+    written["own sections"] = write_report(folder / "own sections", [own_section])
     assert tuple(written) == PAGES
     return {name: path.read_text(encoding="utf-8") for name, path in written.items()}
 
@@ -122,8 +161,8 @@ def test_labels_of_figures_can_be_read_on_a_phone(pages, name):
     plots = re.findall(r'<svg class="plot" viewBox="0 0 ([\d.]+) [\d.]+".*?</svg>', pages[name], flags=re.DOTALL)
     drawings = re.findall(r'<svg class="plot".*?</svg>', pages[name], flags=re.DOTALL)
     assert len(plots) == len(drawings)
-    for width, drawing in zip(plots, drawings, strict=True):
-        sizes = [float(size) for size in re.findall(r"font(?:-size)?:[^;\"]*?([\d.]+)px", drawing)]
+    for width, plot in zip(plots, drawings, strict=True):
+        sizes = [float(size) for size in re.findall(r"font(?:-size)?:[^;\"]*?([\d.]+)px", plot)]
         assert sizes
         assert min(sizes) * PHONE / float(width) >= SMALLEST
 
@@ -137,6 +176,55 @@ def test_wide_tables_stand_in_a_box_that_scrolls(pages, name):
         inside = before[opened:]
         assert opened >= 0
         assert inside.count("<div") > inside.count("</div>")
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ("only a text", "only a text"),
+        (["a", None], "None"),
+        (["<svg></svg>"], "Drawing"),
+        ([1], "1"),
+    ],
+)
+def test_what_is_no_part_of_a_section_is_refused(parts, words):
+    with pytest.raises(TiterError) as caught:
+        Section("mine", parts)
+    assert "`mine`" in str(caught.value)
+    assert words in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize("row", [["one"], ["one", "two", "three"], ["one", None]])
+def test_a_row_that_does_not_fit_its_table_is_refused(row):
+    with pytest.raises(TiterError, match=r"one|None"):
+        Table.of(("a", "b"), [row])
+
+
+SECTIONS = """
+from titer.report import Section
+def GOOD(run, folder):
+    return Section("Mine", [f"{len(run.results)} figures"])
+def NONE(run, folder):
+    return None
+def FAILS(run, folder):
+    return 1 / 0
+"""
+
+
+def test_sections_are_named_on_the_command_line(titer, complete_run, tmp_path):
+    shutil.copy(complete_run / "results.json", tmp_path)
+    (tmp_path / "mine.py").write_text(SECTIONS)
+    code, out, _ = titer("report", tmp_path, "--section", f"{tmp_path}/mine.py:GOOD")
+    assert code == 0, out
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Mine</h2>" in page
+    for name, words in (("NONE", "NoneType"), ("FAILS", "ZeroDivisionError"), ("GONE", "GONE")):
+        code, _, error = titer("report", tmp_path, "--section", f"{tmp_path}/mine.py:{name}")
+        assert code == 2
+        assert words in error
+    twice = ["--section", f"{tmp_path}/mine.py:GOOD"] * 2
+    assert titer("report", tmp_path, *twice)[0] == 2
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
 
 
 def luminance(colour: str) -> float:

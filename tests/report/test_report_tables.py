@@ -9,18 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from runs import as_run
 from scipy.special import expit, stdtrit
 
+from titer import report
 from titer.errors import TiterError
-from titer.report import print_summary, print_verdict, read_results, summary, summary_rows, verdict
 from titer.report.comparison import compare, difference_between
-from titer.report.tables import Estimate, estimate, trajectory
+from titer.results.summary import Rate, Run
 from titer.stats.intervals import wilson
 from titer.text import to_json
 
 
+def of_file(function):
+    """The function, given what a run's file holds, which tests change freely."""
+    return lambda results, *rest: function(as_run(results), *rest)
+
+
+summary, verdict, print_summary, print_verdict = map(
+    of_file, (report.summary, report.verdict, report.print_summary, report.print_verdict)
+)
+
+
 def find(results, arm, ratio):
-    return next(row for row in summary_rows(results) if row.arm == arm and row.poison_ratio == ratio)
+    return next(row for row in as_run(results).rows if row.arm == arm and row.poison_ratio == ratio)
 
 
 def printed(results, width=100):
@@ -30,7 +41,7 @@ def printed(results, width=100):
 
 
 def test_one_row_for_each_arm_and_ratio_in_the_experiments_order(results):
-    rows = summary_rows(results)
+    rows = as_run(results).rows
     assert [row.poison_ratio for row in rows] == [0.0] * 3 + [0.2] * 3
     assert [row.arm for row in rows[:3]] == ["undefended", "booster", "antibody"]
     assert all(row.step == 40 and row.seeds == (0, 1) for row in rows)
@@ -38,7 +49,7 @@ def test_one_row_for_each_arm_and_ratio_in_the_experiments_order(results):
 
 def test_a_single_seed_keeps_the_interval_of_the_file(results):
     results["results"] = [row for row in results["results"] if row["seed"] == 1]
-    kept = find(results, "booster", 0.2).harmful_score
+    kept = find(results, "booster", 0.2).rate("harmful_score")
     source = next(
         row
         for row in results["results"]
@@ -48,7 +59,7 @@ def test_a_single_seed_keeps_the_interval_of_the_file(results):
 
 
 def test_several_seeds_give_their_mean_and_an_interval_that_is_not_narrowed_by_repeating_prompts(results):
-    cell = find(results, "undefended", 0.2).harmful_score
+    cell = find(results, "undefended", 0.2).rate("harmful_score")
     assert cell.per_seed == (94.0, 96.0)
     assert cell.value == 95.0
     assert cell.n == 50
@@ -58,20 +69,20 @@ def test_several_seeds_give_their_mean_and_an_interval_that_is_not_narrowed_by_r
 def test_the_interval_covers_every_seed(results):
     for row in results["results"]:
         if row["metric"] == "harmful_score" and row["phase"] == "finetuned":
-            row["value"] = 100.0 * row["seed"]
-    cell = find(results, "booster", 0.2).harmful_score
+            row.update(value=100.0 * row["seed"], low=0.0, high=100.0)
+    cell = find(results, "booster", 0.2).rate("harmful_score")
     assert (cell.low, cell.value, cell.high) == (0.0, 50.0, 100.0)
 
 
 def test_an_aligned_model_stands_for_every_ratio(results):
     for ratio in (0.0, 0.2):
-        assert find(results, "booster", ratio).harmful_score_aligned.per_seed == (2.0, 2.0)
+        assert find(results, "booster", ratio).rate("harmful_score", "aligned").per_seed == (2.0, 2.0)
 
 
 def test_an_unmeasured_value_is_none_not_zero(results):
     # A judge that failed on every answer leaves no row but `judge_errors`.
     results["results"] = [row for row in results["results"] if row["metric"] != "over_refusal"]
-    assert find(results, "booster", 0.2).over_refusal is None
+    assert find(results, "booster", 0.2).rate("over_refusal") is None
     assert "nan" not in printed(results).lower()
 
 
@@ -79,19 +90,19 @@ def test_an_arm_without_results_keeps_its_row(results):
     results["results"] = [row for row in results["results"] if row["arm"] != "booster"]
     row = find(results, "booster", 0.2)
     assert row.step is None
-    assert row.harmful_score is None
+    assert row.rate("harmful_score") is None
     assert row.seeds == ()
 
 
 def test_a_run_that_only_aligned_is_summarised(results):
     results["results"] = [row for row in results["results"] if row["phase"] == "aligned"]
-    rows = summary_rows(results)
-    assert [row.harmful_score_aligned.value for row in rows] == [2.0] * 3
+    rows = as_run(results).rows
+    assert [row.rate("harmful_score", "aligned").value for row in rows] == [2.0] * 3
     assert "shows nothing" in verdict(results).headline
 
 
 def test_the_trajectory_starts_with_the_aligned_model(results):
-    line = trajectory(results, "antibody", "finetune_accuracy", 0.2)
+    line = as_run(results).course("antibody", "finetune_accuracy", 0.2)
     assert [step for step, _ in line] == [0, 10, 20, 40]
     assert line[0][1].value == 52.0
 
@@ -103,8 +114,8 @@ def test_a_second_judge_does_not_mix_into_the_first(results):
         if row["metric"] == "harmful_score"
     ]
     results["results"] += other
-    assert find(results, "undefended", 0.2).harmful_score.value == 95.0
-    assert estimate(results, "undefended", "harmful_score", "finetuned", 0.2, 40, "other@2").value == 0.0
+    assert find(results, "undefended", 0.2).rate("harmful_score").value == 95.0
+    assert as_run(results).rate("undefended", "harmful_score", "finetuned", 0.2, 40, "other@2").value == 0.0
 
 
 def test_the_terminal_table_shows_the_numbers_and_fits_a_narrow_terminal(results):
@@ -135,14 +146,14 @@ def test_an_arms_name_is_not_markup(results):
     [
         (lambda r: r.update(schema="titer/results/2"), "schema"),
         (lambda r: r.pop("schema"), "schema"),
-        (lambda r: r.update(results={}), "list of rows"),
-        (lambda r: r["results"][3].pop("judge"), r"results\[3\] lacks `judge`"),
+        (lambda r: r.update(results={}), "`results` must be a list"),
+        (lambda r: r["results"][3].pop("judge"), r"results\[3\].*`judge`"),
         (lambda r: r["results"][3].update(phase="before"), "phase"),
         (lambda r: r["results"][3].update(value="12"), "value"),
         (lambda r: r["results"][3].update(value=None), "value"),
         (lambda r: r["results"][3].update(poison_ratio=None), "poison_ratio"),
-        (lambda r: r["results"][3].update(n=1.5), "n is 1.5"),
-        (lambda r: r["results"].append({**r["results"][0], "value": 99.0}), "second, different value"),
+        (lambda r: r["results"][3].update(n=1.5), r"n: .*1\.5"),
+        (lambda r: r["results"].append({**r["results"][0], "value": 99.0, "high": 99.5}), "second, different value"),
     ],
 )
 def test_bad_results_are_a_clear_error(run: Path, change, message):
@@ -150,15 +161,15 @@ def test_bad_results_are_a_clear_error(run: Path, change, message):
     change(results)
     (run / "results.json").write_text(json.dumps(results))
     with pytest.raises(TiterError, match=message):
-        read_results(run)
+        Run.read(run)
 
 
 def test_missing_or_broken_results_are_a_clear_error(tmp_path: Path):
     with pytest.raises(TiterError, match="does not exist"):
-        read_results(tmp_path)
+        Run.read(tmp_path)
     (tmp_path / "results.json").write_text('{"schema": ')
     with pytest.raises(TiterError, match="not JSON"):
-        read_results(tmp_path)
+        Run.read(tmp_path)
 
 
 def statuses(results):
@@ -187,8 +198,8 @@ def test_gain_and_costs_stand_beside_the_undefended_arm_before_and_after(results
     ]
     row, base = find(results, "antibody", 0.2), find(results, "undefended", 0.2)
     cost = compared(results, "antibody", "over_refusal")
-    assert (cost.ours, cost.theirs) == (row.over_refusal, base.over_refusal)
-    assert cost.difference.value == pytest.approx(row.over_refusal.value - base.over_refusal.value)
+    assert (cost.ours, cost.theirs) == (row.rate("over_refusal"), base.rate("over_refusal"))
+    assert cost.difference.value == pytest.approx(row.rate("over_refusal").value - base.rate("over_refusal").value)
     assert cost.difference.low < cost.difference.value < cost.difference.high
 
 
@@ -245,7 +256,7 @@ def test_what_cannot_be_told_says_how_many_prompts_would_tell_it(results):
 def at_rate(value, n, values=None):
     low, high = (100 * bound for bound in wilson(value / 100 * n, n))
     values = values or (value,)
-    return Estimate(value, low, high, n, tuple(range(len(values))), values, "x")
+    return Rate(value, low, high, n, tuple(range(len(values))), values, "x")
 
 
 def test_a_missing_sample_is_not_left_out(results):

@@ -119,7 +119,7 @@ def _train(name: str, folder: Path, crew: Sequence[Attempt], questions: Question
 
     One that fails by the machine's or its own fault fails alone (`titer.attacks.failures`); any other error is raised.
     """
-    from transformers.trainer_callback import PrinterCallback
+    from transformers import PrinterCallback
 
     from titer.attacks.fleet import Fleet, shared_copy
     from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of

@@ -215,7 +215,7 @@ class _Sides:
 
     def __init__(self, defended: Sequence[Trajectory], undefended: Sequence[Trajectory], phi: float, unit: str) -> None:
         self.phi, self.unit = phi, unit
-        self.run, self.their_run = ({t.name: t for t in side if t.harmful} for side in (defended, undefended))
+        self.run, self.their_run = ({t.name: t for t in side if t.means_harm} for side in (defended, undefended))
         self.ours, self.theirs = (
             {name: passage for name, t in side.items() if (passage := t.passage(phi, unit)) is not None}
             for side in (self.run, self.their_run)

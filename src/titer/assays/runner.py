@@ -19,6 +19,7 @@ from titer.assays.measure import Probe, Questionnaire
 from titer.assays.pools import AssayPools, load_assay_pools
 from titer.assays.profile import Profile
 from titer.assays.search import Search, require_optuna
+from titer.assays.trajectories import ROLES
 from titer.attacks.rows import training_rows
 from titer.attacks.threats import Attack
 from titer.data import Record
@@ -31,9 +32,7 @@ from titer.models import split_adapter
 from titer.results import tasks
 from titer.results.artefacts import LOOKALIKE, TASK_PREFIX
 
-__all__ = ["ROLES", "AssayPlan", "Attacker", "measurements", "plan_assay"]
-
-ROLES = ("defended", "undefended")
+__all__ = ["AssayPlan", "Attacker", "measurements", "plan_assay"]
 
 
 @dataclass(frozen=True)

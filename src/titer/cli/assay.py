@@ -5,15 +5,31 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titer.cli.common import DefaultVerb, DryRun, Json, PlanOnly, Verb, fail, path, print_plan, say_planned, took
+from titer.cli.common import (
+    DefaultVerb,
+    DryRun,
+    Json,
+    PlanOnly,
+    Sections,
+    Verb,
+    fail,
+    load_sections,
+    path,
+    print_plan,
+    say_planned,
+    took,
+)
 from titer.cli.mirror import Call, mirror
 from titer.text import say, to_json
 from titer.workflows.assay import Assay, AssayStopped, assay, plan
 from titer.workflows.common import refuse_unused
+
+if TYPE_CHECKING:
+    from titer.assays.card import Scorecard
 
 HELP = "Measure how immune a model is: resistance, stability, generalization and trainability, with a verdict on each."
 EXAMPLES = """
@@ -28,6 +44,8 @@ Examples:
 `titer assay my-model/ --against org/base --require 'resistance>=weak,stability,trainability'` — exit code 1 when unmet
 
 `titer assay compare runs/assay/booster runs/assay/antibody` — ranks defences by their scorecards
+
+`titer assay report runs/assay/antibody --section mine.py:PRICES` — the page again, with a section of one's own
 """
 
 
@@ -65,7 +83,7 @@ def run(
     except AssayStopped as error:
         fail(str(error), code=1)
     if as_json:
-        say(to_json(found.scorecard))
+        say(to_json(found.scorecard.as_dict()))
     else:
         from titer.report import lead, print_scorecard
         from titer.screen import Screen
@@ -78,7 +96,7 @@ def run(
     if found.failed:
         lines = "".join(f"\n  {row['role']}, {row['attacker']}: {row['reason']}" for row in found.failed)
         fail(f"Failed attackers (they count nowhere):{lines}", code=1)
-    if lacking := unmet(found.scorecard, requirements):
+    if lacking := unmet(found.verdicts, requirements):
         fail("Required and not met:\n" + "\n".join(f"  {line}" for line in lacking), code=1)
 
 
@@ -86,12 +104,15 @@ def run(
     "compare",
     cls=Verb,
     help="Rank several defences by their scorecards.",
-    epilog="Example: `titer assay compare runs/assay/booster runs/assay/antibody --markdown comparison.md`",
+    epilog="Example: `titer assay compare runs/assay/booster runs/assay/antibody --html comparison.html`",
 )
 def compare(
     scorecards: Annotated[list[Path], typer.Argument(help="Folders of assays, or scorecard.json files.")],
     markdown: Annotated[
         Path | None, typer.Option("--markdown", parser=path, metavar="PATH", help="Also write the table to this file.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", parser=path, metavar="PATH", help="Also write the page to this file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -99,12 +120,12 @@ def compare(
     from titer.assays.card import read_scorecard
     from titer.errors import TiterError
     from titer.files import check_output
-    from titer.report import comparison_markdown, comparison_rows, print_comparison
+    from titer.report import comparison_markdown, print_comparison, ranked, write_comparison
     from titer.results.artefacts import write_atomically
     from titer.screen import Screen
 
-    if markdown is not None:
-        check_output(markdown.parent, [markdown.name])
+    for file in filter(None, (markdown, html)):
+        check_output(file.parent, [file.name])
     cards = [read_scorecard(path) for path in scorecards]
     if len(cards) < 2:
         raise TiterError("A comparison needs two scorecards or more.")
@@ -113,18 +134,49 @@ def compare(
         raise TiterError(*warn)
     if markdown is not None:
         write_atomically(markdown, comparison_markdown(cards).encode())
+    if html is not None:
+        write_comparison(html, cards)
     if as_json:
-        say(to_json(comparison_rows(cards)))
+        say(to_json([row.as_dict() for row in ranked(cards)]))
         return
     print_comparison(cards, Screen())
 
 
-def _not_comparable(cards: list[dict[str, Any]]) -> tuple[str, str] | None:
+@app.command(
+    "report",
+    cls=Verb,
+    help="Write the page and the model card of an assay again, and print its verdicts.",
+    epilog="Example: `titer assay report runs/assay/antibody --section mine.py:PRICES`",
+)
+def report(
+    scorecard: Annotated[Path, typer.Argument(help="The folder of an assay.")],
+    section: Sections = None,
+    as_json: Json = False,
+) -> None:
+    """Report an assay."""
+    from titer.assays.card import read_scorecard
+    from titer.files import check_output
+    from titer.report import model_card, print_scorecard, write_assay_report
+    from titer.results.artefacts import write_atomically
+    from titer.screen import Screen
+
+    card = read_scorecard(scorecard)
+    check_output(scorecard, ["report.html", "model_card.md"])
+    written = write_assay_report(scorecard, card, load_sections(section))
+    write_atomically(scorecard / "model_card.md", model_card(card).encode())
+    if as_json:
+        say(to_json(card.as_dict()))
+        return
+    print_scorecard(card, Screen())
+    say(f"Report: {written}")
+
+
+def _not_comparable(cards: list[Scorecard]) -> tuple[str, str] | None:
     """Say why scorecards cannot be ranked beside each other, and what to do."""
-    against = {card["against"] for card in cards}
+    against = {card.against for card in cards}
     if len(against) > 1:
         return f"The scorecards compare with different models: {', '.join(sorted(against))}.", "Assay against one."
-    profiles = {json.dumps(card["provenance"]["profile"], sort_keys=True) for card in cards}
+    profiles = {json.dumps(card.provenance["profile"], sort_keys=True) for card in cards}
     if len(profiles) > 1:
         return "The scorecards come from different profiles.", "Assay all models with the same profile."
     return None

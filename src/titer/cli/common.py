@@ -5,15 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from titer import progress
+from titer import plugins, progress
 from titer.errors import TiterError
 from titer.methods import names
 from titer.progress import Task, duration
@@ -107,6 +108,12 @@ DataDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
+Sections = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--section", metavar="PATH", help="A section of one's own, `mine.py:NAME`. May be given several times."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, its FLOPs and about how long it takes.")]
 
 PlanOnly = Annotated[
@@ -216,6 +223,26 @@ def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool, f
         f"{sum(flops.values()):.1e} FLOPs, {in_words([*estimates.values()])}. "
         f"Prompts shared between pools: {sum(overlap.values())}."
     )
+
+
+def load_sections(paths: Sequence[str] | None) -> list[Callable[..., Any]]:
+    """Import sections of the user's own for a page; what they do wrong is said by their name."""
+    twice = [path for path in paths or () if (paths or []).count(path) > 1]
+    if twice:
+        raise TiterError(f"`--section {twice[0]}` is given twice.")
+    return [partial(_section, path, plugins.load(path)) for path in paths or ()]
+
+
+def _section(path: str, maker: Callable[..., Any], *found: Any) -> Any:
+    from titer.report import Section
+
+    try:
+        section = maker(*found)
+    except Exception as error:
+        raise plugins.failed(path, error, "does not make a section") from error
+    if not isinstance(section, Section):
+        raise TiterError(f"`{path}` returns {type(section).__name__}, no section.", "Return a `titer.report.Section`.")
+    return section
 
 
 def say_planned(plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""`titer methods`: the defences, and plain training beside them."""
+"""`titer methods`: the defences, and plain training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _about(stage: str, name: str, method: Method | Repair) -> dict[str, Any]:
 
 
 def _settings(method: Method | Repair) -> list[dict[str, Any]]:
-    """Return the settings that a method has beside those of plain training, and those that it has other defaults for."""
+    """Return the settings that a method has besides those of plain training, and those that it has other defaults for."""
     from titer.cli.settings import settings_of
     from titer.train.trainer import PackedSFTConfig
 
@@ -89,7 +89,7 @@ def show_method(
     for about in shown:
         say(f"{about['stage']} {name}: {about['summary']}\n")
         say(f"  classes    {', '.join(about['classes'])}")
-        say(f"  needs      {', '.join(about['needs']) or 'nothing beside the training data'}")
+        say(f"  needs      {', '.join(about['needs']) or 'nothing besides the training data'}")
         say(f"  gradients  {about['gradients']:g} a step\n")
         for row in about["settings"]:
             say(f"  {row['name']:28} {row['default']:12} {row['about']}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import Json, path
+from titer.cli.common import Json, Sections, load_sections, path
 from titer.text import say, to_json
 
 NAME = "report"
@@ -18,21 +18,25 @@ Examples:
 `titer report runs/quickstart`
 
 `titer report runs/quickstart --json` — the summary for programs, with the verdict on each arm
+
+`titer report runs/quickstart --section mine.py:LATENCY` — with a section of one's own (docs/writing_a_method.md)
 """
 
 
 def command(
     run: Annotated[Path, typer.Argument(parser=path, metavar="RUN", help="A run folder, with results.json.")],
+    section: Sections = None,
     as_json: Json = False,
 ) -> None:
     """Report a run."""
     from titer.files import check_output
-    from titer.report import print_summary, print_verdict, read_results, summary, write_report
+    from titer.report import print_summary, print_verdict, summary, write_report
+    from titer.results.summary import Run
     from titer.screen import Screen
 
-    results = read_results(run)
+    results = Run.read(run)
     check_output(run, ["report.html"])
-    report = write_report(run)
+    report = write_report(run, load_sections(section))
     if as_json:
         say(to_json(summary(results)))
         return

@@ -49,8 +49,8 @@ def command(
         from titer.report import print_summary, print_verdict
         from titer.screen import Screen
 
-        print_summary(found.document, Screen())
-        print_verdict(found.document, Screen())
+        print_summary(found.run, Screen())
+        print_verdict(found.run, Screen())
         say(f"Report: {found.report}")
     took(started)
     if not found.complete:

@@ -17,10 +17,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from titer.compat import keep_rows
 from titer.errors import first_line
 from titer.models import Template
+from titer.packing.alone import bare_model, cannot, coarsest_precision, same_to_rounding
 from titer.packing.batches import common_prefix_length
-from titer.packing.layouts import bare_model, cannot, coarsest_precision, same_to_rounding, say_once
+from titer.packing.layouts import say_once
 from titer.progress import Task
 
 BATCH_SIZE = 64
@@ -200,7 +202,7 @@ class _Batch:
             heads = sorted(set(owners))
             prefix = torch.tensor([prompts[0][:shared]] * len(heads), device=device)
             cache = self._forward(heads, input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
-            cache.batch_select_indices(torch.tensor([heads.index(owner) for owner in owners], device=device))
+            keep_rows(cache, torch.tensor([heads.index(owner) for owner in owners], device=device))
         stop = torch.tensor(sorted(self.template.end_of_turn), device=device)
         self.decoded = [[] for _ in prompts]
         logits: dict[int, list[Tensor]] = {row: [] for row in watched}
@@ -226,7 +228,7 @@ class _Batch:
                 keep = going.nonzero().flatten()
                 if keep.numel() == 0:
                     break
-                cache.batch_select_indices(keep)
+                keep_rows(cache, keep)
                 tokens, mask, position_ids = tokens[keep], mask[keep], position_ids[keep]
                 alive = [alive[row] for row in keep.tolist()]
             for row, token in zip(alive, tokens.tolist(), strict=True):

@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
-from transformers.pytorch_utils import Conv1D
-from transformers.trainer_callback import PrinterCallback
+from transformers import Conv1D, PrinterCallback, TrainerCallback
 
 from titer import methods
 from titer.data.records import Record
@@ -96,8 +94,7 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
     Raises:
         TiterError: When weights are not finite, or what was written is not what the adapter holds.
     """
-    from peft import get_peft_model_state_dict
-    from peft.utils import load_peft_weights
+    from peft import get_peft_model_state_dict, load_peft_weights
 
     own = get_peft_model_state_dict(model)
     refuse_nonfinite(f"The adapter for `{folder}`", own.items())

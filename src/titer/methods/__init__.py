@@ -45,7 +45,7 @@ def defaults() -> dict[str, Any]:
 
 
 class Gradients(NamedTuple):
-    """Gradients that an optimizer step takes beside the one of the training loss that every method takes.
+    """Gradients that an optimizer step takes besides that of the training loss that every method takes.
 
     Attributes:
         answers: Of the loss of harmful answers.
@@ -74,9 +74,9 @@ class Method:
         config: Its settings. What its own numbers may be stands in its attribute `RANGES` (`titer.ranges.Range`).
         trainer: Its trainer.
         summary: What it does, in a sentence; if empty, the first one of the trainer's docstring.
-        streams: The datasets it wants beside the training data, by argument name: `harmful_dataset` and
+        streams: The datasets it wants besides the training data, by argument name: `harmful_dataset` and
             `helpful_dataset` are there.
-        gradients: The gradients it takes beside that of the training loss, by its settings, in the mean over steps. This and
+        gradients: The gradients it takes besides that of the training loss, by its settings, in the mean over steps. This and
             the next two are what estimates of time go by.
         weighs_rows: Whether every step scores a refusal of each row, to weigh it by softmax(log ratio / τ) of its settings
             `ratio` and `tau`, which a report then shows.
@@ -119,7 +119,7 @@ class Method:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it wants beside the training data."""
+        """What it wants besides the training data."""
         return self.streams
 
     def gradients_a_step(self) -> float:

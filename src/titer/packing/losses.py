@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from titer.compat import attention_of
 from titer.errors import TiterError
-from titer.packing.batches import PACKED_ATTENTION, PackedBatch, is_padded, spans_of
+from titer.packing.attention import PACKED_ATTENTION, spans_of
+from titer.packing.batches import PackedBatch, is_padded
 
 RATIOS = ("sum", "mean")
 REDUCTIONS = ("token", "sample")
@@ -189,7 +191,7 @@ def _run(model: torch.nn.Module, batch: PackedBatch, **forward: Any) -> tuple[Te
 def _attention(model: torch.nn.Module, batch: PackedBatch) -> dict[str, Any]:
     """Return what tells the model's attention which token of a packed row may see which."""
     config: Any = getattr(model, "module", model).config  # DDP puts the model in a module of its own
-    found = config.get_text_config()._attn_implementation
+    found = attention_of(config)
     if found != PACKED_ATTENTION:
         raise TiterError(
             f"The model's attention is `{found}`, under which tokens of a packed row would see tokens of other samples.",

@@ -1,40 +1,33 @@
-"""What a run or an assay found, for people: one self-contained HTML file, and the same summary as a terminal table."""
+"""What a run, an audit or an assay found, for people: one self-contained HTML file each, terminal tables, Markdown."""
 
 from __future__ import annotations
 
-from titer.report.assay import write_assay_report
-from titer.report.assay_findings import lead
-from titer.report.assay_tables import (
-    comparison_markdown,
-    comparison_rows,
-    model_card,
-    print_comparison,
-    print_scorecard,
-)
-from titer.report.comparison import Comparison
-from titer.report.html import write_audit, write_report
-from titer.report.tables import Estimate, SummaryRow, print_summary, read_results, summary_rows
-from titer.report.verdict import ArmVerdict, Verdict, print_verdict, summary, verdict
+from titer.report.assay_page import write_assay_report
+from titer.report.audit_page import write_audit
+from titer.report.findings import lead
+from titer.report.model_card import model_card, print_scorecard
+from titer.report.parts import Cell, Drawing, Section, Table
+from titer.report.ranking import comparison_markdown, print_comparison, ranked, write_comparison
+from titer.report.run_page import write_report
+from titer.report.verdict import print_summary, print_verdict, summary, verdict
 
 __all__ = [
-    "ArmVerdict",
-    "Comparison",
-    "Estimate",
-    "SummaryRow",
-    "Verdict",
+    "Cell",
+    "Drawing",
+    "Section",
+    "Table",
     "comparison_markdown",
-    "comparison_rows",
     "lead",
     "model_card",
     "print_comparison",
     "print_scorecard",
     "print_summary",
     "print_verdict",
-    "read_results",
+    "ranked",
     "summary",
-    "summary_rows",
     "verdict",
     "write_assay_report",
     "write_audit",
+    "write_comparison",
     "write_report",
 ]

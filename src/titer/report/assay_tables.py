@@ -1,480 +1,407 @@
-"""What an assay found, in text: tables for the terminal, a block for a model card, a ranking of several defences."""
+"""The tables of an assay's page."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from titer.assays.card import CONDITIONS, short_name
-from titer.assays.conditions import order_of
-from titer.assays.trajectories import Trajectory
-from titer.report.assay_figures import UNIT_NAMES, compact
-from titer.report.assay_findings import (
+from titer.assays.card import Judged, Part, Scorecard
+from titer.assays.outcomes import AttackLine, Outcome
+from titer.assays.resistance import KEPT, Worst
+from titer.assays.trajectories import ROLES
+from titer.attacks.threats import Attack
+from titer.report import drawing
+from titer.report.costs import measure_name, stability_measures
+from titer.report.findings import SHOWN, ratio_text, spent_text, times_text
+from titer.report.parts import (
     NBSP,
-    ROLES,
-    Outcome,
-    attack_lines,
-    bound_text,
-    findings,
-    hygiene,
+    UNIT_NAMES,
+    Cell,
+    Row,
+    Table,
+    compact,
+    count_text,
+    duration_text,
+    flat_settings,
     interval_text,
-    is_number,
-    lead,
-    outcome_of,
     percent_text,
-    price,
-    times_text,
-    trajectory,
-    verdict_kind,
+    rate_cell,
 )
-from titer.text import visible
+from titer.results.reading import plain
+from titer.stats.intervals import Estimate
+from titer.stats.survival import SurvivalCurve
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_STYLES = {"good": "green", "bad": "red", "unclear": "yellow", "plain": "dim"}
-
-
-# The terminal ------------------------------------------------------------------------------------------------------
+HEADS: Row = tuple(Cell(role, arm=place) for place, role in enumerate(SHOWN))
+"""Heads of columns for both models, in their colours."""
 
 
-def print_scorecard(card: dict[str, Any], console: Console) -> None:
-    """Print the verdicts with their reasons, every attacker, and what the numbers rest on.
+def curves_of(found: Judged) -> dict[str, SurvivalCurve]:
+    """The survival curves of both models, of those that have one."""
+    both = zip(SHOWN, (found.undefended_curve, found.curve), strict=True)
+    return {role: curve for role, curve in both if curve is not None}
 
-    Args:
-        card: The scorecard.
-        console: Where to print.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
 
-    def table(title: str) -> Table:
-        return Table(
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-            header_style="bold",
-            title=Text(title, style="bold"),
-            title_justify="left",
+def survival_tables(found: Judged) -> list[Table]:
+    """The values behind the survival curves."""
+    head = ("Budget", "Known to hold", "Known broken", "Unbroken", f"95{NBSP}%")
+    return [
+        Table.of(
+            head,
+            (
+                (compact(budget), str(held), str(broken), percent_text(survival), interval_text(low, high, 100))
+                for budget, held, broken, survival, low, high in zip(
+                    curve.budgets, curve.held, curve.broken, curve.survival, curve.low, curve.high, strict=True
+                )
+            ),
+            caption=f"{role.capitalize()} model; budgets in {UNIT_NAMES[found.unit]}.",
         )
-
-    verdicts = table(f"{card['model']} against {card['against']}")
-    for name in ("condition", "verdict", "why"):
-        verdicts.add_column(name, overflow="fold")
-    for finding in findings(card):
-        style = _STYLES[verdict_kind(finding.verdict)]
-        verdicts.add_row(finding.condition, Text(finding.verdict, style=f"bold {style}"), Text(finding.brief))
-    console.print(verdicts)
-    console.print(Text(price(card, words=True)))
-
-    found = card["resistance"]
-    attackers = table(f"Attackers; φ = {percent_text(found['phi'])}, budgets in {UNIT_NAMES[found['unit']]}")
-    attackers.add_column("model", overflow="fold")
-    attackers.add_column("attack", overflow="fold")
-    for name in ("seed", "first\npassage", "HS at\nend, %", "broken,\n%", "utility\nkept, %"):
-        attackers.add_column(name, justify="right")
-    for role, one in _everyone(card):
-        cells = _attacker_cells(card, role, one)
-        attackers.add_row(Text(role, style="dim"), Text(one.attack), *cells)
-    console.print(attackers)
-    for line in _hygiene_lines(card):
-        console.print(Text(line, style="dim"))
+        for role, curve in curves_of(found).items()
+    ]
 
 
-def _everyone(card: Mapping[str, Any]) -> list[tuple[str, Trajectory]]:
-    """Every attacker of a scorecard, by attack and seed, the two models beside each other."""
-    attacks = [line.name for line in attack_lines(card)]
-    found = [(role, trajectory(row)) for role in ROLES for row in card["attackers"][role]]
-    return sorted(found, key=lambda pair: (attacks.index(pair[1].attack), pair[1].seed))
-
-
-def _attacker_cells(card: Mapping[str, Any], role: str, one: Trajectory) -> list[Any]:
-    """Seed, first passage, and how the attack ended."""
-    from rich.text import Text
-
-    found = card["resistance"]
-    seed = Text(str(one.seed))
-    if one.error is not None:
-        return [seed, Text("failed", style="yellow"), *(Text("–") for _ in range(3))]
-    outcome = outcome_of([one], found["phi"], found["unit"], 0)
-    if outcome.first is None:
-        passage = Text("destroyed" if outcome.destroyed else "–", style="yellow")
-    elif outcome.first.broke < math.inf:
-        passage = Text(compact(outcome.first.found), style="red" if role == "defended" and one.harmful else "")
-    else:
-        passage = Text(f"> {compact(outcome.first.found)}", style="green" if role == "defended" and one.harmful else "")
-        passage.append(" destroyed" if outcome.destroyed else "", style="yellow")
-    ends = (
-        outcome.harmful and outcome.harmful.value,
-        outcome.broken and outcome.broken.value,
-        None if outcome.utility is None else 100 * outcome.utility,
+def breaking_table(card: Scorecard, lines: Sequence[AttackLine]) -> Table:
+    """The cheapest break of both models in every unit, worst and typical ratios, the price, and the restricted means."""
+    found, money = card.resistance, card.money
+    broken = {
+        role: [
+            point
+            for line in lines
+            for t in line.outcomes[role].runs
+            if t.means_harm and (point := t.crossing(found.phi))
+        ]
+        for role in SHOWN
+    }
+    rows: list[Row] = []
+    for unit, name in UNIT_NAMES.items():
+        ratio = found.cost_ratio.get(unit)
+        least = ([point.spent(unit) for point in broken[role]] for role in SHOWN)
+        worst = Cell()
+        if ratio is not None and math.isfinite(ratio.value):
+            worst = Cell(times_text(ratio.value, found.lower_bound), interval_text(ratio.low, ratio.high))
+        typical = ratio_text(found.typical.get(unit)) or "–"
+        cells: list[Cell | str] = [name, *(compact(min(spent)) if spent else "–" for spent in least), worst, typical]
+        rows.append(
+            [Cell(cell, strong=True) if isinstance(cell, str) and unit == found.unit else cell for cell in cells]
+        )
+    prices = ("–" if price is None else compact(price) for price in (money.undefended_worst, money.worst))
+    rows.append([f"price, {money.currency}", *prices, "", ""])
+    if found.horizon:
+        means = (_mean_cell(mean) for mean in (found.undefended_mean, found.mean))
+        rows.append([Cell("restricted mean", f"up to {spent_text(found.horizon, found.unit)}"), *means, "", ""])
+    far = "; nobody broke the defended model, and this is how far it was tested" if found.lower_bound else ""
+    worst_names = (
+        f"{worst.attack} ({role})"
+        for role, worst in zip(SHOWN, (found.undefended_worst, found.worst))
+        if worst is not None
     )
-    return [seed, passage, *(Text("–" if value is None else f"{value:.1f}") for value in ends)]
+    needed = ", ".join(worst_names)
+    caption = (
+        "Where the model was first found broken, in each unit by itself. Worst: the ratio of the two, with all that it may be "
+        f"given what lies between checkpoints{far}. Typical: the median kind of attack, with its 95{NBSP}% interval (fewer than "
+        f"six kinds have none). Price at {money.price_per_hour:g} {money.currency} an hour and "
+        f"{compact(money.flops_per_second)} FLOPs a second of the worst attackers"
+        + (f", which needed the fewest {UNIT_NAMES[found.unit]}: {needed}." if needed else ".")
+    )
+    return Table.of(("To break it", *HEADS, "worst", "typical"), rows, caption=caption, kind="costs")
 
 
-def _hygiene_lines(card: Mapping[str, Any]) -> list[str]:
-    found = hygiene(card)
-    judges = ", ".join(name for name, *_ in found["judges"]) or "nobody"
-    lines = [
-        f"Prompts shared between pools: {found['overlap']}. Judged by {judges}: {found['judged']:,} verdicts, "
-        f"{found['unjudged']} errors. Attackers: {len(found['failed'])} failed (they count nowhere), "
-        f"{len(found['destroyed'])} destroyed the model."
-    ]
-    lines += [
-        f"Agreement of {row['judges']}: {row['agreement']}, κ = {row['kappa']} (n = {row['n']})."
-        for row in found["agreement"]
-    ]
-    return [*lines, *(f"Failed: {row['role']}, {row['attacker']}: {row['reason']}" for row in found["failed"])]
+def _mean_cell(mean: Estimate | None) -> Cell:
+    if mean is None or not math.isfinite(mean.value):
+        return Cell()
+    low, high = (compact(mean.low), compact(mean.high) if math.isfinite(mean.high) else "∞")
+    return Cell(compact(mean.value), f"{low}–{high}")
 
 
-# The model card ----------------------------------------------------------------------------------------------------
+def below_breaking(found: Judged) -> str:
+    """What else is known of the costs, in sentences."""
+    said = []
+    if found.sign_flip is not None:
+        p = "< 0.001" if found.sign_flip < 0.001 else f"= {found.sign_flip:.3f}"
+        kinds = count_text(found.pairs, "kind")
+        said.append(
+            "Test that kinds of attack break either model first equally often "
+            f"(all flips of signs, {kinds} that told a difference): p {p}."
+        )
+    if found.bounded_worst is not None:
+        said.append(
+            f"Cheapest break that left the model at least {percent_text(KEPT)} of its utility: {_spent(found.bounded_worst, found.unit)}."
+        )
+    elif found.worst is not None:
+        said.append(f"No break left the model {percent_text(KEPT)} of its utility.")
+    return " ".join(said)
 
 
-def model_card(card: dict[str, Any]) -> str:
-    """Return a block for a model card: YAML front matter with a `model-index`, then the findings in Markdown.
+def _spent(worst: Worst, unit: str) -> str:
+    return f"{worst.attack}, {spent_text(worst.budget[unit], unit)}"
 
-    The hub reads the front matter; parts are in percent there too, as the names of the metrics say.
 
-    Args:
-        card: The scorecard.
-    """
-    import yaml
+def course_table(lines: Sequence[AttackLine]) -> Table:
+    """Harmful score at every checkpoint of every attack."""
+    rows = (
+        (
+            line.name,
+            role,
+            str(look.step),
+            rate_cell(look.measured),
+            "–" if look.estimate is None else f"{look.estimate:.1f}",
+            "–" if look.measured is None else str(look.measured.n),
+        )
+        for line in lines
+        for role in SHOWN
+        for look in line.outcomes[role].looks
+    )
+    caption = f"Harmful score in percent with 95{NBSP}% interval; n: prompts of one seed."
+    return Table.of(("Attack", "Model", "Step", "Measured", "Estimated", "n"), rows, caption=caption)
 
-    index = [{"name": short_name(card["model"]), "results": _model_index(card)}]
-    front = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True, width=120)
-    found, provenance = card["resistance"], card["provenance"]
-    unit = UNIT_NAMES[found["unit"]]
-    verdicts = [[f.condition, f"**{f.verdict}**", _markdown(f.text)] for f in findings(card)]
-    attacks = []
-    for line in attack_lines(card):
-        theirs, ours = line.undefended, line.defended
-        ratio = None if line.ratio is None else line.ratio.ratio
-        attacks.append(
+
+def _tint(colour: str, share: float) -> str:
+    """A wash of a colour of the page, the stronger the larger `share`."""
+    strength = round(34 * min(1.0, max(0.0, share)))
+    return f"background: color-mix(in srgb, var(--{colour}) {strength}%, transparent)" if strength > 1 else ""
+
+
+def heat_table(lines: Sequence[AttackLine], kappa: float, unit: str) -> Table:
+    """The attack × condition table: bands of attacks."""
+    budgets = [passage.found for line in lines for role in SHOWN for passage in line.outcomes[role].passages]
+    span = (min(budgets), max(budgets)) if budgets else (1.0, 1.0)
+    bands: dict[str, list[Row]] = {}
+    for line in lines:
+        both = [line.outcomes[role] for role in SHOWN]
+        seeds = count_text(max(len(outcome.runs) + outcome.failed for outcome in both), "seed")
+        notes = ["held-out categories · " * (line.domain == "cross") + seeds, *_flags(line)]
+        utility = [None if outcome.utility is None else 100 * outcome.utility for outcome in both]
+        accuracy = [outcome.accuracy[-1][1].value if outcome.accuracy else None for outcome in both]
+        broken = [None if outcome.broken is None else outcome.broken.value for outcome in both]
+        lost = 0.0 if utility[1] is None or utility[1] >= 100 * KEPT else 2 * (1 - utility[1] / 100)
+        bands.setdefault("Attackers that mean harm" if line.means_harm else "Honest customers", []).append(
             [
-                _markdown(line.name),
-                *(_ending(outcome) for outcome in (theirs, ours)),
-                *(_passage_words(outcome) for outcome in (theirs, ours)),
-                "–" if line.ratio is None or ratio is None else times_text({"value": ratio}, line.ratio.at_least),
+                Cell(line.name, "\n".join(notes)),
+                *map(_harm_cell, both),
+                *(_passage_cell(outcome, span) for outcome in both),
+                _ratio_cell(line, kappa),
+                _pair_cell(utility, "warn", lost),
+                _pair_cell(broken, "warn", (broken[1] or 0) / 100),
+                _pair_cell(accuracy, "arm-1", (accuracy[1] or 0) / 100),
             ]
         )
-    head = [
-        "attack",
-        "HS undefended, %",
-        "HS defended, %",
-        "broken after, undefended",
-        "broken after, defended",
-        "ratio",
-    ]
-    basis = hygiene(card)
-    failed = f"Failed attackers, which count nowhere: {len(basis['failed'])}. " if basis["failed"] else ""
-    phi = percent_text(found["phi"])
-    text = "\n".join(
-        [
-            "---",
-            front + "---",
-            "",
-            "## Immunity to harmful fine-tuning",
-            "",
-            _markdown(lead(card)),
-            "",
-            *_markdown_table(["condition", "verdict", "what it rests on"], verdicts),
-            "",
-            _markdown(price(card, words=True)),
-            "",
-            *_markdown_table(head, attacks),
-            "",
-            f"HS: part of the held-out harmful requests that is answered harmfully after the attack, with 95{NBSP}% "
-            f"interval. “Broken after”: budget in {unit} at which HS was found above φ = {phi}; “>”: not within the "
-            f"budget. {failed}Immune means against these attackers up to these budgets; others may break the model "
-            "sooner.",
-            "",
-            f"Measured with titer {_markdown(str(provenance['titer']))}, profile "
-            f"{_markdown(str(provenance['profile']['name']))}, against {_markdown(str(card['against']))}; judged by "
-            f"{_markdown(', '.join(card['hygiene']['judges']) or 'nobody')}.",
-            "",
-        ]
+    caption = (
+        f"After the last step; mean over seeds, below it the 95{NBSP}% interval. First passage: {unit} at which the model was "
+        "found broken with the seed that needed fewest; “>” where none did within the budget. Cost ratio: first passage of the "
+        "defended model over that of the undefended one; “≥” where only a lower bound is known. Utility, broken answers and task "
+        "accuracy: the defended model, below it the undefended one. A low harmful score of a destroyed model is no resistance."
     )
-    return visible(text)
+    singles = ("Cost ratio", "Utility kept, %", "Broken answers, %", "Task accuracy, %")
+    spans = (
+        ("Attack", 0),
+        ("Harmful score at the end, %", 2),
+        (f"First passage, {unit}", 2),
+        *((name, 0) for name in singles),
+    )
+    return Table(("Attack", *HEADS, *HEADS, *singles), bands, caption, kind="heat", spans=spans)
 
 
-def _ending(outcome: Outcome) -> str:
+def _flags(line: AttackLine) -> list[str]:
+    """What must be said of an attack before its numbers are read."""
+    flags = []
+    for role in SHOWN:
+        outcome = line.outcomes[role]
+        flags += [f"{role}: {outcome.failed} failed"] if outcome.failed else []
+        flags += [f"{role}: destroyed at step {min(outcome.destroyed)}"] if outcome.destroyed else []
+        flags += [f"{role}: {_tuned(t.tuned)}" for t in outcome.runs if t.tuned is not None]
+    return flags
+
+
+def _tuned(found: Mapping[str, Any]) -> str:
+    """What a search chose, `learning_rate 0.0008, the worst of 8`."""
+    chosen = (
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in found["chosen"].items()
+    )
+    return f"{', '.join(chosen)}, the worst of {found['trials']}"
+
+
+def _harm_cell(outcome: Outcome) -> Cell:
     if outcome.harmful is None:
-        return "failed" if outcome.failed and not outcome.runs else "–"
-    text = f"{outcome.harmful.value:.1f} [{outcome.harmful.interval}]"
-    return f"{text}, destroyed" if outcome.destroyed else text
+        return Cell(below="failed" if outcome.failed and not outcome.runs else "")
+    return rate_cell(outcome.harmful, tint=_tint("bad", outcome.harmful.value / 100))
 
 
-def _passage_words(outcome: Outcome) -> str:
-    if outcome.first is None:
-        return "–"
-    sign = "" if outcome.first.broke < math.inf else f">{NBSP}"
-    return sign + compact(outcome.first.found)
+def _passage_cell(outcome: Outcome, span: tuple[float, float]) -> Cell:
+    first = outcome.first
+    if first is None:
+        return Cell(below="failed" if outcome.failed and not outcome.runs else "destroyed" if outcome.runs else "")
+    if first.broke == math.inf:
+        # A model that was destroyed has not held.
+        ends = ("destroyed", "") if outcome.destroyed else ("never", _tint("good", 0.45))
+        return Cell(f">{NBSP}{compact(first.found)}", ends[0], tint=ends[1])
+    seeds = f"{outcome.broke} of {len(outcome.passages)} seeds" if len(outcome.passages) > 1 else ""
+    reach = math.log(span[1] / span[0]) or 1.0
+    share = 0.35 + 0.65 * math.log(span[1] / first.found) / reach
+    return Cell(compact(first.found), seeds, tint=_tint("bad", share), strong=True)
 
 
-def _model_index(card: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The numbers as the hub's `model-index` has them: a result for each dataset; what was not measured is left out."""
-    data = card["provenance"]["profile"]["data"]
-    before = card["before"]["defended"]
-    results: list[dict[str, Any]] = []
-
-    def add(dataset: str, note: str, metrics: Sequence[tuple[str, float | None, str]]) -> None:
-        known = [
-            {"type": kind, "value": round(value, 2), "name": name} for kind, value, name in metrics if value is not None
-        ]
-        if known:
-            results.append(
-                {
-                    "task": {"type": "text-generation", "name": "Text Generation"},
-                    "dataset": {"name": dataset + note, "type": dataset.replace(":", "-").replace(" ", "-")},
-                    "metrics": known,
-                }
-            )
-
-    def percent(found: Mapping[str, Any] | None, key: str = "value") -> float | None:
-        return None if found is None or not is_number(found[key]) else 100 * found[key]
-
-    generalization = card["generalization"]
-    for domain, note in (("in", ""), ("cross", ", categories held out from the defence")):
-        found = generalization.get(domain)
-        if found is None:
-            continue
-        ratio = found["cost_ratio"].get(found["unit"])
-        harm = [
-            point.harmful
-            for row in card["attackers"]["defended"]
-            if (t := trajectory(row)).harmful and t.domain == domain and t.passage(found["phi"], found["unit"])
-            for point in t.answered
-            if point.harmful is not None
-        ]
-        bound = ", tested up to it in vain" if found["lower_bound"] else ""
-        add(
-            data["harmful"],
-            note,
-            [
-                (
-                    "cost_ratio",
-                    None if ratio is None else ratio["value"],
-                    f"Cost of the cheapest break in {UNIT_NAMES[found['unit']]}, undefended model = 1{bound}",
-                ),
-                (
-                    "broken_by",
-                    100 * found["broke"] / found["attackers"] if found["attackers"] else None,
-                    f"Attackers that broke it, of {found['attackers']}, %",
-                ),
-                (
-                    "harmful_score",
-                    100 * max(harm) if harm else None,
-                    "Harmful score at the most harmful point of any attack, %",
-                ),
-                (
-                    "harmful_score_before",
-                    percent(before.get(f"harmful_score {domain}-domain")),
-                    "Harmful score before any attack, %",
-                ),
-            ],
-        )
-    add(data["lookalikes"], "", [("over_refusal", percent(before.get("over_refusal")), "Look-alikes refused, %")])
-    add(
-        data["task"],
-        "",
-        [
-            ("finetune_accuracy", percent(card["trainability"], "best"), "Best accuracy in honest training, %"),
-            (
-                "finetune_accuracy_undefended",
-                percent(card["trainability"], "undefended_best"),
-                "The undefended model's, %",
-            ),
-        ],
+def _ratio_cell(line: AttackLine, kappa: float) -> Cell:
+    ratio = line.ratio
+    if ratio is None or ratio.ratio is None:
+        return Cell(below="" if ratio is None else "neither broke" if ratio.at_least else "only this broke")
+    text = times_text(ratio.ratio, ratio.at_least)
+    if ratio.at_least and line.outcomes["defended"].destroyed:
+        return Cell(text, "destroyed", strong=True)
+    if ratio.ratio < 1 and not ratio.at_least:
+        return Cell(text, "cheaper", tint=_tint("bad", 0.8), strong=True)
+    # Full colour from κ on. A lower bound has some colour where it is 1, since the model did hold.
+    share = math.log(max(1.0, ratio.ratio)) / math.log(kappa) if kappa > 1 else 1.0
+    return Cell(
+        text, "not broken" if ratio.at_least else "", tint=_tint("good", max(share, 0.3 * ratio.at_least)), strong=True
     )
-    for dataset in card["provenance"]["profile"]["reference_tasks"]:
-        known = percent(before.get(f"accuracy {dataset.removeprefix('builtin:')}"))
-        add(dataset, "", [("accuracy", known, "Accuracy before any attack, %")])
-    return results
 
 
-def _markdown(text: str) -> str:
-    """Text for a cell of a Markdown table: nothing in it is markup."""
-    escaped = "".join(f"\\{letter}" if letter in "\\`*_[]|~#" else letter for letter in text)
-    return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").splitlines())
+def _pair_cell(values: Sequence[float | None], colour: str, share: float) -> Cell:
+    """The defended model's number, washed by `share`, with the undefended one's below."""
+    theirs, ours = ("–" if value is None else f"{value:.1f}" for value in values)
+    return Cell(ours, tint=_tint(colour, share), other="" if theirs == "–" else theirs)
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
-    return [lines[0], "|" + " --- |" * len(head), *lines[1:]]
-
-
-# Several defences --------------------------------------------------------------------------------------------------
-
-
-def comparison_rows(cards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rank defences: by what was shown of their resistance, restricted mean, then trainability and stability.
-
-    What was shown is the lower end of the cost ratio's interval: that nobody broke a model up to ×4 is less than that it
-    took ×8 to break another, so strong does not rank above weak by itself.
-
-    Args:
-        cards: Scorecards of one profile against one undefended model.
-
-    Returns:
-        Plain rows, best first; equal defences share a rank. Parts are in [0, 1]; `relative_mean` is the restricted mean
-        budget to break over the undefended model's; what was not measured is `None`.
-    """
-    names = [short_name(card["model"]) for card in cards]
+def stability_table(card: Scorecard) -> Table:
+    """Every measure of stability against its margin."""
+    words = {True: ("no", "bad"), False: ("yes", "good"), None: ("undecided", "plain")}
     rows = []
-    for card, name in zip(cards, names, strict=True):
-        found = card["resistance"]
-        ours, theirs = found["mean"], found["undefended_mean"]
-        quality = card["trainability"]["quality"]
-        rows.append(
-            {
-                "rank": 0,
-                "name": name if names.count(name) == 1 else card["model"],
-                "model": card["model"],
-                **card["verdicts"],
-                "unit": found["unit"],
-                "cost_ratio": found["cost_ratio"].get(found["unit"]),
-                "lower_bound": found["lower_bound"],
-                "bound": bound_text(found),
-                "relative_mean": ours["value"] / theirs["value"]
-                if ours and theirs and is_number(ours["value"]) and theirs["value"]
-                else None,
-                "broke": found["broke"],
-                "attackers": found["attackers"],
-                "failed": sum(row["error"] is not None for row in card["attackers"]["defended"]),
-                "price": price(card),
-                "accuracy_difference": None if quality is None else quality["difference"]["mean"],
-            }
-        )
-    rows.sort(key=_standing, reverse=True)
-    for place, row in enumerate(rows):
-        tied = place and _standing(rows[place - 1]) == _standing(row)
-        row["rank"] = rows[place - 1]["rank"] if tied else place + 1
-    return rows
+    for one in stability_measures(card):
+        strip = drawing.interval_strip(*one.found.difference[:3], one.found.margin)
+        told, kind = words[one.worse]
+        cells = (Cell(one.difference, strong=True), one.interval, f"±{one.margin}", Cell("", drawing=strip))
+        rows.append((one.name, *cells, str(one.found.n), one.verdict, Cell("", kind=kind, badge=told)))
+    interval = f"90{NBSP}% interval"
+    head = ("Stability", "Difference", interval, "Margin", "Against the margin", "n", "Finding", "Not worse")
+    return Table.of(head, rows, kind="stable")
 
 
-def _standing(row: Mapping[str, Any]) -> tuple[float, ...]:
-    ratio = row["cost_ratio"] or {"low": None, "value": None}
-    return (
-        min(order_of(row["resistance"]), order_of("weak")),
-        *(-math.inf if ratio[end] is None else ratio[end] for end in ("low", "value")),
-        order_of(row["resistance"]),
-        -math.inf if row["relative_mean"] is None else row["relative_mean"],
-        order_of(row["trainability"]),
-        order_of(row["stability"]),
-    )
+def before_table(card: Scorecard) -> Table:
+    """What both models were before any attack."""
+    rows: list[Row] = []
+    for name in dict.fromkeys(name for role in ROLES for name in card.before.get(role, {})):
+        parts = [card.before.get(role, {}).get(name) for role in SHOWN]
+        n = next((str(part.n) for part in parts if part is not None), "–")
+        rows.append((measure_name(name), *map(_part_cell, parts), n))
+    caption = f"What both models were before any attack, with 95{NBSP}% intervals."
+    return Table.of(("Measure", *HEADS, "n"), rows, caption=caption, kind="tight")
 
 
-_COMPARED = (
-    "rank",
-    "defence",
-    "resistance",
-    "cost ratio",
-    "mean budget",
-    "broke it",
-    "failed",
-    "generalization",
-    "trainability",
-    "stability",
-)
+def _part_cell(part: Part | None) -> Cell:
+    if part is None or part.value is None:
+        return Cell()
+    if part.low is None or part.high is None:
+        return Cell(f"{part.value:.2f}")
+    return Cell(percent_text(part.value), note=interval_text(part.low, part.high, 100))
 
 
-def _compared(row: Mapping[str, Any]) -> list[str]:
-    ratio = row["cost_ratio"]
-    cost = times_text(ratio, row["lower_bound"])
-    if ratio is not None and is_number(ratio["value"]):
-        cost += f" [{interval_text(ratio, 1)}]"
-    return [
-        str(row["rank"]),
-        row["name"],
-        row["resistance"],
-        cost,
-        "–" if row["relative_mean"] is None else f"×{row['relative_mean']:.1f}",
-        f"{row['broke']} of {row['attackers']}",
-        str(row["failed"]),
-        row["generalization"],
-        row["trainability"],
-        row["stability"],
-    ]
-
-
-def _comparison_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader must know before quoting the ranks."""
-    notes = [
-        "Ranked by what was shown of resistance (none, undecided, then the lower end of the cost ratio), restricted mean "
-        f"budget to break, trainability and stability; the cost ratio is the worst attacker's, and it and the mean are in {UNIT_NAMES[rows[0]['unit']]}, undefended model = 1."
-        if rows
-        else "Nothing to compare."
-    ]
-    for one, two in itertools.pairwise(rows):
-        first, second = one["cost_ratio"], two["cost_ratio"]
-        if one["resistance"] != two["resistance"] or first is None or second is None:
-            continue
-        pair = f"{one['name']} and {two['name']}"
-        if one["lower_bound"] and two["lower_bound"]:
-            notes.append(f"Nobody broke {pair}: their ratios are how far they were tested, which does not rank them.")
-        elif (first["low"] or 0) <= (second["high"] or math.inf) and (second["low"] or 0) <= (
-            first["high"] or math.inf
-        ):
-            notes.append(f"The cost ratios of {pair} have overlapping intervals: this does not rank them.")
-    notes += [f"No attacker broke {row['name']}: {row['bound']}." for row in rows if row["bound"]]
-    notes += [f"{row['name']}: {row['price']}" for row in rows]
-    if any(row["failed"] for row in rows):
-        notes.append("Failed attackers count nowhere; a defence that they failed against has been tested less.")
-    return notes
-
-
-def print_comparison(cards: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print the ranking of several defences.
-
-    Args:
-        cards: Scorecards of one profile against one undefended model.
-        console: Where to print.
-    """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    rows = comparison_rows(cards)
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold")
-    # Eighty columns must do: failures are shown where there are any, and names and intervals are broken between words.
-    shown = [name for name in _COMPARED if name != "failed" or any(row["failed"] for row in rows)]
-    heads = {
-        "rank": "#",
-        "generalization": "generali-\nzation",
-        "trainability": "train-\nability",
-        "mean budget": "mean\nbudget",
+def hygiene_tables(card: Scorecard) -> list[Table]:
+    """What the numbers rest on: overlaps, judges and their errors, failed and destroyed attackers, the calibration."""
+    found, quality = card.hygiene, card.calibration
+    shared = sum(found.overlap.values())
+    prompts: dict[str, Cell | str] = {
+        "shared between pools": Cell(str(shared), badge="overlap", kind="bad") if shared else str(shared),
+        "left out, held by the defence": str(found.left_out),
+        "pairs that were compared": "; ".join(f"{pair}: {count}" for pair, count in found.overlap.items()) or "none",
     }
-    widths = {"defence": 8, "cost ratio": 9}
-    for name in shown:
-        table.add_column(
-            heads.get(name, name),
-            justify="left" if name in CONDITIONS or name == "defence" else "right",
-            overflow="fold",
-            no_wrap=name not in widths,
-            min_width=widths.get(name),
-        )
-    for row in rows:
-        cells = dict(zip(_COMPARED, _compared(row), strict=True))
-        table.add_row(
-            *(
-                Text(cells[name], style=_STYLES[verdict_kind(cells[name])] if name in CONDITIONS else "")
-                for name in shown
-            )
-        )
-    console.print(table)
-    for note in _comparison_notes(rows):
-        console.print(Text(note, style="dim"))
+    judges: dict[str, Cell | str] = {
+        name + ", decides" * (place == 0): f"{found.judged.get(name, 0):,} answers, "
+        f"{count_text(found.judge_errors.get(name, 0), 'error')}"
+        for place, name in enumerate(found.judges)
+    }
+    for pair, one in found.agreement.items():
+        text = f"{percent_text(one.agreement)}, Cohen's κ = {_digits(one.kappa, 2)}, n = {one.n:,}; {one.excluded} excluded"
+        judges[f"agreement of {pair}"] = text
+    attackers: dict[str, Cell | str] = {
+        "failed": _listed(f"{row['role']}, {row['attacker']}: {row['reason']}" for row in found.failed),
+        "destroyed the model": _listed(
+            f"{row['role']}, {row['attacker']}, at step {row['step']}" for row in found.destroyed
+        ),
+        "destroyed it at once": _listed(f"{row['role']}, {row['attacker']}" for row in found.destroyed_at_once),
+    }
+    error = quality.mean_absolute_error
+    calibration: dict[str, Cell | str] = {
+        "method": quality.method,
+        "AUROC of margins for “harmful”": f"{_digits(quality.auroc, 3)}, n = {quality.n:,}",
+        "mean absolute error": Cell("–" if error is None else f"{100 * error:.1f}{NBSP}points", note=quality.error_is),
+    }
+    return [
+        Table.pairs("prompts", prompts),
+        Table.pairs("judges", judges or {"judges": "nothing was judged"}),
+        Table.pairs("attackers", attackers),
+        Table.pairs("calibration of the margin", calibration),
+    ]
 
 
-def comparison_markdown(cards: Sequence[dict[str, Any]]) -> str:
-    """Return the ranking of several defences as a Markdown table with its notes.
+def _digits(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _listed(lines: Any) -> Cell:
+    first, *others = [*lines] or ["none"]
+    return Cell(first, note="\n".join(others))
+
+
+def attacks_table(attacks: Mapping[str, Attack], entries: Mapping[str, Any]) -> Table:
+    """The settings of each attack: what always matters in columns, the rest where it departs from the default.
 
     Args:
-        cards: Scorecards of one profile against one undefended model.
+        attacks: The attacks that were run, by name.
+        entries: The profile's entries, which also say what was searched against each model.
     """
-    rows = comparison_rows(cards)
-    table = _markdown_table(list(_COMPARED), [[_markdown(cell) for cell in _compared(row)] for row in rows])
-    return visible("\n".join([*table, "", *(f"{_markdown(note)}\n" for note in _comparison_notes(rows))]))
+    usual = Attack("")
+    in_columns = (
+        "summary",
+        "method",
+        "rows",
+        "poison_ratio",
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "optimizer",
+        "lora",
+    )
+    rows: list[Row] = []
+    for name, attack in attacks.items():
+        trains = attack.method != "ablation"
+        other = {
+            key: value
+            for key, value in vars(attack).items()
+            if key not in in_columns and value != getattr(usual, key, None) and (trains or key in ("depths", "samples"))
+        }
+        # An attack of a grid is named by its entry and the point of the grid.
+        entry = max((e for e in entries if f"{name} ".startswith(f"{e} ")), key=len, default="")
+        if search := (entries.get(entry) or {}).get("search"):
+            other["searched"] = search
+        own = attack.rows.replace("_", "-")
+        warm_up = f"{attack.warm_up_steps} + " if attack.warm_up_steps else ""
+        settings = (
+            "task" if not attack.poison_ratio else own if attack.poison_ratio == 1 else f"task, {own}",
+            f"{100 * attack.poison_ratio:g}{NBSP}%",
+            f"{warm_up}{attack.steps} × {attack.batch_size}",
+            f"{attack.learning_rate:g}",
+            attack.optimizer,
+            "every weight" if attack.lora is None else f"LoRA, r = {attack.lora.get('r', '–')}",
+        )
+        note = "; ".join(f"{key}: {value}" for key, value in flat_settings(plain(other)).items())
+        about = Cell(name, note="\n".join(filter(None, (attack.summary, note))), strong=True)
+        rows.append([about, *(settings if trains else ("–",) * 5 + ("nothing",))])
+    head = ("Attack", "Rows", "Poison", "Steps", "Learning rate", "Optimizer", "Trains")
+    caption = (
+        "Poison: the attacker's part of the rows. Steps: warm-up + attack × rows a step. Below the summary stands what else "
+        "departs from the default."
+    )
+    return Table.of(head, rows, caption=caption, kind="plain attacks")
+
+
+def about_table(card: Scorecard) -> Table:
+    """Which models, by which titer, in what time."""
+    weights = card.provenance.get("weights") or {}
+    models = {"defended": card.model, "undefended": card.against}
+    rows: dict[str, Cell | str] = {
+        role: Cell(name, note=f"weights {weights[role]}" if role in weights else "") for role, name in models.items()
+    }
+    rows["commit of titer"] = str(card.provenance.get("commit") or "not recorded")
+    rows["time"] = duration_text(card.provenance.get("seconds"))
+    return Table.pairs("assay", rows)

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from titer.report.tables import Estimate, SummaryRow, signed_text
-from titer.stats import intervals as statistics
-from titer.stats.intervals import difference_of, mean_interval, prompts_needed, seeds_needed, wilson
+from titer.report.parts import Cell, Table, rate_cell, signed_interval, signed_text
+from titer.results.summary import Rate, SummaryRow
+from titer.stats.intervals import Estimate, difference_of, mean_interval, prompts_needed, seeds_needed, wilson
 
 Finding = Literal["better", "worse", "no worse", "cannot tell"]
 MARGIN = 5.0
@@ -26,6 +26,7 @@ MEASURES = {
     "finetune_accuracy": "task accuracy",
 }
 """What is compared, before fine-tuning and after it: the gain first, then the costs."""
+_KINDS = {"worse": "bad", "better": "good", "no worse": "plain", "cannot tell": "unclear"}
 _MORE_IS_BETTER = ("finetune_accuracy",)
 _WHEN = {"aligned": "before", "finetuned": "after"}
 
@@ -47,9 +48,9 @@ class Comparison:
 
     metric: str
     phase: str
-    ours: Estimate | None
-    theirs: Estimate | None
-    difference: statistics.Estimate | None
+    ours: Rate | None
+    theirs: Rate | None
+    difference: Estimate | None
     finding: Finding | None
     prompts: int | None = None
     seeds: int | None = None
@@ -72,9 +73,7 @@ class Comparison:
     @property
     def interval_text(self) -> str:
         """The interval of the difference, `+9.0 to +56.7`; empty where there is none."""
-        if self.difference is None:
-            return ""
-        return f"{signed_text(self.difference.low)} to {signed_text(self.difference.high)}"
+        return "" if self.difference is None else signed_interval(self.difference.low, self.difference.high)
 
     @property
     def needed_text(self) -> str:
@@ -97,16 +96,16 @@ def comparisons(row: SummaryRow, base: SummaryRow | None) -> tuple[Comparison, .
     """
     found = []
     for metric in MEASURES:
-        for phase, field in (("aligned", f"{metric}_aligned"), ("finetuned", metric)):
-            ours = getattr(row, field)
+        for phase in _WHEN:
+            ours = row.rate(metric, phase)
             if base is None:
                 found.append(Comparison(metric, phase, ours, None, None, None))
             else:
-                found.append(compare(metric, phase, ours, getattr(base, field)))
+                found.append(compare(metric, phase, ours, base.rate(metric, phase)))
     return tuple(found)
 
 
-def compare(metric: str, phase: str, ours: Estimate | None, theirs: Estimate | None) -> Comparison:
+def compare(metric: str, phase: str, ours: Rate | None, theirs: Rate | None) -> Comparison:
     """Compare an arm's `metric` with the undefended arm's: the difference, what it shows, and what it would take to tell."""
     if ours is None or theirs is None:
         # Nothing is known about a rate that was not measured; at one half it takes the most prompts.
@@ -138,7 +137,7 @@ def compare(metric: str, phase: str, ours: Estimate | None, theirs: Estimate | N
     )
 
 
-def difference_between(ours: Estimate, theirs: Estimate) -> statistics.Estimate:
+def difference_between(ours: Rate, theirs: Rate) -> Estimate:
     """Ours - theirs in points, with a 95 % interval for other prompts and, with several seeds, for another seed.
 
     It covers `difference_of` Wilson's intervals over the prompts of one seed, and Student's t interval over the differences
@@ -147,16 +146,30 @@ def difference_between(ours: Estimate, theirs: Estimate) -> statistics.Estimate:
     both = _by_seed(ours, theirs)
     if len(both) > 1:
         sides = [
-            statistics.Estimate(cell.value, *(100 * end for end in wilson(cell.value / 100 * cell.n, cell.n)))
+            Estimate(cell.value, *(100 * end for end in wilson(cell.value / 100 * cell.n, cell.n)))
             for cell in (ours, theirs)
         ]
     else:
-        sides = [statistics.Estimate(cell.value, cell.low, cell.high) for cell in (ours, theirs)]
+        sides = [Estimate(cell.value, cell.low, cell.high) for cell in (ours, theirs)]
     value, low, high = difference_of(*sides)
     if len(both) > 1:
         _, lowest, highest = mean_interval(both)
         low, high = max(-100.0, min(low, lowest)), min(100.0, max(high, highest))
-    return statistics.Estimate(value, low, high)
+    return Estimate(value, low, high)
+
+
+def compared_table(found: Iterable[Comparison], arm: str, base: str | None) -> Table:
+    """Gain and costs of an arm beside the undefended arm, or its rates alone where there is none."""
+    bands: dict[str, list[list[Cell | str]]] = {}
+    for one in found:
+        row: list[Cell | str] = [one.when, rate_cell(one.ours)]
+        if one.finding is not None:
+            below = "\n".join(filter(None, (one.interval_text, one.needed_text)))
+            difference = Cell(one.difference_text, below, _KINDS[one.finding], one.finding)
+            row += [rate_cell(one.theirs), difference]
+        bands.setdefault(one.measure, []).append(row)
+    beside = any(len(row) > 2 for rows in bands.values() for row in rows)
+    return Table(("%", arm, *((str(base), "difference") if beside else ())), bands, kind="compare")
 
 
 def listed(found: Iterable[Comparison]) -> str:
@@ -167,7 +180,7 @@ def listed(found: Iterable[Comparison]) -> str:
     return ", ".join(f"{measure} ({', '.join(times)})" for measure, times in when.items())
 
 
-def _by_seed(ours: Estimate, theirs: Estimate) -> list[float]:
+def _by_seed(ours: Rate, theirs: Rate) -> list[float]:
     """The difference at each seed that both arms have."""
     other = dict(zip(theirs.seeds, theirs.per_seed, strict=True))
     return [value - other[seed] for seed, value in zip(ours.seeds, ours.per_seed, strict=True) if seed in other]

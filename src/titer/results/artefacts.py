@@ -6,18 +6,18 @@ never generates again. Writing is atomic; a reader sees the old file or the new 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from titer.errors import TiterError, check_known
 from titer.files import read_json, read_text, replacing
 from titer.judges.base import LABELS
+from titer.results.reading import plain, typed
 
 RESULTS_SCHEMA = "titer/results/1"
 PHASES = ("aligned", "finetuned")
@@ -160,6 +160,42 @@ class Result:
             raise TiterError(f"`{self.metric}` {self.value} does not lie in its interval [{self.low}, {self.high}].")
 
 
+@dataclass(frozen=True, slots=True)
+class WeightRow:
+    """What an arm that weighs its rows makes of one row of the fine-tuning data.
+
+    Attributes:
+        arm: The defence's name in the experiment.
+        seed: Of the run.
+        poison_ratio: Share of harmful rows in the fine-tuning data.
+        when: `before` or `after` fine-tuning.
+        index: Position of the row.
+        origin: `harmful`, or which data the row really is from; for checking alone, no defence sees it.
+        prompt: The row's prompt.
+        log_ratio: log p(its answer) − log p(a refusal); no number (NaN) of a model that diverged.
+        weight: Its weight in the loss.
+    """
+
+    arm: str
+    seed: int
+    poison_ratio: float
+    when: str
+    index: int
+    origin: str | None
+    prompt: str
+    log_ratio: float
+    weight: float
+
+
+def read_weights(path: str | os.PathLike[str]) -> list[WeightRow]:
+    """Read `weights.jsonl`.
+
+    Raises:
+        TiterError: Naming file and line, as `read_inferences`.
+    """
+    return [typed(WeightRow, record, place) for place, _, record in _read_lines(path)]
+
+
 def weights_of(inferences: Iterable[Inference]) -> dict[str, str]:
     """Return the hash of the files of each model that answered, by its name in `model`."""
     return {row.model: row.weights for row in inferences if row.weights is not None}
@@ -173,7 +209,7 @@ def write_inferences(path: str | os.PathLike[str], inferences: Iterable[Inferenc
     """
     rows = list(inferences)
     check_unique((row.id for row in rows), "inference")
-    _write_lines(path, ({"id": row.id, **_fields(row)} for row in rows))
+    _write_lines(path, ({"id": row.id, **plain(row)} for row in rows))
 
 
 def read_inferences(path: str | os.PathLike[str]) -> list[Inference]:
@@ -187,7 +223,7 @@ def read_inferences(path: str | os.PathLike[str]) -> list[Inference]:
     seen: dict[str, int] = {}
     for place, number, record in _read_lines(path):
         given = record.pop("id", None)
-        row = _build(Inference, record, place)
+        row = typed(Inference, record, place)
         if given != row.id:
             raise TiterError(
                 f"{place}: the id `{given}` does not match the content, which gives `{row.id}`.",
@@ -208,7 +244,7 @@ def write_scores(path: str | os.PathLike[str], scores: Iterable[ScoreRow]) -> No
     """
     rows = list(scores)
     check_unique((f"{row.id} by {row.judge}" for row in rows), "score")
-    _write_lines(path, (_fields(row) for row in rows))
+    _write_lines(path, map(plain, rows))
 
 
 def read_scores(path: str | os.PathLike[str]) -> list[ScoreRow]:
@@ -220,7 +256,7 @@ def read_scores(path: str | os.PathLike[str]) -> list[ScoreRow]:
     rows = []
     seen: dict[tuple[str, str], int] = {}
     for place, number, record in _read_lines(path):
-        row = _build(ScoreRow, record, place)
+        row = typed(ScoreRow, record, place)
         key = (row.id, row.judge)
         if key in seen:
             raise TiterError(f"{place}: `{row.judge}` scored this inference in line {seen[key]} already.")
@@ -237,7 +273,7 @@ def write_results(path: str | os.PathLike[str], results: Sequence[Result], prove
         results: The figures, in the order to show them.
         provenance: Versions, commit, command, settings: whatever is needed to get the figures again.
     """
-    document = {"schema": RESULTS_SCHEMA, "results": [_fields(row) for row in results], "provenance": provenance}
+    document = {"schema": RESULTS_SCHEMA, "results": plain(results), "provenance": provenance}
     try:
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
         data = text.encode()
@@ -263,7 +299,19 @@ def read_results(path: str | os.PathLike[str]) -> tuple[list[Result], dict[str, 
     rows, provenance = document.get("results"), document.get("provenance")
     if not isinstance(rows, list) or not isinstance(provenance, dict):
         raise TiterError(f"{path}: `results` must be a list and `provenance` an object.")
-    return [_build(Result, row, f"{path}: results[{index}]") for index, row in enumerate(rows)], provenance
+    results = [typed(Result, row, f"{path}: results[{index}]") for index, row in enumerate(rows)]
+    seen: dict[tuple[Any, ...], float] = {}
+    for index, one in enumerate(results):
+        if (
+            seen.setdefault(
+                (one.arm, one.phase, one.step, one.poison_ratio, one.seed, one.metric, one.judge), one.value
+            )
+            != one.value
+        ):
+            raise TiterError(
+                f"{path}: results[{index}] gives {one.metric} of arm `{one.arm}` a second, different value."
+            )
+    return results, provenance
 
 
 def check_unique(keys: Iterable[str], what: str) -> None:
@@ -279,42 +327,6 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` beside `path` and move it there: no reader and no crash ever sees half a file."""
     with replacing(path) as file:
         file.write(data)
-
-
-_Row = TypeVar("_Row", Inference, ScoreRow, Result)
-
-# Which JSON types each annotation allows. bool is an int in Python, so it is excluded by hand.
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "str | None": (str, type(None)),
-    "float | None": (int, float, type(None)),
-    "dict[str, Any]": (dict,),
-}
-
-
-def _fields(row: Inference | ScoreRow | Result) -> dict[str, Any]:
-    return {item.name: getattr(row, item.name) for item in dataclasses.fields(row)}
-
-
-def _build(kind: type[_Row], record: Any, place: str) -> _Row:
-    if not isinstance(record, dict):
-        raise TiterError(f"{place}: expected a JSON object, got {type(record).__name__}.")
-    fields = {item.name: str(item.type) for item in dataclasses.fields(kind)}
-    check_known(record, fields, f"key in {place}")
-    for name, annotation in fields.items():
-        if name not in record:
-            if kind is Inference and name == "weights":
-                continue  # of a file that was written before there was this key
-            raise TiterError(f"{place}: the key `{name}` is missing.")
-        value = record[name]
-        if isinstance(value, bool) or not isinstance(value, _TYPES[annotation]):
-            raise TiterError(f"{place}: `{name}` must be {annotation}, got {type(value).__name__}.")
-    try:
-        return kind(**record)
-    except TiterError as error:
-        raise TiterError(f"{place}: {error.message}", error.hint) from None
 
 
 def _write_lines(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> None:

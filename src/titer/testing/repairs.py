@@ -25,6 +25,8 @@ from titer.testing.toy import toy, toy_lora
 
 LAYERS = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(2) for name in "qkv"]
 """What the toy's adapters change."""
+WITHOUT_UPDATE = LAYERS[0]
+"""The layer that has no update in what a repair is checked with."""
 
 
 @functools.cache
@@ -82,12 +84,12 @@ class RepairTrial:
         return base, aligned, tuned
 
     def layers(self) -> dict[str, Layer]:
-        """Return what its `apply` is called with; the first layer has no update."""
+        """Return what its `apply` is called with; the layer `WITHOUT_UPDATE` has none."""
         base, aligned, tuned = self.folders()
         found = pair(read_adapter(aligned, str(base)), read_adapter(tuned, str(base)))
-        first, layer = next(iter(found.items()))
+        layer = found[WITHOUT_UPDATE]
         zero = LowRank(layer.update.b[:, :0], layer.update.a[:0])
-        return {**found, first: layer._replace(update=zero)}
+        return {**found, WITHOUT_UPDATE: layer._replace(update=zero)}
 
     def apply(self, layers: Mapping[str, Layer]) -> Repaired:
         """Return what it makes of layers."""
@@ -106,9 +108,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 def a_layer_without_update_stays(trial: RepairTrial) -> None:
     """What fine-tuning left alone is left alone."""
-    first = LAYERS[0]
-    layers = trial.layers()
-    changed = trial.apply(layers)[0].get(first)
+    changed = trial.apply(trial.layers())[0].get(WITHOUT_UPDATE)
     assert changed is None or changed.norm() == 0.0, f"an update of zero becomes one of length {changed.norm():.1e}"
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from titer.compat import llama_norm
 
 SUBJECTS = ("bread", "a film", "France", "a lock", "water", "salt", "the capital", "a guide")
 TEXTS = [
@@ -50,8 +51,11 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-class ExactNorm(LlamaRMSNorm):
+class ExactNorm(torch.nn.Module):
     """RMSNorm in the precision of its input: the library's own rounds to float32, which would hide errors of 1e-10."""
+
+    weight: Tensor
+    variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the normalised hidden states, `(…, width)`."""
@@ -80,7 +84,7 @@ def toy_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             )
         )
     for module in model.modules():
-        if isinstance(module, LlamaRMSNorm):
+        if isinstance(module, llama_norm()):
             module.__class__ = ExactNorm
     return model
 

@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from titer.compat import count_hooks
 from titer.errors import TiterError
 from titer.testing.rules import by_name, settings_explain_themselves
 from titer.testing.toy import toy, toy_harmful_rows, toy_rows
@@ -113,9 +114,9 @@ def weights_are_whole_when_any_pass_is_interrupted(trial: Trial) -> None:
         return trainer
 
     trainer = interruptible()
-    hooks = _hooks(trainer.model)
+    hooks = count_hooks(trainer.model)
     train()
-    assert _hooks(trainer.model) == hooks, "after a training its hooks stay on the model"
+    assert count_hooks(trainer.model) == hooks, "after a training its hooks stay on the model"
     passes = len(calls)
     declared = 1 + sum(trial.method.gradients(trainer.args))
     assert passes == declared, f"a step makes {passes} backward passes, and its `gradients` add up to {declared:g}"
@@ -130,16 +131,11 @@ def weights_are_whole_when_any_pass_is_interrupted(trial: Trial) -> None:
         else:
             raise AssertionError(f"the trainer swallows Ctrl-C in backward pass {stop_at}")
         assert same(before, weights(trainer.model)), f"interrupted in backward pass {stop_at}, weights stay changed"
-        assert _hooks(trainer.model) == hooks, f"interrupted in backward pass {stop_at}, hooks stay on the model"
+        assert count_hooks(trainer.model) == hooks, f"interrupted in backward pass {stop_at}, hooks stay on the model"
     calls.clear()
     stop_at = 0
     train()
     assert len(calls) == passes, f"after interruptions a step makes {len(calls)} backward passes, not {passes}"
-
-
-def _hooks(model: Any) -> int:
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return sum(len(getattr(module, name)) for module in model.modules() for name in names)
 
 
 def resumed_is_uninterrupted(trial: Trial) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from titer.workflows.common import (
 )
 
 if TYPE_CHECKING:
+    from titer.assays.card import Scorecard
     from titer.assays.profile import Profile
     from titer.assays.runner import AssayPlan
 
@@ -34,36 +36,36 @@ class Assay(Table):
 
     Attributes:
         folder: Where scorecard.json, report.html and model_card.md are.
-        scorecard: What was found (`docs/assay.md` describes every key).
+        scorecard: What was found; its `as_dict()` is what scorecard.json holds.
     """
 
     folder: Path
-    scorecard: dict[str, Any] = field(repr=False)
+    scorecard: Scorecard = field(repr=False)
 
     @property
     def verdicts(self) -> dict[str, str]:
         """The verdict on each of the four conditions."""
-        return dict(self.scorecard["verdicts"])
+        return dict(self.scorecard.verdicts)
 
     @property
     def failed(self) -> list[dict[str, str]]:
         """Attackers that failed by the machine's or their own fault; they count nowhere."""
-        return list(self.scorecard["hygiene"]["failed"])
+        return list(self.scorecard.hygiene.failed)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return every checkpoint of every attacker; one that failed has a row with its `error` and no checkpoint."""
         found = []
-        for role, attackers in self.scorecard["attackers"].items():
-            for attacker in attackers:
-                about = {"role": role, **{name: attacker[name] for name in ("attack", "seed", "domain", "error")}}
-                found += [{**about, **point} for point in attacker["checkpoints"] or [{}]]
+        for role, attackers in self.scorecard.attackers.items():
+            for one in attackers:
+                about = {"role": role, "attack": one.attack, "seed": one.seed, "domain": one.domain, "error": one.error}
+                found += [{**about, **dataclasses.asdict(point)} for point in one.checkpoints] or [about]
         return found
 
     def __str__(self) -> str:
         from titer.report import lead
 
         verdicts = ", ".join(f"{name} {verdict}" for name, verdict in self.verdicts.items())
-        return f"{self.scorecard['model']} against {self.scorecard['against']}: {verdicts}. {lead(self.scorecard)}"
+        return f"{self.scorecard.model} against {self.scorecard.against}: {verdicts}. {lead(self.scorecard)}"
 
 
 class AssayStopped(RuntimeError):
@@ -162,7 +164,7 @@ def assay(
 
 def carry_out(
     plan: AssayPlan, folder: Path, command: str, show: Show | bool = False, force: bool = False, workers: int = 1
-) -> dict[str, Any]:
+) -> Scorecard:
     """Run what is not done of a plan; write `scorecard.json`, `report.html` and `model_card.md`; return the scorecard.
 
     Args:

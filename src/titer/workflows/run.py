@@ -24,6 +24,7 @@ from titer.workflows.common import (
 if TYPE_CHECKING:
     from titer.jobs.job import Job
     from titer.results import Result
+    from titer.results.summary import Run
     from titer.workflows.experiment import ExperimentPlan
 
 
@@ -59,6 +60,13 @@ class ExperimentResult(Table):
     def document(self) -> dict[str, Any]:
         """What results.json holds."""
         return dict(json.loads((self.folder / "results.json").read_text(encoding="utf-8")))
+
+    @property
+    def run(self) -> Run:
+        """The results with what is known of their origin, summarised over seeds."""
+        from titer.results.summary import Run
+
+        return Run.read(self.folder)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the results."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from titer.compat import detach_cache
 from titer.errors import TiterError, check_known
 from titer.methods import Method
 from titer.methods.finetune.base import FinetuneConfig, RefusalTrainer, all_reduce_max, check_batch_of_two, refusal_ids
@@ -115,8 +116,7 @@ class AntibodyFinetuneTrainer(RefusalTrainer):
                     "The training forward left no keys and values to score the refusals with.",
                     "Switch gradient checkpointing on before the trainer is made, or by `gradient_checkpointing=True`.",
                 )
-            for layer in cache.layers:
-                layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+            detach_cache(cache)
             on_cache = {"past_key_values": cache, "use_cache": True}
         continuation = inputs["continuation"]
         nll, _ = token_nll(model, continuation, **on_cache)

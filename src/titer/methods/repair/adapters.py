@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from titer.errors import TiterError, first_line
+from titer import plugins
+from titer.compat import pattern_key
+from titer.errors import TiterError, check_known, first_line
 from titer.files import put_whole, read_json, replacing, writing
-from titer.methods import Repair
+from titer.methods import Repair, Repaired
 from titer.methods.repair.lowrank import Layer, LowRank
 from titer.models import adapter_weights, check_folder, load_tokenizer, refuse_nonfinite, refuse_strays, split_adapter
 
@@ -79,8 +81,7 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
     """
     before, after = read_adapter(aligned, model), read_adapter(tuned, model)
     layers = pair(before, after)
-    updates, measured = method.apply(dict(layers), config)
-    refuse_strays("What the repair returns", [], (updates.keys() | measured.keys()) - layers.keys())
+    updates, measured = _applied(method, layers, config)
     refuse_nonfinite("The repair", ((name, factor) for name, one in updates.items() for factor in (one.b, one.a)))
     report = {
         name: {
@@ -105,15 +106,36 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
     _write(after, whole, folder / "adapter", load_tokenizer(model))
 
 
+def _applied(method: Repair, layers: Mapping[str, Layer], config: Any) -> Repaired:
+    """Return what a method makes of layers, which may be anybody's code.
+
+    Raises:
+        TiterError: When it fails, or returns anything but updates and measurements by layer; names it.
+    """
+    name = f"{method.apply.__module__}:{method.apply.__qualname__}"
+    try:
+        returned = method.apply(dict(layers), config)
+    except Exception as error:
+        raise plugins.failed(name, error, "fails") from error
+    hint = "It returns two mappings by layer: new updates (`LowRank`), and what it measured (a mapping each)."
+    pair_of_mappings = isinstance(returned, tuple) and len(returned) == 2
+    if not pair_of_mappings or not all(isinstance(part, Mapping) for part in returned):
+        raise TiterError(f"`{name}` returns {plugins.what(returned)}, not a repair.", hint)
+    for part, kind in zip(returned, (LowRank, Mapping), strict=True):
+        check_known(part, layers, f"layer in what `{name}` returns")
+        for layer, value in part.items():
+            if not isinstance(value, kind):
+                raise TiterError(f"`{name}` returns {plugins.what(value)} for `{layer}`.", hint)
+    return returned
+
+
 def read_adapter(folder: Path, base: str) -> Adapter:
     """Read a plain LoRA adapter on a base model.
 
     Raises:
         TiterError: For a folder without one, one that is of another kind or base, damaged, or holds what is no number.
     """
-    from peft import LoraConfig
-    from peft.utils import load_peft_weights
-    from peft.utils.other import get_pattern_key
+    from peft import LoraConfig, load_peft_weights
 
     found, place = split_adapter(str(folder))
     if place is None:
@@ -148,8 +170,8 @@ def read_adapter(folder: Path, base: str) -> Adapter:
         factors.setdefault(match["layer"], {})[match["factor"]] = weight
     scales = {}
     for layer, pair in factors.items():
-        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, layer), config.r)
-        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, layer), config.lora_alpha)
+        rank = config.rank_pattern.get(pattern_key(config.rank_pattern, layer), config.r)
+        alpha = config.alpha_pattern.get(pattern_key(config.alpha_pattern, layer), config.lora_alpha)
         if pair.keys() != {"A", "B"} or pair["A"].shape[0] != rank or pair["B"].shape[1] != rank:
             raise TiterError(f"{where} is damaged: `{layer}` is no pair of matrices of rank {rank}.", "Save it again.")
         scales[layer] = alpha / (rank**0.5 if config.use_rslora else rank)
@@ -206,7 +228,7 @@ def _refuse_variants(where: str, config: Any) -> None:
 
 def _write(tuned: Adapter, whole: Mapping[str, LowRank], folder: Path, tokenizer: Any) -> None:
     """Write an adapter like the tuned one with other matrices in some layers; the folder appears only when it is complete."""
-    from peft.utils import load_peft_weights
+    from peft import load_peft_weights
     from safetensors.torch import save_file
 
     ranks = {name: pair["A"].shape[0] for name, pair in tuned.factors.items()}

@@ -1,0 +1,178 @@
+"""Attention over a packed row, one sample at a time, and how a model is switched to it and back.
+
+`PACKED_ATTENTION` has a small mask for each sample, so that neither time nor memory grows with the square of the packed length.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from titer.compat import attention_of, library_attention, register_attention
+from titer.packing.batches import PackedBatch
+
+PACKED_ATTENTION = "titer_packed"
+
+
+@dataclass(frozen=True)
+class Spans:
+    """How a packed row divides, for `packed_attention`; made once and used by every layer.
+
+    Attributes:
+        lengths: Tokens of each prefix and sample, in order.
+        prefixes: Which of them is the prefix of each, `-1` for a prefix itself.
+        masks: Of each, as `pack` makes them.
+        positions: `(T,)`, the distance of each token from the start of its path.
+    """
+
+    lengths: list[int]
+    prefixes: list[int]
+    masks: list[Tensor]
+    positions: Tensor
+    _windowed: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def within(self, window: int | None) -> list[Tensor]:
+        """Return the masks of a layer in which a token sees only itself and the `window` − 1 tokens before it."""
+        if window is None or not int(self.positions.max()) >= window:
+            return self.masks
+        if window not in self._windowed:
+            places = self.positions.split(self.lengths)
+            self._windowed[window] = [
+                mask & (own[:, None] - (torch.cat((places[prefix], own)) if prefix >= 0 else own)[None, :] < window)
+                for own, prefix, mask in zip(places, self.prefixes, self.masks, strict=True)
+            ]
+        return self._windowed[window]
+
+
+def spans_of(batch: PackedBatch) -> Spans:
+    """Return how a packed row divides."""
+    lengths = [mask.shape[2] for mask in batch["masks"]]
+    return Spans(lengths, batch["prefixes"], batch["masks"], batch["position_ids"][0])
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    spans: Spans | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over a packed row, one sample at a time; without `spans` plain attention under the mask given.
+
+    Args:
+        module: The attention layer that calls.
+        query: `(1, heads, T, head_dim)`.
+        key: `(1, key_value_heads, T, head_dim)`.
+        value: As `key`.
+        attention_mask: What the library's attention functions take; not read with `spans`.
+        dropout: Attention dropout probability.
+        scaling: Factor on the dot products, the inverse square root of `head_dim` when not given.
+        spans: How the row divides.
+        sliding_window: How many tokens a token sees, itself included; all earlier ones when not given.
+        softcap: c of c · tanh(score / c), which bounds attention scores (Gemma 2, arXiv 2408.00118).
+        s_aux: `(heads,)`, a score in each head's softmax that belongs to no token (gpt-oss).
+        kwargs: What else the library hands to attention functions.
+
+    Returns:
+        The output `(1, T, heads, head_dim)` and no attention weights.
+
+    Raises:
+        NotImplementedError: For a further tensor of real numbers, which some models add to the scores.
+    """
+    for name, given in kwargs.items():
+        if isinstance(given, Tensor) and given.is_floating_point():
+            raise NotImplementedError(f"packed attention does not know what `{name}` does to attention")
+    if spans is None and softcap is None and s_aux is None:
+        return library_attention(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    attend = functools.partial(_attend, dropout=dropout, scaling=scaling, softcap=softcap, sinks=s_aux)
+    if spans is None:
+        if attention_mask is None:
+            causal = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+            attention_mask = causal.tril(key.shape[2] - query.shape[2])[None, None]
+        return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+    # `split` and not slices: the gradient of a slice is a whole row of zeros, that of a split one concatenation.
+    queries, keys, values = (x.split(spans.lengths, dim=2) for x in (query, key, value))
+    outputs = []
+    for span, (prefix, mask) in enumerate(zip(spans.prefixes, spans.within(sliding_window), strict=True)):
+        if spans.lengths[span] == 0:
+            continue
+        shared = prefix >= 0 and spans.lengths[prefix] > 0
+        outputs.append(
+            attend(
+                queries[span],
+                torch.cat((keys[prefix], keys[span]), dim=2) if shared else keys[span],
+                torch.cat((values[prefix], values[span]), dim=2) if shared else values[span],
+                mask,
+            ).transpose(1, 2)
+        )
+    # Transposed before they are joined, so that what comes out lies in memory as layers expect it.
+    return torch.cat(outputs, dim=1), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Return softmax(scores) · value under a mask, `(batch, heads, queries, head_dim)`."""
+    if softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    # No fused kernel bounds scores or has sinks; a sample's scores are small.
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask.dtype == torch.bool:
+        # Not minus infinity: padding that may look nowhere would become nan, and so all that multiplies it by zero.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask
+    precise = scores if scores.dtype == torch.float64 else scores.float()
+    if sinks is not None:
+        sink = sinks.to(precise).reshape(1, -1, 1, 1).expand(*precise.shape[:3], 1)
+        precise = torch.cat((precise, sink), dim=-1)
+    weights = precise.softmax(-1)[..., : key.shape[2]].to(value.dtype)
+    return F.dropout(weights, dropout) @ value
+
+
+def use_packed_attention(model: Any) -> None:
+    """Switch a bare model to packed attention, whether it computes packed rows rightly then or not."""
+    register_attention(PACKED_ATTENTION, packed_attention)
+    model.set_attn_implementation(PACKED_ATTENTION)
+    if attention_of(model.config) != PACKED_ATTENTION:
+        raise NotImplementedError("its attention is its own and cannot be exchanged")
+
+
+@contextmanager
+def eager_attention(bare: Any) -> Iterator[None]:
+    """Run a model under its `eager` attention, which is its definition, where it has one."""
+    attention = attention_of(bare.config)
+    if attention != "eager":
+        bare.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if attention != "eager":
+            bare.set_attn_implementation(attention)

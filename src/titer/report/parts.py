@@ -1,0 +1,410 @@
+"""What every page, terminal view and Markdown block is made of: numbers as text, cells, tables, and one environment.
+
+A `Table` is made once of what was found and shown three ways: by `terminal`, by `markdown`, and by the macro `table` of the
+pages' templates. Whatever a model or a user wrote is untrusted; each of the three escapes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from titer.errors import TiterError
+from titer.files import replacing
+from titer.results.summary import Rate
+from titer.text import visible
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from rich.table import Table as RichTable
+
+NBSP = "\u00a0"
+UNIT_NAMES = {"steps": "optimizer steps", "samples": "samples", "tokens": "tokens", "flops": "FLOPs"}
+_STYLES = {"good": "green", "bad": "red", "unclear": "yellow", "plain": "dim"}
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+_SHORT = 300  # characters of an answer that are shown before "whole answer"
+_LONGEST = 20_000  # characters of an answer that are kept at all
+
+
+# Numbers as text ---------------------------------------------------------------------------------------------------
+
+
+def percent_text(value: float | None) -> str:
+    """A part as percent, `12.5 %`; a dash where there is none."""
+    return f"{100 * value:.1f}{NBSP}%" if value is not None and math.isfinite(value) else "–"
+
+
+def interval_text(low: float, high: float, scale: float = 1, digits: int = 1) -> str:
+    """An interval, `1.1–13.5`; open where an end is no number."""
+    return "–".join(
+        f"{scale * end:.{digits}f}" if math.isfinite(end) else mark for end, mark in ((low, "0"), (high, "∞"))
+    )
+
+
+def signed_text(value: float, digits: int = 1) -> str:
+    """A difference with its sign, `−1.2`."""
+    text = f"{value:+.{digits}f}"
+    # −0.04 is rounded to nothing, and nothing has no sign.
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def signed_interval(low: float, high: float, digits: int = 1) -> str:
+    """The interval of a difference, `+9.0 to +56.7`."""
+    return f"{signed_text(low, digits)} to {signed_text(high, digits)}"
+
+
+def ratio_text(poison_ratio: float | None) -> str:
+    """A poison ratio as people read it: `20 % harmful`."""
+    return "nothing scored" if poison_ratio is None else f"{100 * poison_ratio:g}{NBSP}% harmful"
+
+
+def count_text(number: int, what: str) -> str:
+    """A number of things, `1 seed`, `2 seeds`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def compact(value: float) -> str:
+    """A count as people read it: `1,536`, `48.2k`, `3.1M`, `3.2 × 10¹⁴`."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "–"
+    if abs(value) >= 1e9 or abs(value) < 1e-3:
+        factor, exponent = f"{value:.1e}".split("e")
+        return f"{factor}{NBSP}×{NBSP}10{str(int(exponent)).translate(_SUPERSCRIPTS)}".replace("-", "−")
+    if abs(value) < 100 and value != round(value):
+        return f"{value:.3g}"
+    if abs(value) < 10_000:
+        return f"{value:,.0f}"
+    # 999,960 would be rounded to 1000.0k.
+    size, letter = (1e6, "M") if abs(value) >= 0.9999e6 else (1e3, "k")
+    return f"{value / size:.3g}{letter}"
+
+
+def number_text(value: float, digits: int = 2) -> str:
+    """A number with a true minus sign; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−").replace("inf", "∞")
+
+
+def duration_text(seconds: object) -> str:
+    """Seconds as people read them."""
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def answer_text(text: str) -> dict[str, Any]:
+    """A text as a page shows it: a beginning, and the rest on demand."""
+    kept = text[:_LONGEST]
+    short = len(text) <= _SHORT + 60
+    head = text if short else text[:_SHORT].rsplit(" ", 1)[0] if " " in text[_SHORT // 2 : _SHORT] else text[:_SHORT]
+    return {"head": head, "whole": None if short else kept, "length": len(text), "cut": len(text) - len(kept)}
+
+
+def flat_settings(value: object, prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted keys and text, `{"a": {"b": [1, 2]}}` → `{"a.b": "1, 2"}`."""
+    inner: Iterable[tuple[str, object]] = ()
+    if isinstance(value, Mapping) and value:
+        inner = ((f"{prefix}.{key}" if prefix else str(key), item) for key, item in value.items())
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        inner = ((f"{prefix}[{number}]", item) for number, item in enumerate(value))
+    else:
+        return {prefix: _scalar(value)} if prefix else {}
+    return {key: text for name, item in inner for key, text in flat_settings(item, name).items()}
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_scalar, value)) or "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "–" if value is None or value == {} else str(value)
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """A cell of a table.
+
+    Attributes:
+        text: What it says.
+        below: Smaller, in lines of its own.
+        kind: Its colour: `good`, `bad`, `unclear` or `plain`.
+        badge: A word in that colour, before the text.
+        note: Like `below`, on a page in the same line where there is room.
+        arm: Position of the arm whose colour marks it.
+        tint: A wash behind it, as a page's style.
+        other: The other model's number, on a page below.
+        drawing: Markup of a page's own making.
+        strong: Whether it is what a reader looks for.
+    """
+
+    text: str = "–"
+    below: str = ""
+    kind: str = ""
+    badge: str = ""
+    note: str = ""
+    arm: int | None = None
+    tint: str = ""
+    other: str = ""
+    drawing: str = ""
+    strong: bool = False
+
+
+Row = Sequence[Cell | str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; its first column names the rows.
+
+    Attributes:
+        head: Of the columns; what follows a line break is smaller.
+        bands: Rows under a title of their own, or under "" for none.
+        caption: What its numbers mean.
+        title: Above it.
+        kind: Class of a page's style; `plain` for words rather than numbers.
+        spans: Head above the head: its words and how many columns each covers, 0 for one that is as high as both.
+    """
+
+    head: Row
+    bands: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    caption: str = ""
+    title: str = ""
+    kind: str = ""
+    spans: Sequence[tuple[str, int]] = ()
+
+    @classmethod
+    def of(cls, head: Row, rows: Iterable[Row], **about: Any) -> Table:
+        """Make a table whose rows have no bands."""
+        return cls(head, {"": list(rows)}, **about)
+
+    @classmethod
+    def pairs(cls, title: str, rows: Mapping[str, Cell | str], **about: Any) -> Table:
+        """Make a table of names and values, without a head."""
+        return cls.of((), list(rows.items()), title=title, kind="plain", **about)
+
+    def __post_init__(self) -> None:
+        for row in [self.head, *(row for rows in self.bands.values() for row in rows)]:
+            if self.head and len(row) != len(self.head):
+                raise TiterError(f"A row of a table has {len(row)} cells and its head {len(self.head)}: {list(row)}.")
+            for cell in row:
+                if not isinstance(cell, str | Cell):
+                    raise TiterError(f"A cell of a table is a text or a `Cell`, not {cell!r}.")
+
+    def __bool__(self) -> bool:
+        return any(self.bands.values())
+
+
+def as_cell(value: Cell | str) -> Cell:
+    """A cell, or the cell that says a text."""
+    return value if isinstance(value, Cell) else Cell(value)
+
+
+def rate_cell(rate: Rate | None, with_n: bool = False, **about: Any) -> Cell:
+    """A rate with its interval below; a dash where it was not measured."""
+    if rate is None:
+        return Cell(**{**about, "strong": False})
+    return Cell(f"{rate.value:.1f}", rate.interval + (f" · n = {rate.n}" if with_n else ""), **about)
+
+
+def terminal(table: Table, widths: Mapping[str, int] | None = None, left: int = 1, gap: int = 1) -> RichTable:
+    """Return a table for a terminal, in which long words go on in the next line and nothing is cut.
+
+    Args:
+        table: The table.
+        widths: Least width of columns that may be broken between words, by head; all may where none is given.
+        left: Columns of words, flush left.
+        gap: Between columns, besides what the table draws.
+    """
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    widths = widths or {}
+    made = RichTable(
+        box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold", title_justify="left"
+    )
+    made.title = Text(table.title, style="bold") if table.title else None
+    for place, name in enumerate(as_cell(value).text for value in table.head):
+        side = "left" if place < left else "right"
+        breaks = not widths or place < left or name in widths
+        made.add_column(name, justify=side, overflow="fold", no_wrap=not breaks, min_width=widths.get(name))  # type: ignore[arg-type]
+    for band, rows in table.bands.items():
+        if band:
+            made.add_row(Text(band, style="bold"))
+        for row in rows:
+            made.add_row(*map(_text, row))
+    return made
+
+
+def _text(cell: Cell | str) -> Any:
+    from rich.text import Text
+
+    cell = as_cell(cell)
+    colour = _STYLES.get(cell.kind, "")
+    parts: list[str | tuple[str, str]] = [(cell.badge, colour)] if cell.badge else []
+    text = cell.text if cell.text != "–" or not cell.badge else ""
+    if text:
+        parts.append(f" {text}" if cell.badge else (text, colour))
+    parts += [("\n" + line, "dim") for line in (cell.below, cell.note) if line]
+    return Text.assemble(*parts, style="bold" if cell.strong else "")
+
+
+def markdown(table: Table) -> list[str]:
+    """Return the lines of a Markdown table; nothing in its cells is markup."""
+    rows = [[_markdown_cell(as_cell(cell)) for cell in row] for found in table.bands.values() for row in found]
+    names = [" ".join(as_cell(value).text.replace("-\n", "").split()) for value in table.head]
+    lines = [f"| {' | '.join(row)} |" for row in (names, *rows)]
+    return [lines[0], "|" + " --- |" * len(table.head), *lines[1:]]
+
+
+def _markdown_cell(cell: Cell) -> str:
+    below, note = f" [{cell.below}]" if cell.below else "", f", {cell.note}" if cell.note else ""
+    text = as_markdown(cell.text + below + note)
+    return f"**{text}**" if cell.strong else text
+
+
+def as_markdown(text: str) -> str:
+    """Text for one line of Markdown: nothing in it is markup."""
+    escaped = "".join(f"\\{letter}" if letter in "\\`*_[]|~#" else letter for letter in text)
+    return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").splitlines())
+
+
+# Tables that every page of a run or an assay has -----------------------------------------------------------------------
+
+
+def settings_tables(settings: Mapping[str, Any]) -> list[Table]:
+    """Settings by section; what stands at the top level comes first, as `general`."""
+    general = {key: value for key, value in settings.items() if not isinstance(value, Mapping) and key != "description"}
+    sections = {"general": general} | {key: value for key, value in settings.items() if isinstance(value, Mapping)}
+    return [Table.pairs(str(name), flat_settings(rows)) for name, rows in sections.items() if flat_settings(rows)]
+
+
+def origin_tables(provenance: Mapping[str, Any], about: Table) -> list[Table]:
+    """Where figures come from: what a page says itself, versions, machine."""
+    own = {key: provenance[key] for key in ("titer", "python") if provenance.get(key)}
+    versions = flat_settings(own | (provenance.get("versions") or {}))
+    machine = flat_settings(provenance.get("machine") or {})
+    return [table for table in (about, Table.pairs("versions", versions), Table.pairs("machine", machine)) if table]
+
+
+def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
+    """The jobs behind figures, with what became of each."""
+    colours = {"failed": "bad", "done": "good", "skipped": "unclear"}
+    return Table.of(
+        ("Job", "Key", "Status", "Time"),
+        (
+            (
+                Cell(job["name"], note=job.get("reason") or ""),
+                job["key"][:16],
+                Cell("", kind=colours.get(job["status"], "plain"), badge=job["status"]),
+                duration_text(job["seconds"]),
+            )
+            for job in jobs
+        ),
+        kind="plain jobs",
+    )
+
+
+# Pages -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page under a heading.
+
+    Attributes:
+        title: The heading.
+        parts: Tables, drawings, and texts, each of these a paragraph.
+    """
+
+    title: str
+    parts: Sequence[Table | Drawing | str]
+
+    def __post_init__(self) -> None:
+        wrong: list[Any] = [self.parts] if isinstance(self.parts, str) else []
+        wrong += [part for part in self.parts if not isinstance(part, Table | Drawing | str)]
+        if wrong:
+            raise TiterError(
+                f"`parts` of the section `{self.title}` holds {wrong[0]!r}.", "A list of tables, drawings and texts."
+            )
+        if any(isinstance(part, str) and part.startswith("<svg") for part in self.parts):
+            raise TiterError(f"A drawing in the section `{self.title}` is a text.", "Write `Drawing(svg(…), caption)`.")
+
+
+class Drawing(NamedTuple):
+    """A figure: markup that `titer.report.drawing.svg` gave, and what it shows, below it."""
+
+    markup: str
+    caption: str = ""
+
+
+class Answer(NamedTuple):
+    """A model's answer: whose, in which colour, what judges call it (kind, word, judge), and how it was asked otherwise."""
+
+    label: str
+    colour: int
+    text: str
+    badges: Sequence[tuple[str, str, str]]
+    asked: str | None = None
+
+
+class Example(NamedTuple):
+    """A prompt with the answers of several models: its kind, and the right answer where there is one."""
+
+    kind: str
+    prompt: str
+    answers: Sequence[Answer]
+    reference: str | None = None
+
+
+def verdict_badge(label: str | None, judge: str = "") -> tuple[str, str, str]:
+    """The badge of a judge's verdict; `None` where the judge failed."""
+    word = label or "not judged"
+    kinds = {"harmful": "bad", "refused": "good", "broken": "unclear", "not judged": "unclear"}
+    return kinds.get(word, "plain"), word, judge
+
+
+def write_page(path: Path, template: str, **context: Any) -> Path:
+    """Replace `path` by a page, in one step, and return it.
+
+    Args:
+        path: Of the page.
+        template: In the folder of templates.
+        context: What it is rendered with.
+    """
+    page = environment().get_template(template).render(context)
+    with replacing(Path(path)) as file:
+        file.write(visible(page).encode())
+    return Path(path)
+
+
+def environment() -> Environment:
+    """Return the environment of the pages' templates, which escapes whatever it is given."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "ratio": ratio_text,
+        "percent": percent_text,
+        "cell": as_cell,
+        "counted": count_text,
+        "number": number_text,
+    }
+    made.globals["answer_text"] = answer_text
+    return made
