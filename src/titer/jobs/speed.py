@@ -184,8 +184,7 @@ def _measure_loading(model: str) -> dict[str, float]:
 
 def _measure_training(model: str, bf16: bool) -> dict[str, float]:
     """Time a plain training's steps, as it trains: with LoRA, the optimizer and the trainer's own loop."""
-    from transformers import TrainerCallback
-    from transformers.trainer_callback import PrinterCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     from titer.jobs.base_model import fresh_model
     from titer.jobs.trainings import lora_config

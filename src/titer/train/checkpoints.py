@@ -10,8 +10,9 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.trainer_callback import ExportableState, TrainerCallback
+from transformers import TrainerCallback
 
+from titer.compat import exportable_state
 from titer.files import put_whole, writing
 from titer.train.gradients import sharded_like, whole
 
@@ -22,7 +23,7 @@ CARRIED_FILE = "carried.safetensors"
 """In a checkpoint: the tensors that a method carries from step to step."""
 
 
-class StepState(TrainerCallback, ExportableState):
+class StepState(TrainerCallback, exportable_state()):  # type: ignore[misc]
     """Numbers that a method carries from step to step; saved in checkpoints, so that resuming is exact."""
 
     def __init__(self) -> None:

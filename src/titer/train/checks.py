@@ -10,7 +10,9 @@ from torch.nn import Parameter
 
 from titer.errors import RanAway, TiterError
 from titer.models import refuse_nonfinite
-from titer.packing.layouts import Layout, bare_model, is_noisy
+from titer.packing.alone import bare_model
+from titer.packing.batches import Layout
+from titer.packing.noise import is_noisy
 from titer.progress import Task
 from titer.train.config import PackedSFTConfig
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import trl
 
+from titer.compat import cpu_knows_bf16, reporting_services
 from titer.errors import TiterError
 from titer.ranges import check_settings
 
@@ -23,7 +24,7 @@ def bf16_is_fast() -> bool:
     """
     if torch.accelerator.is_available():
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return cpu_knows_bf16()
 
 
 @dataclass
@@ -118,9 +119,7 @@ class PackedSFTConfig(trl.SFTConfig):
 
 def _check_reporters(report_to: Any) -> None:
     """Raise for a service to report to that the library does not know, or whose package is not there."""
-    from transformers.integrations.integration_utils import get_available_reporting_integrations
-
-    there = get_available_reporting_integrations()
+    there = reporting_services()
     for name in [report_to] if isinstance(report_to, str) else report_to or []:
         if name not in ("none", "all", *there):
             raise TiterError(

@@ -3,7 +3,7 @@
 What a user of TRL has (datasets, LoRA configuration, logging, checkpoints, DDP, FSDP2) stays as it is. What changes:
 rows are packed without padding, logits are computed only where a token is supervised, prompts are never trained on,
 text from users cannot become control tokens, and a sample that cannot be trained on is an error instead of being
-dropped. Nothing else of titer touches the private names of TRL and transformers.
+dropped. Which private methods of the library it overrides or calls for that is listed in `titer.compat`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import trl
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import Parameter
-from transformers.trainer import TRAINER_STATE_NAME
 
+from titer.compat import trainer_state_name
 from titer.models import Template, prepare_tokenizer
+from titer.packing.alone import bare_model
 from titer.packing.batches import PackedBatch
-from titer.packing.layouts import bare_model, layout_for
+from titer.packing.layouts import layout_for
 from titer.packing.losses import branch_nll, token_nll
 from titer.packing.streams import Pool, draw
 from titer.train.checkpoints import StepState, appearing, load_carried, remove_old, save_carried
@@ -389,7 +390,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
             if self.state.best_model_checkpoint == str(part):
                 self.state.best_model_checkpoint = str(checkpoint)
                 if self.args.should_save:
-                    self.state.save_to_json(str(part / TRAINER_STATE_NAME))
+                    self.state.save_to_json(str(part / trainer_state_name()))
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(checkpoint))
         if self.args.should_save:
