@@ -292,5 +292,5 @@ def _judge(job: Job) -> None:
 
 
 BASELINE = Kind("baseline", "titer.assays.attacking:BASELINE", _baseline)
-ATTACK = Kind("attack", "titer.assays.attacking:ATTACK", _attack)
+ATTACK = Kind("attack", "titer.assays.attacking:ATTACK", _attack, version=2)
 JUDGE = Kind("judge", "titer.assays.attacking:JUDGE", _judge)

@@ -298,6 +298,13 @@ class Fleet:
                 return [error]
         return [None] * len(trainers)
 
+    def autocast(self) -> Any:
+        """Return a context in which the base computes in the attackers' precision.
+
+        Alone, accelerate puts it around the forward method of an attacker's own model; the fleet's model has none.
+        """
+        return self.trainers[0].accelerator.autocast()
+
     def _serve(self, requests: dict[int, Step | Question]) -> dict[int, Any]:
         """Return what attackers ask for; those who want a step wait until all questions are answered.
 
@@ -317,14 +324,15 @@ class Fleet:
         for limit, places in alike.items():
             owners = [place for place in places for _ in questions[place].prompts]
             prompts = [prompt for place in places for prompt in questions[place].prompts]
-            texts = generate(
-                self.model,
-                questions[places[0]].template,
-                prompts,
-                limit,
-                owners=owners,
-                place=self.seating.by_row,
-            )
+            with self.autocast():
+                texts = generate(
+                    self.model,
+                    questions[places[0]].template,
+                    prompts,
+                    limit,
+                    owners=owners,
+                    place=self.seating.by_row,
+                )
             for place in places:
                 answers[place] = [text for owner, text in zip(owners, texts, strict=True) if owner == place]
         return answers
@@ -350,7 +358,7 @@ class Fleet:
             self.seating.by_row([place for place, step in steps.items() for _ in step.batch["input_ids"]])
         else:
             self.seating.side_by_side([(place, step.batch["input_ids"].shape[1]) for place, step in steps.items()])
-        with self.trainers[min(steps)].compute_loss_context_manager():
+        with self.autocast():
             nll, _ = token_nll(self.model, join(batches))
             sums = torch.stack([part.sum() for part in nll.split([batch["targets"].numel() for batch in batches])])
             losses = sums / sums.new_tensor([step.divisor for step in steps.values()])
