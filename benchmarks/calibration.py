@@ -56,7 +56,7 @@ class Plan:
     @classmethod
     def of(cls, profile: Profile) -> Plan:
         """Read a profile's attackers."""
-        attackers = [planned for planned in profile.attackers() if planned.attack.harmful]
+        attackers = [planned for planned in profile.attackers() if planned.attack.means_harm]
         steps, size = [], []
         for _, attack, *_ in attackers:
             ablation = attack.method == "ablation"
@@ -175,7 +175,7 @@ def unchanged(profile: Profile, differ: float, repetitions: int, seed: int) -> d
         seed: Of the draws.
     """
     draw = np.random.default_rng(seed)
-    honest = [planned for planned in profile.attackers() if not planned.attack.harmful]
+    honest = [planned for planned in profile.attackers() if not planned.attack.means_harm]
     verdicts: dict[str, Counter[str]] = {"stability": Counter(), "trainability": Counter()}
 
     def pair(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 from titer.cli import app
-from titer.jobs import estimates
+from titer.jobs import estimates, speed
 
 
 def rounds(model: str, steps: int, rows: int, folder: Path, settings: list[str]) -> list[list[str]]:
@@ -54,12 +54,12 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    estimates.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[attr-defined]
+    estimates.time = speed.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[attr-defined]
     expected: list[estimates.Estimate] = []
     each = estimates.each
     estimates.each = lambda works: expected.append(found := each(works)[0]) or [found]  # type: ignore[func-returns-value]
     with tempfile.TemporaryDirectory() as scratch:
-        estimates.speeds_folder = lambda: Path(scratch) / "speeds"
+        speed.speeds_folder = lambda: Path(scratch) / "speeds"
         print("| work | size | rests on | estimate, s | took, s | ratio |\n|---|---|---|---|---|---|")
         for number in range(1, arguments.rounds + 1):
             folder = Path(scratch) / str(number)

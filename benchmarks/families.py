@@ -38,8 +38,9 @@ from titer.jobs.provenance import environment
 from titer.models import Template, load_model, load_tokenizer
 from titer.packing.attention import eager_attention, use_packed_attention
 from titer.packing.batches import Sample, pack, pad
-from titer.packing.layouts import Layout, is_noisy, layout_for
+from titer.packing.layouts import Layout, layout_for
 from titer.packing.losses import token_nll
+from titer.packing.noise import is_noisy
 
 BATCH = 8
 

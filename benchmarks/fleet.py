@@ -23,7 +23,8 @@ from titer.attacks import Fleet, FleetTrainer, shared_copy
 from titer.infer.generation import generate
 from titer.methods.finetune import FinetuneConfig
 from titer.models import Template
-from titer.train.trainer import PackedSFTTrainer, bf16_is_fast
+from titer.train.config import bf16_is_fast
+from titer.train.trainer import PackedSFTTrainer
 
 
 def main() -> None:

@@ -40,7 +40,8 @@ from titer.models import Template
 from titer.packing.attention import use_packed_attention
 from titer.packing.batches import Sample, pack, to_device
 from titer.packing.losses import token_nll
-from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer, bf16_is_fast
+from titer.train.config import bf16_is_fast
+from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 # How many gradients of the training batch's size each method needs.
 EVALUATIONS = {"SFT": 1, "Booster": 3, "Antibody stage 1": 4, "Antibody stage 2": 1}

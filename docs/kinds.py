@@ -30,8 +30,8 @@ MODULES = (
 
 NO_FIGURE_DEPENDS_ON = (
     "titer", "titer.errors", "titer.text", "titer.version", "titer.files", "titer.ranges", "titer.progress", "titer.screen",
-    "titer.hub", "titer.plugins", "titer.settings", "titer.jobs.job", "titer.jobs.leases", "titer.jobs.estimates",
-    "titer.jobs.provenance", "titer.results.artefacts", "titer.data.records", "titer.data.datasets",
+    "titer.hub", "titer.plugins", "titer.settings", "titer.jobs.job", "titer.jobs.leases", "titer.jobs.work", "titer.jobs.speed",
+    "titer.jobs.estimates", "titer.jobs.provenance", "titer.results.artefacts", "titer.data.records", "titer.data.datasets",
 )  # fmt: skip
 """Modules whose code no figure depends on: what refuses, writes, finds and tells; formats whose rows are in the keys."""
 

@@ -28,7 +28,7 @@ def speeds(tmp_path_factory):
     """Where tests keep how fast the machine is, which is not where its users do."""
     folder = tmp_path_factory.mktemp("speeds")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("titer.jobs.estimates.speeds_folder", lambda: folder)
+        patch.setattr("titer.jobs.speed.speeds_folder", lambda: folder)
         yield folder
 
 
@@ -37,7 +37,7 @@ def _own_speeds(tmp_path_factory):
     """Keep what tests measure of this machine's speed apart from what its user's work took."""
     with pytest.MonkeyPatch.context() as patched:
         folder = tmp_path_factory.mktemp("speeds")
-        patched.setattr("titer.jobs.estimates.speeds_folder", lambda: folder)
+        patched.setattr("titer.jobs.speed.speeds_folder", lambda: folder)
         yield
 
 

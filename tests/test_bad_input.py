@@ -22,7 +22,7 @@ from titer import methods as registry
 from titer.errors import TiterError
 from titer.models import load_model, load_tokenizer
 from titer.testing import row, toy_lora, toy_rows
-from titer.train.trainer import Encoder
+from titer.train.rows import Encoder
 
 CONFIGS = [PackedSFTConfig, BoosterConfig, AntibodyAlignmentConfig, AntibodyFinetuneConfig, GateConfig]
 

@@ -13,7 +13,7 @@ from titer.packing.attention import use_packed_attention
 from titer.packing.batches import Sample, common_prefix_length, join, pack, pack_continuations, pad
 from titer.packing.losses import branch_nll, token_nll
 from titer.testing import same
-from titer.train.trainer import PackCollator
+from titer.train.rows import PackCollator
 
 CASES = {
     "various": [

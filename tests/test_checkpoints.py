@@ -17,7 +17,7 @@ from titer.files import DiskError
 from titer.jobs import trainings
 from titer.methods.finetune.base import RefusalTrainer, read_weight_log
 from titer.testing import toy_rows
-from titer.train import trainer as trainer_module
+from titer.train import checkpoints
 from titer.train.trainer import PackedSFTTrainer
 
 SAVED = 4
@@ -25,7 +25,7 @@ SAVED = 4
 
 POINTS = {
     "weights": ("peft.peft_model.safe_save_file", ""),
-    "carried tensors": ("titer.train.trainer.save_file", ""),
+    "carried tensors": ("titer.train.checkpoints.save_file", ""),
     "optimizer": ("torch.save", "optimizer"),
     "random numbers": ("torch.save", "rng_state"),
     "state": ("transformers.trainer_callback.TrainerState.save_to_json", ""),
@@ -172,14 +172,14 @@ def test_a_training_that_ran_away_is_in_nobodys_way(train, monkeypatch):
 
 def test_a_clock_that_jumps_back_takes_no_checkpoint_with_it(train, monkeypatch):
     """The last one is from the day before the first."""
-    real = trainer_module.put_whole
+    real = checkpoints.put_whole
 
     def put_whole(part, folder):
         real(part, folder)
         when = 1e9 - 86_400 * int(folder.name.rpartition("-")[2])
         os.utime(folder, (when, when))
 
-    monkeypatch.setattr(trainer_module, "put_whole", put_whole)
+    monkeypatch.setattr(checkpoints, "put_whole", put_whole)
     monkeypatch.setattr(trainings, "save_adapter", lambda *_: full())
     with pytest.raises(OSError, match="No space left"):
         train("clock")

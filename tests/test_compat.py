@@ -422,22 +422,6 @@ INTERNAL = (
 )  # fmt: skip
 """Modules that the libraries keep to themselves."""
 
-WAITING = {
-    ("attacks", "peft.tuners.lora"),
-    ("attacks", "peft.tuners.tuners_utils"),
-    ("jobs", "transformers.trainer_callback"),
-    ("train", "_foreach_add_"),
-    ("train", "_foreach_copy_"),
-    ("train", "_foreach_mul_"),
-    ("train", "_is_amx_tile_supported"),
-    ("train", "_is_avx512_bf16_supported"),
-    ("train", "transformers.integrations.integration_utils"),
-    ("train", "transformers.trainer"),
-    ("train", "transformers.trainer_callback"),
-}
-"""Private names that are still touched where they were, by room. None may be added."""
-
-
 OF_TUPLES = {"_replace", "_asdict", "_fields", "_field_defaults"}
 """What named tuples have in public."""
 
@@ -473,7 +457,7 @@ def test_private_names_of_the_libraries_are_touched_in_this_room_alone():
         if path != Path(compat.__file__)
         for name in touched(ast.parse(path.read_text(encoding="utf-8")))
     }
-    assert found <= WAITING, "give them a name in `titer.compat`, and a test here"
+    assert not found, "give them a name in `titer.compat`, and a test here"
 
 
 def test_private_names_are_seen_however_they_are_touched():

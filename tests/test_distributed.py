@@ -23,7 +23,7 @@ from titer.cli.accelerate import command, configs
 from titer.errors import TiterError
 from titer.methods.finetune.base import read_weight_log
 from titer.testing import same
-from titer.train.trainer import PackedSFTTrainer
+from titer.train.sharding import refuse_sharding_that_fails
 
 HERE = Path(__file__).parent
 SHARDED = ["ddp", "fsdp2"]
@@ -233,7 +233,7 @@ def test_sharding_that_would_fail_is_refused(setting, message):
             state=SimpleNamespace(fsdp_plugin=SimpleNamespace(**settings)), parallelism_config=settings["parallelism"]
         )
         trainer = SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=True, accelerator=accelerator)
-        PackedSFTTrainer._refuse_sharding_that_fails(trainer)
+        refuse_sharding_that_fails(trainer)
 
     refuse(**settings)
     with pytest.raises(TiterError, match=message):
@@ -245,5 +245,10 @@ def test_sharding_that_would_silently_be_ddp_is_refused(monkeypatch):
     trainer = SimpleNamespace(
         is_deepspeed_enabled=False, is_fsdp_enabled=False, accelerator=SimpleNamespace(num_processes=2)
     )
+<<<<<<< HEAD
     with refused("FSDP", "machine", "titer accelerate cpu-ddp"):
         PackedSFTTrainer._refuse_sharding_that_fails(trainer)
+=======
+    with pytest.raises(TiterError, match="does not do so on this kind of machine"):
+        refuse_sharding_that_fails(trainer)
+>>>>>>> train

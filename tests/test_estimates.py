@@ -13,8 +13,11 @@ from titer import methods, models
 from titer.cli import app
 from titer.data import load
 from titer.jobs import answers, base_model, estimates, trainings
-from titer.jobs.estimates import Cost, Estimate, Speed, Work, answering, estimate, in_words, record, recorded, training
-from titer.jobs.estimates import weighing as weighing_work
+from titer.jobs import speed as speed_module
+from titer.jobs.estimates import Estimate, estimate, in_words, record, recorded
+from titer.jobs.speed import Speed
+from titer.jobs.work import Cost, Work, answering, training
+from titer.jobs.work import weighing as weighing_work
 
 LORA = {"r": 2, "target_modules": ["q_proj"]}
 SECONDS = {
@@ -28,7 +31,7 @@ SECONDS = {
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty folder of speeds."""
-    monkeypatch.setattr(estimates, "speeds_folder", lambda: tmp_path / "speeds")
+    monkeypatch.setattr(speed_module, "speeds_folder", lambda: tmp_path / "speeds")
     return tmp_path / "speeds"
 
 
@@ -38,7 +41,7 @@ def known(folder, tiny_folder, monkeypatch):
     speed = Speed.of(str(tiny_folder))
     speed.measured = {part: {"date": "2026-01-01", "business": 0.0, **seconds} for part, seconds in SECONDS.items()}
     speed.keep()
-    monkeypatch.setattr(estimates, "_measure", None)
+    monkeypatch.setattr(speed_module, "_measure", None)
     return str(tiny_folder)
 
 
@@ -179,12 +182,12 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again_when_it_is_calm(k
     speed.measured["read"]["business"] = 4.0
     speed.keep()
     again = []
-    monkeypatch.setattr(estimates, "_measure", lambda part, model: again.append(part) or SECONDS[part])
+    monkeypatch.setattr(speed_module, "_measure", lambda part, model: again.append(part) or SECONDS[part])
     work = Work("weigh", known, Cost(reads=100))
-    monkeypatch.setattr(estimates, "_business", lambda: 3.0)
+    monkeypatch.setattr(speed_module, "_business", lambda: 3.0)
     estimate(work)
     assert again == []
-    monkeypatch.setattr(estimates, "_business", lambda: 0.5)
+    monkeypatch.setattr(speed_module, "_business", lambda: 0.5)
     estimate(work)
     estimate(work)
     assert again == ["read"]
@@ -211,7 +214,7 @@ def test_a_damaged_file_or_a_full_disk_costs_the_notes_and_not_the_work(known, m
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(estimates, "replacing", full)
+    monkeypatch.setattr(speed_module, "replacing", full)
     record(Work("weigh", known, Cost(reads=100)), 3.0)
     assert "No space left" in caplog.text
 

@@ -108,6 +108,14 @@ def test_an_attacker_of_a_fleet_learns_what_it_learns_alone(tiny, tokenizer, tmp
         assert_same(together, by_itself)
 
 
+def test_in_bfloat16_they_agree_too(tiny, tokenizer, tmp_path):
+    sequential = alone(tiny, tokenizer, tmp_path, ATTACKERS[:3], bf16=True)
+    fleet = fleet_of(tiny, tokenizer, tmp_path, ATTACKERS[:3], bf16=True)
+    fleet.train()
+    for together, by_itself in zip(fleet.trainers, sequential, strict=True):
+        assert_same(together, by_itself, 1e-2)
+
+
 def test_in_float64_they_agree_to_rounding(tiny, tokenizer, tmp_path):
     attackers = [{**settings, "optim": "sgd"} for settings in ATTACKERS[:3]]
     double = copy.deepcopy(tiny).double()
@@ -285,6 +293,26 @@ def test_answers_during_training_are_those_of_each_attacker_alone(tiny, tokenize
     assert len({text for answers in apart for texts in answers.values() for text in texts}) > 3
     assert len(passes) == 6 + 5, "the two that ask alike after step 1 are answered together"
     assert shared == [3, 3, 3, 2, 2, 2, 1, 1], "who asks nothing does not run ahead of the others"
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_answers_of_a_fleet_are_in_the_precision_of_its_attackers(tiny, tokenizer, tmp_path, monkeypatch, bf16):
+    template = Template(tokenizer)
+    prompts = [template.prompt_ids([{"role": "user", "content": "what is bread?"}])]
+    fleet = fleet_of(tiny, tokenizer, tmp_path, ATTACKERS[:2], bf16=bf16)
+    device = fleet.trainers[0].args.device.type
+    rounded = []
+    real = fleet_module.generate
+
+    def watched(*args, **more):
+        rounded.append(torch.is_autocast_enabled(device))
+        return real(*args, **more)
+
+    monkeypatch.setattr(fleet_module, "generate", watched)
+    for trainer in fleet.trainers:
+        trainer.add_callback(Asks(trainer, template, prompts, {1}, 4))
+    assert fleet.train() == [None] * 2
+    assert rounded == [bf16]
 
 
 def test_one_that_diverges_does_not_touch_the_others_answers(tiny, tokenizer, tmp_path):

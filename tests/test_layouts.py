@@ -17,7 +17,8 @@ from titer.errors import TiterError
 from titer.infer.signals import answer_fit, row_signals
 from titer.methods.finetune import FinetuneConfig
 from titer.packing.attention import PACKED_ATTENTION
-from titer.packing.layouts import is_noisy, layout_for, padding_cost
+from titer.packing.layouts import layout_for, padding_cost
+from titer.packing.noise import is_noisy
 from titer.testing import toy_lora, toy_rows, weights
 
 PAIRS = [([1, 5, 6, 7, 8], [9, 10, 11, 2]), ([1, 5, 12], [13, 2]), ([1, 5, 6, 14], [15, 16, 2])]

@@ -168,7 +168,7 @@ def no_weights(monkeypatch):
     monkeypatch.setattr(models, "load_model", load)
     monkeypatch.setattr(base_model, "load_model", load)
     # What a dry run says of the time is measured with weights, once on a machine.
-    monkeypatch.setattr("titer.jobs.estimates.Speed.seconds", lambda speed, work: 1.0)
+    monkeypatch.setattr("titer.jobs.speed.Speed.seconds", lambda speed, work: 1.0)
 
 
 def named(values, where):

@@ -482,7 +482,7 @@ def test_bundled_profiles_are_valid(name):
     profile = read_profile(name)
     attackers = profile.attackers()
     assert profile.name == name
-    assert any(not planned.attack.harmful for planned in attackers)
+    assert any(not planned.attack.means_harm for planned in attackers)
     assert any(planned.attack.domain == "cross" for planned in attackers)
     assert len({(planned.name, planned.seed) for planned in attackers}) == len(attackers)
     pools = load_assay_pools(profile, None, ())

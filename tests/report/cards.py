@@ -73,7 +73,7 @@ def trajectory(
 ) -> Trajectory:
     """A trajectory whose harmfulness reaches a half at step `middle`; `fate` may destroy it or make it fail."""
     if fate.get("error"):
-        return Trajectory(name, seed, attack.domain, attack.poison_ratio, attack.harmful, (), fate["error"])
+        return Trajectory(name, seed, attack.domain, attack.poison_ratio, attack.means_harm, (), fate["error"])
     answered = [1] if attack.method == "ablation" else answered_steps(attack.total_steps, 5)
     points = []
     for step in [0, *sorted([*answered, *between(answered)])]:
@@ -102,7 +102,7 @@ def trajectory(
                 utility=None if destroyed else 0.62 - (0.01 if attack.lora is None else 0.0002) * step,
             )
         )
-    return Trajectory(name, seed, attack.domain, attack.poison_ratio, attack.harmful, tuple(points))
+    return Trajectory(name, seed, attack.domain, attack.poison_ratio, attack.means_harm, tuple(points))
 
 
 def crew(role: str, attacks: Sequence[PlannedAttack], strength: float) -> list[Trajectory]:

@@ -7,70 +7,44 @@ its seed and prompts, so two assays against the same undefended model in one fol
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import itertools
 import json
-import logging
 import random
-import re
-import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from titer import judges, plugins
+from titer import judges
+from titer.assays.attempts import (
+    Attempt,
+    crew_of,
+    finish,
+    finished,
+    flops_per_token,
+    measurements,
+    remove_damaged,
+)
 from titer.assays.measure import Measure, Questionnaire, prompts_of
 from titer.assays.search import Search
 from titer.attacks.failures import blame, traceback_in
 from titer.attacks.rows import AttackerPools, training_rows
 from titer.attacks.threats import Attack
 from titer.data import Record
-from titer.errors import TiterError
-from titer.files import read_json, remove
+from titer.files import read_json
 from titer.infer.generation import generate
 from titer.jobs.answers import as_inferences
-from titer.jobs.estimates import parameters
 from titer.jobs.job import Incomplete, Job, Kind
+from titer.jobs.work import parameters
 from titer.models import refuse_nonfinite_logits, split_adapter
 from titer.progress import Task, counted
 from titer.results.artefacts import HARMFUL, Inference, write_atomically, write_inferences
 from titer.results.scoring import check_verdicts, judge_into
 
-logger = logging.getLogger(__name__)
-
 SAVE_EVERY = 8
 """Optimizer steps between the checkpoints from which an interrupted attack goes on."""
 
 NO_ATTACK = Attack("No attack.", poison_ratio=0.0)
-
-
-def attacker_folder(name: str, seed: int) -> str:
-    """Return the name of an attacker's folder in that of its job."""
-    return re.sub(r"[^\w.=,:-]+", "_", f"{name} seed {seed}")
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """An attacker as its job knows it.
-
-    Attributes:
-        name: The attack's name, with its point of the grid.
-        attack: What it does.
-        seed: Of its data, order and initialisation.
-        rows: What it trains on, in order; none where it trains nothing, or searches what to train on.
-    """
-
-    name: str
-    attack: Attack
-    seed: int
-    rows: Sequence[Record] = ()
-
-    @property
-    def folder(self) -> str:
-        """Name of its folder in the folder of its job."""
-        return attacker_folder(self.name, self.seed)
 
 
 @functools.lru_cache(maxsize=1)
@@ -113,37 +87,12 @@ def _other_sets(job: Job) -> dict[str, tuple[list[Record], int]]:
 # -- attacks ----------------------------------------------------------------------------------------------------------
 
 
-def as_settings(attacker: Any, rows: Sequence[Record]) -> dict[str, Any]:
-    """Return an attacker (`name`, `attack`, `seed`) as a job's settings hold it."""
-    fields = {item.name: getattr(attacker.attack, item.name) for item in dataclasses.fields(attacker.attack)}
-    return {
-        "name": attacker.name,
-        "attack": fields | {"summary": ""},
-        "source": plugins.source_digest(attacker.attack),
-        "seed": attacker.seed,
-        "trains": bool(rows),
-    }
-
-
-def crew_of(job: Job) -> list[Attempt]:
-    """Return the attackers of a job."""
-    return [
-        Attempt(
-            own["name"],
-            plugins.class_at(kind)(**own["attack"]),
-            own["seed"],
-            job.records(f"rows/{place}") if own["trains"] else (),
-        )
-        for place, (own, kind) in enumerate(zip(job.settings["attackers"], job.places["classes"], strict=True))
-    ]
-
-
 def _pools(job: Job) -> AttackerPools:
     return AttackerPools(*(job.records(f"pool/{name}") for name in ("harmful", "cross_domain", "task", "benign")))
 
 
 def _attack(job: Job) -> None:
-    _remove_damaged(job.folder)
+    remove_damaged(job.folder)
     crew, questions = crew_of(job), Questionnaire.read(job)
     failure: BaseException | None = None
     try:
@@ -158,9 +107,9 @@ def _attack(job: Job) -> None:
             raise
         failure = error
         for attacker in crew:
-            if not _finished(job.folder / attacker.folder):
-                _finish(job.folder / attacker.folder, error)
-    again = [attacker.name for attacker in crew if not _finished(job.folder / attacker.folder)]
+            if not finished(job.folder / attacker.folder):
+                finish(job.folder / attacker.folder, error)
+    again = [attacker.name for attacker in crew if not finished(job.folder / attacker.folder)]
     if again:
         raise Incomplete(f"the machine failed {', '.join(again)}; the next run tries again") from failure
 
@@ -177,7 +126,7 @@ def _train(name: str, folder: Path, crew: Sequence[Attempt], questions: Question
     from titer.jobs.trainings import ReportSteps, last_checkpoint, lora_config
 
     model, template = attacked_model(name), _template(name)
-    crew = [attacker for attacker in crew if not _finished(folder / attacker.folder)]
+    crew = [attacker for attacker in crew if not finished(folder / attacker.folder)]
     steps = Task("step", sum(attacker.attack.total_steps for attacker in crew))
     trainers, resume = [], []
     for attacker in counted("attacker made ready", crew):
@@ -213,7 +162,7 @@ def _train(name: str, folder: Path, crew: Sequence[Attempt], questions: Question
         size = attacker.attack.batch_size
         tokens = [sum(lengths[start : start + size]) for start in range(0, len(lengths), size)]
         per_token = flops_per_token(attacker.attack) * parameters(split_adapter(name)[0])
-        _finish(
+        finish(
             folder / attacker.folder,
             error,
             samples=[size * (step + 1) for step in range(len(tokens))],
@@ -288,65 +237,7 @@ def _ablate(job: Job, attacker: Attempt, questions: Questionnaire) -> None:
         )
         Measure(own, questions.probe(attack), template, *questions.steps(attack)).measure(ablated, 1)
     flops = 2.0 * about.tokens * parameters(split_adapter(name)[0])
-    _finish(own, None, samples=[2 * half], tokens=[about.tokens], flops=[flops])
-
-
-def _finish(
-    folder: Path,
-    error: BaseException | None,
-    samples: Sequence[int] = (),
-    tokens: Sequence[int] = (),
-    flops: Sequence[float] = (),
-    losses: Sequence[Any] = (),
-) -> None:
-    """Write what an attacker spent by step and, when it failed, whose fault that was.
-
-    Its checkpoints are not needed any more, unless the machine failed it: then the next run goes on from them.
-    """
-    about = {
-        "error": None if error is None else f"{blame(error)}: {type(error).__name__}: {' '.join(str(error).split())}",
-        "again": error is not None and blame(error) == "machine",
-        "samples": list(samples),
-        "tokens": list(tokens),
-        "flops": list(flops),
-        "losses": [loss if isinstance(loss, float) and loss == loss else None for loss in losses],
-    }
-    write_atomically(folder / "attacker.json", json.dumps(about).encode())
-    if error is None:
-        (folder / "error.txt").unlink(missing_ok=True)  # of a try that the machine failed
-    if not about["again"]:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def _finished(folder: Path) -> bool:
-    """Whether an attacker has come to its end, or to a failure that another run would meet again."""
-    path = folder / "attacker.json"
-    return path.exists() and not read_json(path)["again"]
-
-
-def measurements(folder: Path) -> list[dict[str, Any]]:
-    """Return what was measured of an attacker, by step."""
-    found = [read_json(path) for path in folder.glob("step-*.json")]
-    return sorted(found, key=lambda measured: int(measured["step"]))
-
-
-def _remove_damaged(folder: Path) -> None:
-    """Remove attackers of an interrupted job that left a file which cannot be read; they are run again.
-
-    What a job left that was done is looked at before (`titer.jobs.job.Job.damaged`).
-    """
-    for attacker in [path for path in folder.iterdir() if path.is_dir()]:
-        try:
-            for path in attacker.glob("*.json"):
-                read_json(path)
-        except TiterError as error:
-            logger.warning("%s: `%s` is run again.", error.message.rstrip("."), attacker.name)
-            remove(attacker)
-
-
-def flops_per_token(attack: Attack) -> float:
-    """Return training FLOPs a token and parameter: 2 forward, 2 back through activations, 2 for weights that train."""
-    return 6.0 if attack.lora is None else 4.0
+    finish(own, None, samples=[2 * half], tokens=[about.tokens], flops=[flops])
 
 
 # -- judging ----------------------------------------------------------------------------------------------------------
@@ -401,5 +292,5 @@ def _judge(job: Job) -> None:
 
 
 BASELINE = Kind("baseline", "titer.assays.attacking:BASELINE", _baseline)
-ATTACK = Kind("attack", "titer.assays.attacking:ATTACK", _attack)
+ATTACK = Kind("attack", "titer.assays.attacking:ATTACK", _attack, version=2)
 JUDGE = Kind("judge", "titer.assays.attacking:JUDGE", _judge)

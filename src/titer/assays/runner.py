@@ -13,16 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from titer import judges, plugins
-from titer.assays.attacking import (
-    ATTACK,
-    BASELINE,
-    JUDGE,
-    NO_ATTACK,
-    as_settings,
-    attacker_folder,
-    flops_per_token,
-    measurements,
-)  # fmt: skip
+from titer.assays.attacking import ATTACK, BASELINE, JUDGE, NO_ATTACK
+from titer.assays.attempts import as_settings, attacker_folder, flops_per_token, measurements
 from titer.assays.measure import Probe, Questionnaire
 from titer.assays.pools import AssayPools, load_assay_pools
 from titer.assays.profile import Profile
@@ -31,10 +23,10 @@ from titer.assays.trajectories import ROLES
 from titer.attacks.rows import training_rows
 from titer.attacks.threats import Attack
 from titer.data import Record
-from titer.jobs.estimates import Cost, Work, answering, fitting, judging, sizes, weighing
 from titer.jobs.job import Job
 from titer.jobs.plan import Plan
 from titer.jobs.provenance import judge_key, weights_digest
+from titer.jobs.work import Cost, Work, answering, fitting, judging, sizes, weighing
 from titer.judges.base import Judge
 from titer.models import split_adapter
 from titer.results import tasks
@@ -257,7 +249,7 @@ def _plan_judge(plan: AssayPlan, answered: Job, role: str, answers: int) -> Job:
 def _attacking(plan: AssayPlan, base: str, crew: Sequence[Attacker], rows: Sequence[list[Record]]) -> Work:
     """Return the work of an attack's job."""
     from titer.attacks.fleet import MAX_TOKENS
-    from titer.train.trainer import bf16_is_fast
+    from titer.train.config import bf16_is_fast
 
     attack, cost = crew[0].attack, Cost()
     sets: dict[tuple[int, str, int], tuple[list[Record], int]] = {}

@@ -209,7 +209,7 @@ def _trajectory(
         seed=attacker.seed,
         domain=attack.domain,
         poison_ratio=attack.poison_ratio,
-        means_harm=attack.harmful,
+        means_harm=attack.means_harm,
         checkpoints=tuple(points),
         error=about["error"],
         tuned=tuned,
@@ -301,7 +301,7 @@ def _right_at_end(plan: AssayPlan, answers: Answers) -> tuple[list[float], list[
         runs = [
             answers.right(arm_of(attacker), attacker.seed, attacker.attack.total_steps, plan.task_name)
             for attacker, _ in _crew(plan, role)
-            if not attacker.attack.harmful
+            if not attacker.attack.means_harm
         ]
         runs = [run for run in runs if run]
         if not runs:
@@ -332,7 +332,7 @@ def _counts(plan: AssayPlan, answers: Answers) -> dict[str, Any]:
 
 def _examples(plan: AssayPlan, answers: Answers, found: Judged) -> list[Example]:
     """Return answers of both models to the same prompts: before, and at the end of the defended model's worst attack."""
-    crew = {f"{a.name} seed {a.seed}": a for a, _ in _crew(plan, "defended") if a.attack.harmful}
+    crew = {f"{a.name} seed {a.seed}": a for a, _ in _crew(plan, "defended") if a.attack.means_harm}
     if not crew:
         return []
     worst = found.worst or found.undefended_worst

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from titer.attacks.coroutine import Coroutine, random_state
 from titer.attacks.failures import blame
+from titer.compat import adapted_layers, plain_lora, unbind_forward
 from titer.errors import TiterError
 from titer.infer.generation import generate
 from titer.models import Template
@@ -112,15 +113,11 @@ def stack(models: Sequence[Any]) -> tuple[Any, Seating]:
     Raises:
         TiterError: For an adapter that is more than plain LoRA without dropout, or bases that do not share weights.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     seating = Seating()
     base = shared_copy(models[0])
-    # TRL gives each trainer's model a forward method that is bound to that very model, also in a copy.
-    vars(base).pop("forward", None)
-    for name, module in [*base.named_modules()]:
-        if isinstance(module, BaseTunerLayer):
-            base.set_submodule(name, module.get_base_layer())
+    unbind_forward(base)
+    for name, module in [*adapted_layers(base)]:
+        base.set_submodule(name, module.get_base_layer())
     shared = {id(parameter) for parameter in base.parameters()}
     for attacker, model in enumerate(models):
         for name, parameter in model.named_parameters():
@@ -133,28 +130,20 @@ def stack(models: Sequence[Any]) -> tuple[Any, Seating]:
                     "The attackers of a fleet must stand on the same weights.",
                     "Make each one's model with `shared_copy` of one base.",
                 )
-        for name, module in model.named_modules():
-            if isinstance(module, BaseTunerLayer):
-                target = base.get_submodule(name)
-                if not isinstance(target, StackedLoRA):
-                    target = StackedLoRA(target, seating)
-                    base.set_submodule(name, target)
-                target.adapters[attacker] = _plain_lora(module, name)
+        for name, module in adapted_layers(model):
+            adapter = plain_lora(module)
+            if adapter is None:
+                raise TiterError(
+                    f"`{name}` has {type(module).__name__} with adapters {module.active_adapters}; "
+                    "a fleet trains one plain LoRA adapter each.",
+                    "Run attackers with other adapters one by one.",
+                )
+            target = base.get_submodule(name)
+            if not isinstance(target, StackedLoRA):
+                target = StackedLoRA(target, seating)
+                base.set_submodule(name, target)
+            target.adapters[attacker] = adapter
     return base, seating
-
-
-def _plain_lora(module: Any, name: str) -> tuple[Tensor, Tensor, float]:
-    """Return A, B and the scaling of a layer's only adapter."""
-    from peft.tuners.lora import Linear
-
-    active = module.active_adapters
-    plain = type(module) is Linear and len(active) == 1 and not module.merged
-    if not plain or module.lora_variant or module.lora_bias[active[0]]:
-        raise TiterError(
-            f"`{name}` has {type(module).__name__} with adapters {active}; a fleet trains one plain LoRA adapter each.",
-            "Run attackers with other adapters one by one.",
-        )
-    return module.lora_A[active[0]].weight, module.lora_B[active[0]].weight, float(module.scaling[active[0]])
 
 
 class Step(NamedTuple):
@@ -309,6 +298,13 @@ class Fleet:
                 return [error]
         return [None] * len(trainers)
 
+    def autocast(self) -> Any:
+        """Return a context in which the base computes in the attackers' precision.
+
+        Alone, accelerate puts it around the forward method of an attacker's own model; the fleet's model has none.
+        """
+        return self.trainers[0].accelerator.autocast()
+
     def _serve(self, requests: dict[int, Step | Question]) -> dict[int, Any]:
         """Return what attackers ask for; those who want a step wait until all questions are answered.
 
@@ -328,14 +324,15 @@ class Fleet:
         for limit, places in alike.items():
             owners = [place for place in places for _ in questions[place].prompts]
             prompts = [prompt for place in places for prompt in questions[place].prompts]
-            texts = generate(
-                self.model,
-                questions[places[0]].template,
-                prompts,
-                limit,
-                owners=owners,
-                place=self.seating.by_row,
-            )
+            with self.autocast():
+                texts = generate(
+                    self.model,
+                    questions[places[0]].template,
+                    prompts,
+                    limit,
+                    owners=owners,
+                    place=self.seating.by_row,
+                )
             for place in places:
                 answers[place] = [text for owner, text in zip(owners, texts, strict=True) if owner == place]
         return answers
@@ -361,7 +358,7 @@ class Fleet:
             self.seating.by_row([place for place, step in steps.items() for _ in step.batch["input_ids"]])
         else:
             self.seating.side_by_side([(place, step.batch["input_ids"].shape[1]) for place, step in steps.items()])
-        with self.trainers[min(steps)].compute_loss_context_manager():
+        with self.autocast():
             nll, _ = token_nll(self.model, join(batches))
             sums = torch.stack([part.sum() for part in nll.split([batch["targets"].numel() for batch in batches])])
             losses = sums / sums.new_tensor([step.divisor for step in steps.values()])

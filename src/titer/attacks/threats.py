@@ -99,7 +99,7 @@ class Attack:
         return "cross" if self.rows == "cross_domain" else "in"
 
     @property
-    def harmful(self) -> bool:
+    def means_harm(self) -> bool:
         """Whether the attacker means harm; an honest customer's rows are the task's alone."""
         return self.method == "ablation" or self.poison_ratio > 0
 

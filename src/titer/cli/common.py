@@ -191,7 +191,8 @@ def fail(message: str, code: int) -> NoReturn:
 
 def print_plan(title: str, plan: Plan, overlap: dict[str, int], as_json: bool, force: bool) -> None:
     """Print the jobs of a plan, their FLOPs and about how long they take on this machine; `force` does all again."""
-    from titer.jobs.estimates import Estimate, each, in_words, parameters
+    from titer.jobs.estimates import Estimate, each, in_words
+    from titer.jobs.work import parameters
     from titer.screen import Screen, table
 
     works = plan.to_do(force)

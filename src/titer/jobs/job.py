@@ -31,7 +31,7 @@ from titer.jobs.provenance import digest, file_digest, library_versions
 from titer.results.artefacts import write_atomically
 
 if TYPE_CHECKING:
-    from titer.jobs.estimates import Work
+    from titer.jobs.work import Work
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from titer.data.records import Record
-from titer.jobs.estimates import Work
 from titer.jobs.job import SCHEMA, Job, Kind, key_of
 from titer.jobs.launchers import Launcher, local
 from titer.jobs.provenance import digest, library_versions
+from titer.jobs.work import Work
 from titer.progress import Task
 
 LOOK_EVERY = 0.5

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from titer.data.records import Record
-from titer.jobs.estimates import machine
+from titer.jobs.speed import machine
 from titer.judges.base import Judge
 from titer.plugins import source_digest
 from titer.progress import Task

@@ -26,11 +26,11 @@ from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.jobs import trainings
-from titer.jobs.estimates import empty_model
 from titer.jobs.provenance import digest
+from titer.jobs.work import empty_model
 from titer.methods import Method
 from titer.models import Template, load_tokenizer
-from titer.train.trainer import Encoder
+from titer.train.rows import Encoder
 
 ROWS = 2
 LORA = "lora."

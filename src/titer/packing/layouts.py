@@ -36,15 +36,12 @@ from titer.packing.alone import (
 from titer.packing.attention import PACKED_ATTENTION, eager_attention, use_packed_attention
 from titer.packing.batches import Layout, PackedBatch, Sample, common_prefix_length, to_device
 from titer.packing.losses import fuse_head, token_nll
-from titer.packing.noise import is_noisy
 from titer.progress import Task
 
 __all__ = [
     "Layout",
-    "bare_model",
     "check_length",
     "inherit_layout",
-    "is_noisy",
     "layout_for",
     "padding_cost",
     "say_once",

@@ -27,7 +27,9 @@ def check_attack(attack: Any) -> None:
     assert json.loads(json.dumps(fields)) == fields, "its fields are no plain data, so that no file can hold them"
     assert type(attack)(**fields) == attack, "made anew from its fields, it is another attack"
     assert attack.total_steps >= 1, f"it takes {attack.total_steps} steps"
-    assert attack.harmful or attack.has_task, "it neither means harm nor trains a task, so nothing of it can be scored"
+    assert attack.means_harm or attack.has_task, (
+        "it neither means harm nor trains a task, so nothing of it can be scored"
+    )
 
 
 def check_dataset(load: Callable[[str], Any] | str, split: str = "train") -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from titer.compat import add_each_, copy_each_, multiply_each_
 from titer.errors import TiterError
 
 NORM_EPSILON = 1e-7
@@ -152,13 +153,13 @@ def _precise(tensor: Tensor) -> torch.dtype:
 @torch.no_grad()
 def scale_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
     """Multiply `tensors` by `factor` in place."""
-    torch._foreach_mul_([_local(tensor) for tensor in tensors], factor)
+    multiply_each_([_local(tensor) for tensor in tensors], factor)
 
 
 @torch.no_grad()
 def add_(tensors: Iterable[Tensor], others: Sequence[Tensor], factor: float = 1.0) -> None:
     """Add `factor` times `others` to `tensors` in place."""
-    torch._foreach_add_([_local(tensor) for tensor in tensors], [_local(other) for other in others], alpha=factor)
+    add_each_([_local(tensor) for tensor in tensors], [_local(other) for other in others], factor)
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def perturbed(
         yield _surviving(weights, saved, directions, radius, norm, compute_dtype)
     finally:
         with torch.no_grad():
-            torch._foreach_copy_([_local(weight) for weight in weights], [_local(old) for old in saved])
+            copy_each_([_local(weight) for weight in weights], [_local(old) for old in saved])
 
 
 @torch.no_grad()

@@ -95,8 +95,9 @@ def audit(
     from titer.data import load
     from titer.files import check_output
     from titer.jobs import answers
-    from titer.jobs.estimates import recorded, weighing
+    from titer.jobs.estimates import recorded
     from titer.jobs.provenance import weights_digest
+    from titer.jobs.work import weighing
     from titer.models import split_adapter
     from titer.packing.losses import RATIOS
     from titer.report import write_audit

@@ -20,8 +20,8 @@ from titer.ranges import check_range
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from titer.jobs.estimates import Work
     from titer.jobs.job import Job
+    from titer.jobs.work import Work
 
 P = ParamSpec("P")
 R = TypeVar("R")

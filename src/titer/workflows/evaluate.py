@@ -171,8 +171,9 @@ def _prompts(
 def _answers(model: str, sets: Sets, group: dict[str, Any], judge: Judge, show: Show | bool) -> list[Inference]:
     """Generate answers; `group` says what the results are about, `judge` who will judge them."""
     from titer.jobs import answers
-    from titer.jobs.estimates import Work, answering, by_limit, judging, recorded
+    from titer.jobs.estimates import recorded
     from titer.jobs.provenance import weights_digest
+    from titer.jobs.work import Work, answering, by_limit, judging
     from titer.models import split_adapter
     from titer.results import artefacts
 

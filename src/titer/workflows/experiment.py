@@ -19,10 +19,10 @@ from titer.data import Record, alignment_mixture, check_disjoint, load, poison, 
 from titer.data.pools import first, harmful_pools, helpful_rows, lookalike_pools
 from titer.errors import TiterError
 from titer.files import check_output
-from titer.jobs.estimates import Work, answering, by_limit, judging, optimizer_steps, training, weighing
 from titer.jobs.job import Job
 from titer.jobs.plan import Plan
 from titer.jobs.provenance import environment, judge_key, model_digest
+from titer.jobs.work import Work, answering, by_limit, judging, optimizer_steps, training, weighing
 from titer.judges.base import Judge
 from titer.plugins import source_digest
 from titer.results import artefacts, tasks

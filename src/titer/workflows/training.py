@@ -77,8 +77,9 @@ def train(
         show: Who is told.
     """
     from titer.jobs import trainings
-    from titer.jobs.estimates import recorded, training
+    from titer.jobs.estimates import recorded
     from titer.jobs.rehearsal import rehearse
+    from titer.jobs.work import training
 
     rehearse(method, values, spell("settings"), base, lora if adapter is None else None, records, streams)
     work = training(f"{stage} {name}", method, args, base, records, streams).after_loading

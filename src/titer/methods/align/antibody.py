@@ -12,7 +12,7 @@ from titer.methods.align.base import SimulatedAttackConfig, SimulatedAttackTrain
 from titer.packing.streams import Pool
 from titer.ranges import MOMENTUM, NOT_NEGATIVE, POSITIVE, Range
 from titer.train.gradients import dot, global_norm, gradients, take_gradients
-from titer.train.trainer import Encoder, as_rows
+from titer.train.rows import Encoder, as_rows
 
 SCHEDULES = ("cosine_ema", "theorem", "constant")
 

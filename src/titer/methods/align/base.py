@@ -23,7 +23,8 @@ from titer.train.gradients import (
     scale_,
     take_gradients,
 )
-from titer.train.trainer import Encoder, PackedSFTConfig, PackedSFTTrainer, as_rows
+from titer.train.rows import Encoder, as_rows
+from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from titer.packing.batches import PackedBatch
 from titer.packing.losses import RATIOS, REDUCTIONS, branch_nll, log_likelihood_ratio, token_nll, weighted_parts
 from titer.ranges import POSITIVE, Range
 from titer.train.gradients import gradients, scale_
-from titer.train.trainer import Encoder
+from titer.train.rows import Encoder
 
 
 @dataclass

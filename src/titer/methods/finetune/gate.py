@@ -21,7 +21,7 @@ from titer.methods.finetune.base import FinetuneConfig, RefusalTrainer, refusal_
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import REDUCTIONS, branch_nll, token_nll, weighted_parts
 from titer.ranges import INNER_SHARE, POSITIVE, SHARE, Range
-from titer.train.trainer import Encoder, as_rows
+from titer.train.rows import Encoder, as_rows
 
 SIGNALS = ("probe", "refusal", "both")
 
