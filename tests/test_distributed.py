@@ -245,10 +245,5 @@ def test_sharding_that_would_silently_be_ddp_is_refused(monkeypatch):
     trainer = SimpleNamespace(
         is_deepspeed_enabled=False, is_fsdp_enabled=False, accelerator=SimpleNamespace(num_processes=2)
     )
-<<<<<<< HEAD
     with refused("FSDP", "machine", "titer accelerate cpu-ddp"):
-        PackedSFTTrainer._refuse_sharding_that_fails(trainer)
-=======
-    with pytest.raises(TiterError, match="does not do so on this kind of machine"):
         refuse_sharding_that_fails(trainer)
->>>>>>> train

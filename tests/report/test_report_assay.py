@@ -21,7 +21,7 @@ from titer.errors import TiterError
 from titer.report.costs import costs, stability_measures
 from titer.report.drawing import interval_strip
 from titer.report.findings import findings, headline
-from titer.report.parts import compact
+from titer.report.words import compact
 from titer.results.summary import over_seeds
 from titer.stats.intervals import wilson
 

@@ -8,25 +8,24 @@ from typing import Any
 
 from titer.assays.card import Judged, Part, Scorecard, TaskEnd, short_name
 from titer.assays.outcomes import AttackLine, attack_lines
+from titer.report import assay_basis as basis
 from titer.report import assay_tables as tables
 from titer.report import charts, drawing
 from titer.report.costs import costs
 from titer.report.findings import SHOWN, bound_text, broke_text, findings, lead, verdict_kind
 from titer.report.parts import (
-    NBSP,
-    UNIT_NAMES,
     Answer,
     Example,
     Section,
     Table,
     jobs_table,
     origin_tables,
-    percent_text,
     rate_cell,
     settings_tables,
     verdict_badge,
     write_page,
 )
+from titer.report.words import NBSP, UNIT_NAMES, percent_text
 from titer.results.summary import Rate, over_seeds
 
 _TOLD = {True: ("worse", "bad"), False: ("no worse", "good"), None: ("cannot tell", "unclear")}
@@ -73,10 +72,10 @@ def write_assay_report(folder: Path, card: Scorecard, extra: Sequence[SectionMak
         before=tables.before_table(card),
         examples=_examples(card),
         after=", ".join(dict.fromkeys(row.when for row in card.examples if row.when != "before")),
-        hygiene=tables.hygiene_tables(card),
-        attacks=tables.attacks_table(card.attacks, profile["attacks"]),
+        hygiene=basis.hygiene_tables(card),
+        attacks=basis.attacks_table(card.attacks, profile["attacks"]),
         settings=settings_tables({key: value for key, value in profile.items() if key != "attacks"}),
-        origin=origin_tables(card.provenance, tables.about_table(card)),
+        origin=origin_tables(card.provenance, basis.about_table(card)),
         jobs=jobs_table(card.provenance["stages"]),
         extra=[make(card) for make in extra],
     )

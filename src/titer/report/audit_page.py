@@ -9,8 +9,9 @@ from typing import Any
 
 from titer.errors import TiterError
 from titer.report import charts
-from titer.report.parts import Table, flat_settings, write_page
+from titer.report.parts import Table, write_page
 from titer.report.run_page import grouped
+from titer.report.words import flat_settings
 from titer.results.artefacts import HARMFUL
 from titer.stats.intervals import auroc
 

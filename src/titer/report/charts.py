@@ -28,7 +28,7 @@ from titer.report.drawing import (
     panel,
     svg,
 )
-from titer.report.parts import UNIT_NAMES, compact
+from titer.report.words import UNIT_NAMES, compact
 from titer.results.summary import Rate
 from titer.stats.survival import SurvivalCurve
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from titer.report.parts import Cell, Table, rate_cell, signed_interval, signed_text
+from titer.report.parts import Cell, Table, rate_cell
+from titer.report.words import signed_interval, signed_text
 from titer.results.summary import Rate, SummaryRow
 from titer.stats.intervals import Estimate, difference_of, mean_interval, prompts_needed, seeds_needed, wilson
 

@@ -10,7 +10,7 @@ from titer.assays.card import Part, Scorecard
 from titer.assays.outcomes import task
 from titer.assays.trajectories import ROLES
 from titer.report.comparison import compare
-from titer.report.parts import NBSP, compact, percent_text, signed_interval, signed_text
+from titer.report.words import NBSP, compact, percent_text, signed_interval, signed_text
 from titer.results.summary import Rate
 from titer.stats.equivalence import Equivalence
 

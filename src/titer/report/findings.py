@@ -15,7 +15,7 @@ from titer.assays.outcomes import task
 from titer.assays.resistance import FEWEST, Start
 from titer.assays.trajectories import ROLES
 from titer.report.costs import Measure, at_best, lower_first, price, stability_measures
-from titer.report.parts import NBSP, UNIT_NAMES, compact, count_text, interval_text, percent_text
+from titer.report.words import NBSP, UNIT_NAMES, compact, count_text, interval_text, percent_text
 from titer.stats.intervals import Estimate
 from titer.stats.survival import Typical
 

@@ -11,19 +11,8 @@ from titer.assays.outcomes import Outcome, attack_lines
 from titer.assays.trajectories import Trajectory
 from titer.report.costs import price
 from titer.report.findings import SHOWN, findings, lead, times_text, verdict_kind
-from titer.report.parts import (
-    NBSP,
-    UNIT_NAMES,
-    Cell,
-    Row,
-    Table,
-    as_markdown,
-    compact,
-    markdown,
-    percent_text,
-    rate_cell,
-    terminal,
-)
+from titer.report.parts import Cell, Row, Table, as_markdown, markdown, rate_cell, terminal
+from titer.report.words import NBSP, UNIT_NAMES, compact, percent_text
 from titer.text import visible
 
 if TYPE_CHECKING:

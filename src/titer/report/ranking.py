@@ -13,7 +13,8 @@ from titer.assays.card import CONDITIONS, Scorecard, short_name
 from titer.assays.conditions import order_of
 from titer.report.costs import price
 from titer.report.findings import bound_text, ratio_text, verdict_kind
-from titer.report.parts import UNIT_NAMES, Cell, Row, Table, as_markdown, markdown, terminal, write_page
+from titer.report.parts import Cell, Row, Table, as_markdown, markdown, terminal, write_page
+from titer.report.words import UNIT_NAMES
 from titer.results.reading import plain
 from titer.stats.intervals import Estimate
 from titer.text import visible

@@ -17,17 +17,15 @@ from titer.report.parts import (
     Row,
     Section,
     Table,
-    duration_text,
-    flat_settings,
     jobs_table,
     origin_tables,
     rate_cell,
-    ratio_text,
     settings_tables,
     verdict_badge,
     write_page,
 )
 from titer.report.verdict import BROKEN, SAFE, ArmVerdict, baseline_arm, verdict
+from titer.report.words import duration_text, flat_settings, ratio_text
 from titer.results.artefacts import (
     HARMFUL,
     LOOKALIKE,

@@ -12,7 +12,8 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from titer.report.comparison import Comparison, compared_table, comparisons, difference_between, listed
-from titer.report.parts import Cell, Table, rate_cell, ratio_text, terminal
+from titer.report.parts import Cell, Table, rate_cell, terminal
+from titer.report.words import ratio_text
 from titer.results.summary import Rate, Run, SummaryRow
 
 if TYPE_CHECKING:
