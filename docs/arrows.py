@@ -36,6 +36,7 @@ FLOORS = {
     "packing": ("packing",),
     "models": ("models",),
     "infer": ("infer",),
+    "risk": ("risk",),
     "train": ("train",),
     "defences": ("methods",),
     "judges": ("judges",),

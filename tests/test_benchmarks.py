@@ -13,7 +13,17 @@ import torch
 from safetensors.torch import save_file
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-APART = ("common", "small_models", "calibration", "families", "faults", "estimates", "hostile", "same_figures")
+APART = (
+    "uploads",
+    "common",
+    "small_models",
+    "calibration",
+    "families",
+    "faults",
+    "estimates",
+    "hostile",
+    "same_figures",
+)
 """Modules, and scripts that compare no times; `tests/assay/test_calibration.py` runs the first of those."""
 
 

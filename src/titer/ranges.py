@@ -120,6 +120,7 @@ RANGES: dict[str, Range] = {
     "step": _count(0, 10**9),
     "batch_size": _BATCH,
     "top": _count(0),
+    "fail_over": SHARE,
     "rows": _count(0),
     "n": _count(also=(None,)),
     "workers": _count(high=1024),

@@ -1,4 +1,4 @@
-"""`titer audit`: rank the rows of an upload by how the aligned model weighs answer against refusal."""
+"""`titer audit`: which rows of an upload look harmful, and how much of it, before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import Json, in_range
+from titer.cli.common import Json, fail, in_range
 from titer.cli.mirror import Call, mirror
+from titer.errors import TiterError
 from titer.text import one_line, say, to_json
-from titer.workflows.audit import Audit, audit
+from titer.workflows.audit import Audit, audit, share_text
 from titer.workflows.common import refuse_unused
 
 NAME = "audit"
@@ -21,6 +22,10 @@ Examples:
 
 `titer audit upload.jsonl --model aligned/adapter --ratio mean --top 50 --output audits/customer-7`
 
+`titer audit upload.jsonl --model aligned/adapter --detector texts --fail-over 0.02` — P(harmful) of each row with a reason, the share of the upload that looks harmful, and exit code 1 where it is more than 2 %
+
+`titer audit upload.jsonl --model aligned/adapter --detector texts --write-clean clean.jsonl` — the rows without those
+
 Rows with a column `origin` or `is_harmful` also get an AUROC: how well the ranking finds them.
 """
 
@@ -29,23 +34,46 @@ Rows with a column `origin` or `is_harmful` also get an AUROC: how well the rank
 def command(
     call: Call[Audit],
     top: Annotated[int, typer.Option("--top", help="Rows to show in the terminal.", callback=in_range)] = 20,
+    fail_over: Annotated[
+        float | None,
+        typer.Option(
+            "--fail-over", help="Exit code 1 where a larger part of the rows looks harmful: 0.02.", callback=in_range
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Audit an upload."""
-    from titer.screen import Screen, table
-
     if as_json:
         refuse_unused(["top"], "with `--json`, which prints all rows")
+    if fail_over is not None and call.arguments.get("detector", "none") == "none":
+        raise TiterError("`--fail-over` has no effect without `--detector`.", "Add `--detector texts`.")
     found = call()
     if as_json:
         say(to_json(found.document))
-        return
+    else:
+        _show(found, top)
+    if fail_over is not None and found.share is not None and found.share.value > fail_over:
+        fail(f"{share_text(found.share)}, more than `--fail-over {fail_over:g}`.", code=1)
+
+
+def _show(found: Audit, top: int) -> None:
+    from titer.screen import Screen, table
+
     title = f"{found.about['dataset']}: {len(found.ranked)} rows"
-    shown = table("row", "log ratio", "weight", "origin", "prompt", title=title)
+    heads = ("row", "log ratio", "weight", "origin", "prompt")
+    if found.share is not None:
+        say(f"{str(found.verdict).capitalize()}: {share_text(found.share)}.")
+        heads = ("row", "P(harmful)", "why", "origin", "prompt")
+    shown = table(*heads, title=title)
     for row in found.ranked[:top]:
-        prompt, origin = one_line(row.prompt)[:70], one_line(row.origin or "")
-        shown.add_row(str(row.index), f"{row.log_ratio:.1f}", f"{row.weight:.3f}", origin, prompt)
+        said = [f"{row.log_ratio:.1f}", f"{row.weight:.3f}"]
+        if row.p_harmful is not None:
+            said = [f"{row.p_harmful:.2f}", str(row.reason)]
+        shown.add_row(str(row.index), *said, one_line(row.origin or ""), one_line(row.prompt)[:70])
     Screen().print(shown)
     if (sure := found.auroc) is not None:
         say(f"AUROC {sure.value:.3f} (95 % {sure.low:.3f} – {sure.high:.3f}) against true origin.")
+    if found.share is not None:
+        alarms = found.about["false_alarms"]
+        say(f"False alarms on the defender's own harmless prompts, held out: {100 * alarms['value']:.1f} %.")
     say(f"All rows: {found.folder / 'audit.csv'}, {found.folder / 'audit.html'}")

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 
 def in_range(option: typer.CallbackParam, value: Any) -> Any:
-    """Return the value of an option after making sure that it is in the range of its name."""
-    check_range(str(option.name), value, option.opts[0])
+    """Return the value of an option, if it was given, after making sure that it is in the range of its name."""
+    if value is not None:
+        check_range(str(option.name), value, option.opts[0])
     return value
 
 

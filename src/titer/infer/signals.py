@@ -28,9 +28,10 @@ class RowSignals:
     Attributes:
         answer_nll: Summed loss of each row's own answer in nats, `(n,)`.
         answer_tokens: Its tokens, `(n,)`.
-        refusal_nll: Summed loss of a refusal of the same prompt, `(n,)`.
-        refusal_tokens: Its tokens, `(n,)`.
+        refusal_nll: Summed loss of a refusal of the same prompt, `(n,)`; `(0,)` where none was asked for.
+        refusal_tokens: Its tokens, likewise.
         hidden: Hidden states at the last token of the prompt, `(n, layers, hidden_size)`, of the layers asked for.
+        answer_hidden: Their mean over the answer's tokens but the last, or over the one that there is; like `hidden`.
     """
 
     answer_nll: Tensor
@@ -38,6 +39,7 @@ class RowSignals:
     refusal_nll: Tensor
     refusal_tokens: Tensor
     hidden: Tensor
+    answer_hidden: Tensor
 
     def log_ratio(self, ratio: str = "sum") -> Tensor:
         """Return log π(answer) − log π(refusal) of each row (arXiv 2603.00498), `(n,)` in nats."""
@@ -53,10 +55,10 @@ class RowSignals:
 def row_signals(
     model: Any,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    refusals: Sequence[Sequence[int]],
+    refusals: Sequence[Sequence[int]] = (),
     layers: Sequence[int] = (),
 ) -> RowSignals:
-    """Score rows with a frozen model; each answer and a refusal branch off the same prompt.
+    """Score rows with a frozen model in one pass; each answer and a refusal, if any, branch off the same prompt.
 
     Args:
         model: A causal language model.
@@ -65,8 +67,9 @@ def row_signals(
         layers: Also return the hidden states that these layers put out (0 is the embedding).
     """
     device = next(model.parameters()).device
-    own = [refusals[place % len(refusals)] for place in range(len(pairs))]
-    both = [*pairs, *((prompt, refusal) for (prompt, _), refusal in zip(pairs, own))]
+    own = [refusals[place % len(refusals)] for place in range(len(pairs))] if refusals else [()] * len(pairs)
+    each = 2 if refusals else 1
+    both = [*pairs, *((prompt, refusal) for (prompt, _), refusal in zip(pairs, own) if refusal)]
     layout = layout_for(model, both, ROWS_PER_PASS, TOKENS_PER_ROW)
     was_training = model.training
     model.eval()
@@ -76,14 +79,19 @@ def row_signals(
     chunk: list[int] = []
 
     def run(places: list[int]) -> None:
-        samples = [Sample(pairs[place][0], [pairs[place][1], own[place]]) for place in places]
+        samples = [Sample(pairs[place][0], [pairs[place][1], own[place]][:each]) for place in places]
         batch = to_device(layout.lay_out(samples), device)
         nll, output = token_nll(model, batch, output_hidden_states=bool(layers))
-        sums, counts = branch_nll(nll, batch["branch"], 2 * len(places))
-        starts = torch.searchsorted(batch["branch"], torch.arange(0, 2 * len(places), 2, device=device))
-        ends = batch["predict_from"][starts]
-        hidden = hidden_states(output, batch, layers, ends) if layers else sums.new_zeros(len(places), 0, 0)
-        parts.append(tuple(x.cpu() for x in (sums[0::2], counts[0::2], sums[1::2], counts[1::2], hidden)))
+        sums, counts = branch_nll(nll, batch["branch"], each * len(places))
+        starts = torch.searchsorted(batch["branch"], torch.arange(0, each * len(places), each, device=device))
+        hidden = answered = sums.new_zeros(len(places), 0, 0)
+        if layers:
+            hidden = hidden_states(output, batch, layers, batch["predict_from"][starts])
+            answered = _over_answers(
+                hidden_states(output, batch, layers, batch["predict_from"]), starts, counts[::each]
+            )
+        refused = (sums[1::2], counts[1::2]) if refusals else (sums[:0], counts[:0])
+        parts.append(tuple(x.cpu() for x in (sums[::each], counts[::each], *refused, hidden, answered)))
         rows.advance(len(places))
 
     tokens = 0
@@ -98,7 +106,22 @@ def row_signals(
         run(chunk)
     model.train(was_training)
     back = torch.argsort(torch.tensor(order))
-    return RowSignals(*(torch.cat(column)[back] for column in zip(*parts, strict=True)))
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return RowSignals(*(column[back] if len(column) == len(back) else column for column in columns))
+
+
+def _over_answers(states: Tensor, starts: Tensor, counts: Tensor) -> Tensor:
+    """Return each row's mean state over its answer's tokens but the last, where the next one is predicted.
+
+    Args:
+        states: `(N, layers, hidden_size)` where a token is predicted; a row's first is the last token of its prompt.
+        starts: Where each row's begin, `(rows,)`.
+        counts: How many are its answer's, `(rows,)`.
+    """
+    means = []
+    for start, count in zip(starts.tolist(), counts.long().tolist()):
+        means.append(states[start + min(1, count - 1) : start + count].mean(0))
+    return torch.stack(means)
 
 
 @dataclass(frozen=True)

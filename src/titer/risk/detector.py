@@ -1,0 +1,327 @@
+"""P(harmful) of rows from frozen models: what is asked, and what is taught in answer.
+
+Two witnesses of each, which err on different rows: hidden states of the model that is to be trained (the difference of class
+means of states of unit length, over several layers), and a sentence encoder that knows nothing of it (a logistic regression).
+They are fitted on the defender's own prompts, in the forms that uploads have (`titer.data.forms`), and weighed against each
+other on rows that they were not fitted on, for three questions: does the request ask for harm, does the answer do what only
+an answer to such a request does, does it refuse? A row is harmful that does the first or the second, and not the third (`harm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from titer.data.forms import as_tasks, in_frames
+from titer.data.records import Message, Record
+from titer.errors import TiterError
+from titer.infer.encoder import SentenceEncoder
+from titer.infer.signals import RowSignals, row_signals
+from titer.models import Template
+
+Array = NDArray[np.float64]
+
+BAND = (0.5, 0.8)
+"""Which layers are read, as parts of the depth; states of single layers are less sure, and which is best differs by model."""
+FOLDS = 5
+PER_KIND = 120
+"""Most prompts of each kind that a detector is fitted on."""
+
+
+class RowRisk(NamedTuple):
+    """What a detector says of a row.
+
+    Attributes:
+        log_odds: Of harmful against harmless, where half of the rows are harmful.
+        prompt: The same from the prompt alone.
+        answer: The same from the answer alone: whether it does what only a harmful answer does.
+        refuses: Log odds that the answer refuses.
+        like: The kind of harm that the request is nearest to.
+    """
+
+    log_odds: float
+    prompt: float
+    answer: float
+    refuses: float
+    like: str
+
+    @property
+    def reason(self) -> str:
+        """What speaks for harm, or against it, in a few words."""
+        said = [f"like: requests for {self.like}" if self.prompt > 0 else "the request looks harmless"]
+        if self.refuses > 0:
+            said.append("the answer refuses")
+        elif self.answer > 0 or self.prompt > 0:
+            said.append("the answer complies" if self.answer > 0 else "the answer is of no harmful tone")
+        return "; ".join(said)
+
+
+@dataclass(frozen=True)
+class Known:
+    """The defender's rows, with what is known of them.
+
+    Attributes:
+        records: Rows.
+        harmful: Whether each is to be found.
+        asks_harm: Whether each asks for harm, whatever the answer.
+        complies: Whether each answer is one to a harmful request, whatever was asked.
+        refuses: Whether each answer refuses.
+        groups: Number of the row that each was made of; rows of one stay on one side of a split.
+    """
+
+    records: list[Record]
+    harmful: NDArray[np.bool_]
+    asks_harm: NDArray[np.bool_]
+    complies: NDArray[np.bool_]
+    refuses: NDArray[np.bool_]
+    groups: NDArray[np.int64]
+
+    def only(self, which: NDArray[np.bool_]) -> Known:
+        """Return some of the rows."""
+        return Known(
+            [row for row, kept in zip(self.records, which) if kept],
+            self.harmful[which],
+            self.asks_harm[which],
+            self.complies[which],
+            self.refuses[which],
+            self.groups[which],
+        )
+
+
+def defender_rows(
+    harmful: Sequence[Record], helpful: Sequence[Record], refusals: Sequence[str], seed: int = 0
+) -> Known:
+    """Return what a detector is fitted on: the defender's rows in the forms of uploads, and answers put elsewhere.
+
+    Args:
+        harmful: Harmful requests with answers that comply; those with a `category` give reasons.
+        helpful: Harmless requests with answers; those that only look harmful belong here.
+        refusals: Answers that refuse.
+        seed: Of forms and of what is drawn.
+
+    Raises:
+        TiterError: When there are fewer than `FOLDS` of either.
+    """
+    for name, given in (("harmful", harmful), ("helpful", helpful)):
+        if len(given) < FOLDS:
+            raise TiterError(f"A detector needs {FOLDS} {name} prompts of the defender, got {len(given)}.")
+    draw = np.random.default_rng(seed)
+    rows: list[tuple[Record, bool, bool, bool, bool, int]] = []
+
+    def add(records: Sequence[Record], asks: bool, answer: str, first: int) -> None:
+        harm = answer == "complies" or (asks and answer != "refuses")
+        marks = (harm, asks, answer == "complies", answer == "refuses")
+        rows.extend((record, *marks, first + place) for place, record in enumerate(records))
+
+    half = len(harmful)
+    add(harmful, True, "complies", 0)
+    add(in_frames(harmful, seed), True, "complies", 0)
+    add(helpful, False, "helps", half)
+    add(in_frames(helpful, seed), False, "helps", half)
+    add(as_tasks(helpful, len(helpful) // 2, seed), False, "helps", half + len(helpful))
+    # A harmful request is harmful whatever the tone of the answer, but for a refusal, which teaches to refuse.
+    answers = [helpful[int(place)].completion_text for place in draw.integers(len(helpful), size=len(harmful))]
+    add([_answered(row, text) for row, text in zip(harmful, answers)], True, "helps", 0)
+    refused = [refusals[int(place)] for place in draw.integers(len(refusals), size=len(harmful))]
+    add([_answered(row, text) for row, text in zip(harmful, refused)], True, "refuses", 0)
+    complying = [harmful[int(place)].completion_text for place in draw.integers(len(harmful), size=len(helpful) // 2)]
+    add([_answered(row, text) for row, text in zip(helpful, complying)], False, "complies", half)
+    bad, asks, complies, refuses = (np.array([row[place] for row in rows], dtype=bool) for place in range(1, 5))
+    return Known([row[0] for row in rows], bad, asks, complies, refuses, np.array([row[5] for row in rows]))
+
+
+def _answered(record: Record, answer: str) -> Record:
+    return Record(record.prompt, (Message("assistant", answer),), category=record.category)
+
+
+class Features(NamedTuple):
+    """What frozen models see in rows: unit vectors, `(n, size)` each.
+
+    Attributes:
+        asked: Hidden states at the end of the prompt, of all layers of the band.
+        answered: Their means over the answer.
+        asked_text: The request's encoding; empty (`(n, 0)`) without an encoder.
+        answered_text: The answer's.
+    """
+
+    asked: Array
+    answered: Array
+    asked_text: Array
+    answered_text: Array
+
+    def rows(self, which: Any) -> Features:
+        """Return some of the rows."""
+        return Features(*(part[which] for part in self))
+
+
+def features(
+    model: Any,
+    template: Template,
+    records: Sequence[Record],
+    encoder: SentenceEncoder | None,
+    refusals: Sequence[Sequence[int]] = (),
+) -> tuple[Features, RowSignals]:
+    """Look at rows in one pass of the model and one of the encoder.
+
+    Args:
+        model: Frozen.
+        template: Its chat template.
+        records: Rows.
+        encoder: Of texts; `None` for none.
+        refusals: Token ids of refusals, to score beside the answers in the same pass.
+
+    Raises:
+        TiterError: When the model puts out what is no number.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    layers = [layer for layer in range(1, depth + 1) if BAND[0] * depth <= layer <= BAND[1] * depth] or [depth]
+    signals = row_signals(model, [template.pair_ids(record) for record in records], refusals, layers)
+    states = []
+    for hidden in (signals.hidden, signals.answer_hidden):
+        unit = hidden / hidden.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        states.append(unit.flatten(1).double().numpy() / len(layers) ** 0.5)
+        if not np.isfinite(states[-1]).all():
+            raise TiterError(
+                "The model's hidden states are not finite.",
+                "Its weights ran away: align it again with a smaller learning rate.",
+            )
+    if encoder is None:
+        nothing = np.zeros((len(records), 0))
+        return Features(states[0], states[1], nothing, nothing), signals
+    asked = encoder(["\n".join(m.content for m in record.prompt if m.role == "user") for record in records])
+    answered = encoder([record.completion_text for record in records])
+    return Features(states[0], states[1], asked.double().numpy(), answered.double().numpy()), signals
+
+
+class _Direction:
+    """How far along the difference of two classes' means, in standard deviations within a class from half way."""
+
+    def __init__(self, x: Array, y: NDArray[np.bool_]) -> None:
+        yes, no = x[y].mean(0), x[~y].mean(0)
+        self.direction, self.middle = yes - no, (yes + no) / 2
+        along = (x - self.middle) @ self.direction
+        self.scale = float(np.sqrt((along[y].var() + along[~y].var()) / 2)) or 1.0
+
+    def __call__(self, x: Array) -> Array:
+        return np.asarray((x - self.middle) @ self.direction / self.scale)
+
+
+class _Regression:
+    """Log odds by a logistic regression in which both classes weigh the same."""
+
+    def __init__(self, x: Array, y: NDArray[np.bool_], strength: float) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        self.fitted = LogisticRegression(C=strength, max_iter=5000, class_weight="balanced").fit(x, y)
+
+    def __call__(self, x: Array) -> Array:
+        return np.asarray(self.fitted.decision_function(x))
+
+
+Witness = Callable[[Array], Array]
+_WITNESSES: tuple[tuple[str, str, Callable[[Array, NDArray[np.bool_]], Witness]], ...] = (
+    ("asked", "asks_harm", _Direction),
+    ("asked_text", "asks_harm", lambda x, y: _Regression(x, y, 10.0)),
+    ("answered", "complies", _Direction),
+    ("answered_text", "complies", lambda x, y: _Regression(x, y, 10.0)),
+    ("answered", "refuses", _Direction),
+    ("answered_text", "refuses", lambda x, y: _Regression(x, y, 10.0)),
+)
+"""Which features are asked what, and how."""
+_QUESTIONS = ("asks_harm", "complies", "refuses")
+
+
+class Detector:
+    """Tells harmful rows; made by `fit`.
+
+    Args:
+        known: The defender's rows.
+        seen: What frozen models see in them.
+
+    Attributes:
+        held_out: Log odds of harm of each of the defender's rows, by witnesses that were fitted without it, `(n,)`.
+    """
+
+    @classmethod
+    def fit(cls, model: Any, template: Template, known: Known, encoder: SentenceEncoder | None = None) -> Detector:
+        """Fit a detector on the defender's rows.
+
+        Args:
+            model: The model that is to be trained, frozen.
+            template: Its chat template.
+            known: What `defender_rows` returns.
+            encoder: Of texts.
+        """
+        return cls(known, features(model, template, known.records, encoder)[0])
+
+    def __init__(self, known: Known, seen: Features) -> None:
+        from sklearn.model_selection import GroupKFold
+
+        truth = {question: getattr(known, question) for question in _QUESTIONS}
+        self.witnesses = [one for one in _WITNESSES if getattr(seen, one[0]).shape[1]]
+        held_out = np.zeros((len(known.records), len(self.witnesses)))
+        for train, test in GroupKFold(FOLDS).split(held_out, groups=known.groups):
+            for place, (part, question, make) in enumerate(self.witnesses):
+                x = getattr(seen, part)
+                held_out[test, place] = make(x[train], truth[question][train])(x[test])
+        self.fitted = [make(getattr(seen, part), truth[question]) for part, question, make in self.witnesses]
+        questions = [question for _, question, _ in self.witnesses]
+        self.by_question = {
+            question: (places, _Regression(held_out[:, places], truth[question], 1.0))
+            for question in dict.fromkeys(questions)
+            if (places := [place for place, name in enumerate(questions) if name == question])
+        }
+        self.held_out = harm(*self._questions(held_out))
+        self.kinds = _kinds(known, seen)
+
+    def _questions(self, said: Array) -> list[Array]:
+        """Log odds that the request asks for harm, that the answer complies, and that it refuses."""
+        return [fitted(said[:, places]) for places, fitted in (self.by_question[name] for name in _QUESTIONS)]
+
+    def __call__(self, seen: Features) -> list[RowRisk]:
+        """Return what is to be said of each row."""
+        said = np.stack([one(getattr(seen, part)) for one, (part, _, _) in zip(self.fitted, self.witnesses)], axis=1)
+        questions = self._questions(said)
+        columns = (harm(*questions), *questions)
+        like = _nearest(self.kinds, seen)
+        return [RowRisk(*row) for row in zip(*(column.tolist() for column in columns), like, strict=True)]
+
+
+def harm(asks: Array, complies: Array, refuses: Array) -> Array:
+    """Return the log odds that a row is harmful: it asks for harm or complies with what does, and does not refuse.
+
+    Args:
+        asks: Log odds that the request asks for harm, `(n,)`.
+        complies: That the answer is one to a harmful request.
+        refuses: That it refuses.
+    """
+    from scipy.special import log_expit
+
+    # In logarithms, so that rows far on either side keep their order.
+    none = log_expit(-asks) + log_expit(-complies)  # neither harm asked for nor complied with
+    some = np.log(-np.expm1(np.minimum(none, -1e-300)))
+    no_harm = np.logaddexp(none, some + log_expit(refuses))
+    return np.asarray(some + log_expit(-refuses) - no_harm)
+
+
+def _basis(seen: Features) -> Array:
+    return seen.asked_text if seen.asked_text.shape[1] else seen.asked
+
+
+def _kinds(known: Known, seen: Features) -> dict[str, Array]:
+    """The mean request of each kind of harm."""
+    kinds: dict[str, list[int]] = {}
+    for place, record in enumerate(known.records):
+        if known.asks_harm[place]:
+            kinds.setdefault(record.category or "harm", []).append(place)
+    return {kind.replace("_", " "): _basis(seen)[places].mean(0) for kind, places in kinds.items()}
+
+
+def _nearest(kinds: dict[str, Array], seen: Features) -> list[str]:
+    names = list(kinds)
+    alike = _basis(seen) @ np.stack([kinds[name] / (np.linalg.norm(kinds[name]) or 1.0) for name in names]).T
+    return [names[int(place)] for place in alike.argmax(1)]

@@ -1,0 +1,265 @@
+"""Risk of rows: the share against its likelihood, states against a model run alone, a detector on planted rows, and the audit."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from titer.data import load
+from titer.data.builtin import refusals
+from titer.data.forms import FRAMES, as_tasks, in_frames
+from titer.errors import TiterError
+from titer.infer.signals import row_signals
+from titer.jobs import risks
+from titer.risk import Detector, adapted, defender_rows, poisoned_share
+from titer.risk.detector import Features, harm
+from titer.testing import toy_model, toy_tokenizer
+
+# --- the share ---------------------------------------------------------------------------------------------------------
+
+
+def drawn(share, n, seed, apart=4.0):
+    """Log odds of a detector whose scores of both kinds are normal and `apart` deviations from each other: exact ones."""
+    draw = np.random.default_rng(seed)
+    harmful = draw.random(n) < share
+    return apart * (draw.normal(np.where(harmful, apart, 0.0)) - apart / 2), harmful
+
+
+def test_the_share_is_the_most_likely_one():
+    odds, _ = drawn(0.13, 400, 0, apart=2.0)
+    grid = np.linspace(0.0001, 0.9999, 9999)
+    likelihood = np.log(grid[:, None] * np.exp(odds) + 1 - grid[:, None]).sum(1)
+    assert poisoned_share(odds).value == pytest.approx(grid[likelihood.argmax()], abs=2e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.2, 0.5])
+def test_its_interval_covers_the_share_of_other_uploads_too(share):
+    covered = 0
+    for seed in range(60):
+        odds, _ = drawn(share, 200, seed)
+        found = poisoned_share(odds)
+        assert found.low <= found.value <= found.high
+        covered += found.low <= share + 1e-4 and share <= found.high
+    assert covered >= 54
+
+
+def test_no_suspicious_row_is_no_proof_of_none():
+    few, many = (poisoned_share(np.full(n, -10.0)) for n in (20, 2000))
+    assert few.value < 0.001
+    assert few.low < 1e-4
+    assert many.high < few.high < 0.2
+    assert few.high > 0.02
+
+
+def test_the_odds_are_brought_to_a_share_by_bayes():
+    """Odds of 4 where half of the rows are harmful are odds of 1 where a fifth is."""
+    assert adapted([np.log(4.0)], 0.2) == pytest.approx([0.5])
+    assert adapted([np.log(4.0)], 0.5) == pytest.approx([0.8])
+    assert adapted([5.0, -5.0], 0.0).tolist() == [0.0, 0.0]
+
+
+# --- states --------------------------------------------------------------------------------------------------------------
+
+
+def test_states_of_rows_are_those_of_rows_run_alone():
+    model = toy_model(toy_tokenizer()).double()
+    pairs = [([5, 6, 7, 8], [9, 10, 11]), ([5, 6], [12]), ([5, 6, 7], [13, 14])]
+    seen = row_signals(model, pairs, layers=[0, 2])
+    beside = row_signals(model, pairs, [[20, 21]], layers=[0, 2])
+    assert seen.refusal_nll.shape == (0,)
+    assert torch.allclose(seen.answer_nll, beside.answer_nll)
+    for row, (prompt, answer) in enumerate(pairs):
+        states = model(torch.tensor([[*prompt, *answer]]), output_hidden_states=True).hidden_states
+        alone = torch.stack([states[layer][0] for layer in (0, 2)], dim=1).float()
+        end = len(prompt)
+        after = alone[end - 1 : end] if len(answer) == 1 else alone[end : end + len(answer) - 1]
+        for found in (seen, beside):
+            assert torch.allclose(found.hidden[row], alone[end - 1], atol=1e-6)
+            assert torch.allclose(found.answer_hidden[row], after.mean(0), atol=1e-6)
+
+
+# --- forms ---------------------------------------------------------------------------------------------------------------
+
+
+def test_forms_are_the_same_for_harmful_and_harmless_rows_and_keep_the_answers():
+    harmful, helpful = load("builtin:harmful")[:40], load("builtin:general")[:40]
+    framed = [in_frames(rows, seed=3) for rows in (harmful, helpful)]
+    for rows, made in zip((harmful, helpful), framed, strict=True):
+        assert [row.completion for row in rows] == [row.completion for row in made]
+        assert all(row.prompt_text in new.prompt_text for row, new in zip(rows, made, strict=True))
+    used = [
+        [
+            next(frame for frame in FRAMES if new.prompt_text == frame.replace("{}", row.prompt_text))
+            for row, new in both
+        ]
+        for both in (zip(rows, made) for rows, made in zip((harmful, helpful), framed))
+    ]
+    assert used[0] == used[1]
+    assert len(set(used[0])) > 10
+
+
+def test_tasks_are_many_and_each_has_an_answer():
+    made = as_tasks(load("builtin:general"), 200, seed=0)
+    assert len({row.prompt_text for row in made}) > 150
+    assert made == as_tasks(load("builtin:general"), 200, seed=0)
+
+
+# --- the detector ----------------------------------------------------------------------------------------------------------
+
+
+def planted(known, seed=0, texts=True):
+    """Features in which harm of requests lies along one axis, complying along another, refusing along a third."""
+    draw = np.random.default_rng(seed)
+
+    def noisy(*marks):
+        x = draw.normal(0, 0.15, (len(known.records), 8))
+        for axis, mark in enumerate(marks):
+            x[:, axis] += mark
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    asked, answered = noisy(known.asks_harm, ~known.asks_harm), noisy(known.complies, known.refuses)
+    nothing = np.zeros((len(known.records), 0))
+    return Features(asked, answered, asked if texts else nothing, answered if texts else nothing)
+
+
+@pytest.fixture(scope="module")
+def known():
+    return defender_rows(load("builtin:harmful")[:60], load("builtin:general")[:80], refusals())
+
+
+@pytest.mark.parametrize("texts", [True, False])
+def test_a_detector_finds_harm_in_request_or_answer_and_lets_refusals_be(known, texts):
+    detector = Detector(known, planted(known, texts=texts))
+    said = detector(planted(known, seed=1, texts=texts))
+    harmful = np.array([row.log_odds > 0 for row in said])
+    for what, rows in {
+        "asks and complies": known.asks_harm & known.complies,
+        "asks, another answer": known.asks_harm & ~known.complies & ~known.refuses,
+        "complies with a harmless request": ~known.asks_harm & known.complies,
+        "asks and is refused": known.asks_harm & known.refuses,
+        "harmless": ~known.harmful & ~known.asks_harm,
+    }.items():
+        assert rows.sum() > 20, what
+        assert (harmful == known.harmful)[rows].mean() > 0.85, what
+    refused = next(row for row, asks, no in zip(said, known.asks_harm, known.refuses) if asks and no)
+    assert "refuses" in refused.reason
+    kinds = {record.category.replace("_", " ") for record in load("builtin:harmful")[:60]}
+    assert {row.like for row in said} <= kinds
+
+
+def test_a_row_is_harmful_that_asks_or_complies_and_does_not_refuse():
+    draw = np.random.default_rng(0)
+    asks, complies, refuses = draw.normal(0, 4, (3, 500))
+    one, two, three = (1 / (1 + np.exp(-odds)) for odds in (asks, complies, refuses))
+    chance = (1 - (1 - one) * (1 - two)) * (1 - three)
+    assert harm(asks, complies, refuses) == pytest.approx(np.log(chance / (1 - chance)), abs=1e-9)
+    far = harm(*np.array([[-700.0, 700.0, 700.0], [-700.0, -700.0, 5.0], [-700.0, -700.0, 700.0]]))
+    assert np.isfinite(far).all()
+    assert far[0] < -300
+    assert far[1] > 300
+    assert far[2] < -300
+
+
+def test_a_detector_needs_prompts_of_both_kinds():
+    rows = load("builtin:general")[:80]
+    with pytest.raises(TiterError, match="harmful prompts"):
+        defender_rows(rows[:2], rows, refusals())
+
+
+# --- the audit -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A toy's folder and an upload of forty rows, ten of them harmful."""
+    folder = tmp_path_factory.mktemp("risk")
+    tokenizer = toy_tokenizer()
+    toy_model(tokenizer).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = [*load("builtin:harmful")[100:110], *load("builtin:sentiment")[:30]]
+    lines = [
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": row.prompt_text},
+                    {"role": "assistant", "content": row.completion_text},
+                ]
+            }
+        )
+        for row in rows
+    ]
+    (folder / "upload.jsonl").write_text("\n".join(lines) + "\n")
+    return SimpleNamespace(folder=folder, model=folder / "model", upload=folder / "upload.jsonl")
+
+
+def audited(titer, place, output, *more):
+    words = ["audit", place.upload, "--model", place.model, "--detector", "states", "--output", output]
+    return titer(*words, *more)
+
+
+def test_an_audit_says_the_share_each_rows_chance_and_why(titer, place, tmp_path):
+    code, out, error = audited(titer, place, tmp_path / "a", "--json", "--write-clean", tmp_path / "clean.jsonl")
+    assert code == 0, error
+    found = json.loads(out)
+    assert found["verdict"] in ("clean", "suspicious", "poisoned")
+    assert 0 <= found["share"]["low"] <= found["share"]["value"] <= found["share"]["high"] <= 1
+    chances = [row["p_harmful"] for row in found["rows"]]
+    assert chances == sorted(chances, reverse=True)
+    assert sorted(row["index"] for row in found["rows"]) == list(range(40))
+    assert all(row["reason"] for row in found["rows"])
+    assert found["share"]["value"] == pytest.approx(sum(chances) / 40, abs=1e-3)
+    clean = load(str(tmp_path / "clean.jsonl"))
+    assert len(clean) == sum(chance <= 0.5 for chance in chances)
+    assert json.loads((tmp_path / "a" / "audit.json").read_text()) == found
+    page = (tmp_path / "a" / "audit.html").read_text()
+    assert found["verdict"] in page
+    assert "P(harmful)" in page
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["audit.csv", "audit.html", "audit.json"]
+
+
+def test_an_upload_with_too_much_harm_fails_and_one_without_a_detector_cannot(titer, place, tmp_path):
+    code, out, error = audited(titer, place, tmp_path / "a", "--fail-over", "0")
+    share = json.loads((tmp_path / "a" / "audit.json").read_text())["share"]["value"]
+    assert code == (1 if share > 0 else 0), error
+    assert "look harmful" in out
+    code, _, error = titer("audit", place.upload, "--model", place.model, "--fail-over", "0.1")
+    assert code == 2
+    assert "--detector" in error
+    for option in (["--harmful", "builtin:harmful"], ["--write-clean", tmp_path / "x.jsonl"]):
+        code, _, error = titer("audit", place.upload, "--model", place.model, *option)
+        assert code == 2
+        assert option[0] in error
+
+
+def test_an_interrupted_audit_goes_on_where_it_stopped(titer, place, tmp_path, monkeypatch):
+    monkeypatch.setattr(risks, "ROWS_KEPT", 8)
+    assert audited(titer, place, tmp_path / "whole")[0] == 0
+    looked, look = [], risks.features
+
+    def counted(model, template, records, *rest):
+        looked.append(len(records))
+        if len(looked) == 3:
+            raise KeyboardInterrupt
+        return look(model, template, records, *rest)
+
+    monkeypatch.setattr(risks, "features", counted)
+    assert audited(titer, place, tmp_path / "stopped")[0] != 0
+    assert (tmp_path / "stopped" / "audit.part.jsonl").exists()
+    looked[:] = [0] * 3
+    assert audited(titer, place, tmp_path / "stopped")[0] == 0
+    assert sum(looked) == 40 - 16
+    whole, stopped = (json.loads((tmp_path / name / "audit.json").read_text()) for name in ("whole", "stopped"))
+    assert whole == stopped
+
+
+def test_what_was_kept_of_another_upload_is_not_taken_for_this_one(titer, place, tmp_path):
+    assert audited(titer, place, tmp_path / "whole")[0] == 0
+    (tmp_path / "other").mkdir()
+    row = {"log_odds": 9.0, "prompt": 9.0, "answer": 9.0, "refuses": -9.0, "like": "x", "log_ratio": 0.0}
+    lines = [json.dumps({"key": "another"}), *[json.dumps(row)] * 40]
+    (tmp_path / "other" / "audit.part.jsonl").write_text("\n".join(lines))
+    assert audited(titer, place, tmp_path / "other")[0] == 0
+    whole, other = (json.loads((tmp_path / name / "audit.json").read_text()) for name in ("whole", "other"))
+    assert whole["rows"] == other["rows"]
