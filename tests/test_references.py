@@ -10,6 +10,7 @@ from training import config, trained
 
 from titer.methods.align import AntibodyAlignmentConfig, AntibodyAlignmentTrainer, BoosterConfig, BoosterTrainer
 from titer.methods.finetune import AntibodyFinetuneConfig, AntibodyFinetuneTrainer, GateConfig, GateTrainer
+from titer.methods.finetune.gate import probability
 from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-4)]
@@ -194,6 +195,28 @@ def test_antibody_finetuning(tiny, tokenizer, harmful_rows, tmp_path, precision,
         loss = sum(weight * loss.mean() for weight, loss in zip(w, losses))
     assert ref.relative_error(ours, ref.gradient(model, loss)) < tolerance
     assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("ridge", [1e-2, 1.0])
+@pytest.mark.parametrize("size", [1, 5])
+def test_the_gates_probability_is_that_of_newtons_method(size, ridge):
+    """Mean of balanced logistic losses plus ridge / 2 · ‖w‖², minimised longhand on standardised features."""
+    draw = torch.Generator().manual_seed(size)
+    y = torch.tensor([1.0] * 30 + [0.0] * 70, dtype=torch.float64)
+    x = torch.randn(100, size, generator=draw, dtype=torch.float64) * 3 + y[:, None]
+    rows = torch.randn(20, size, generator=draw, dtype=torch.float64)
+    mean, scale = x.mean(0), x.std(0)
+    ones = torch.cat(((x - mean) / scale, torch.ones(100, 1, dtype=torch.float64)), 1)
+    balance = torch.where(y > 0, 0.5 / 0.3, 0.5 / 0.7)
+    penalty = ridge * torch.diag(torch.tensor([1.0] * size + [0.0], dtype=torch.float64))
+    w = torch.zeros(size + 1, dtype=torch.float64)
+    for _ in range(50):
+        p = torch.sigmoid(ones @ w)
+        slope = ones.T @ (balance * (p - y)) / 100 + penalty @ w
+        curve = (ones * (balance * p * (1 - p))[:, None]).T @ ones / 100 + penalty
+        w = w - torch.linalg.solve(curve, slope)
+    expected = torch.sigmoid(torch.cat(((rows - mean) / scale, torch.ones(20, 1, dtype=torch.float64)), 1) @ w)
+    assert torch.allclose(probability(x, y, rows, ridge), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("reduction", ["token", "sample"])

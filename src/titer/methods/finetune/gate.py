@@ -55,53 +55,26 @@ class GateConfig(FinetuneConfig):
         super().__post_init__()
 
 
-@dataclass(frozen=True)
-class LogisticRegression:
-    """P(y = 1 | x) = σ(w · (x − mean) / scale + b), fitted with an L2 penalty on w.
+def probability(known: Tensor, labels: Tensor, rows: Tensor, ridge: float) -> Tensor:
+    """Return P(y = 1) of rows by a logistic regression: mean logistic loss plus ridge/2 · ‖w‖², both classes weighing the same.
 
-    Attributes:
-        mean: `(features,)`.
-        scale: `(features,)`.
-        weight: `(features,)`.
-        bias: Scalar.
+    Args:
+        known: `(n, features)` to fit on, standardised before the fit.
+        labels: `(n,)` of 0 and 1, both present.
+        rows: `(m, features)`.
+        ridge: L2 penalty, above 0 so that separable classes have a finite solution.
+
+    Returns:
+        `(m,)` in float64.
     """
+    from sklearn.linear_model import LogisticRegression
 
-    mean: Tensor
-    scale: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    @classmethod
-    def fit(cls, features: Tensor, labels: Tensor, ridge: float) -> LogisticRegression:
-        """Minimise the mean logistic loss plus ridge/2 · ‖w‖² in float64; the two classes weigh the same.
-
-        Args:
-            features: `(n, features)`.
-            labels: `(n,)` of 0 and 1, both present.
-            ridge: L2 penalty, above 0 so that separable classes have a finite solution.
-        """
-        x, y = features.double(), labels.double()
-        mean, scale = x.mean(0), x.std(0).clamp_min(1e-9)
-        x = (x - mean) / scale
-        balance = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
-        weight = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
-        bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            losses = torch.nn.functional.binary_cross_entropy_with_logits(x @ weight + bias, y, reduction="none")
-            loss = (balance * losses).mean() + ridge / 2 * (weight @ weight)
-            loss.backward()
-            return loss
-
-        with torch.enable_grad():
-            optimizer.step(closure)
-        return cls(mean, scale, weight.detach(), bias.detach())
-
-    def probability(self, features: Tensor) -> Tensor:
-        """Return P(y = 1) of `(n, features)`, `(n,)` in float64."""
-        return torch.sigmoid((features.double() - self.mean) / self.scale @ self.weight + self.bias)
+    x, y = known.double(), labels.double()
+    mean, scale = x.mean(0), x.std(0).clamp_min(1e-9)
+    # scikit-learn's objective is ½‖w‖² + C · Σ loss.
+    fitted = LogisticRegression(C=1 / (ridge * len(y)), class_weight="balanced", tol=1e-8, max_iter=10_000)
+    fitted.fit(((x - mean) / scale).numpy(), y.numpy())
+    return torch.from_numpy(fitted.predict_proba(((rows.double() - mean) / scale).numpy())[:, 1])
 
 
 class GateTrainer(RefusalTrainer):
@@ -158,20 +131,21 @@ class GateTrainer(RefusalTrainer):
         labels = torch.tensor([1] * len(harmful) + [0] * len(helpful))
         calibration = signals(known)
         upload = signals(list(zip(self.train_dataset["prompt_ids"], self.train_dataset["completion_ids"], strict=True)))
-        probabilities = []
-        if self.args.signal in ("refusal", "both"):
-            gate = LogisticRegression.fit(calibration.refusal_surprise[:, None], labels, self.args.ridge)
-            probabilities.append(gate.probability(upload.refusal_surprise[:, None]))
-        if self.args.signal in ("probe", "both"):
-            probe = LogisticRegression.fit(calibration.hidden[:, 0], labels, self.args.ridge)
-            probabilities.append(probe.probability(upload.hidden[:, 0]))
-        probability = torch.stack(probabilities).amax(0)
-        if not probability.isfinite().all():
+        wanted = ("refusal", "probe") if self.args.signal == "both" else (self.args.signal,)
+        looks = {
+            "refusal": (calibration.refusal_surprise[:, None], upload.refusal_surprise[:, None]),
+            "probe": (calibration.hidden[:, 0], upload.hidden[:, 0]),
+        }
+        if not all(seen.isfinite().all() for name in wanted for seen in looks[name]):
             raise TiterError(
                 "The gate's signals are not finite: the aligned model puts out what is no number.",
                 "Its weights ran away: align it again with a smaller learning rate.",
             )
-        return probability
+        found = [
+            probability(of_known, labels, of_rows, self.args.ridge)
+            for of_known, of_rows in (looks[name] for name in wanted)
+        ]
+        return torch.stack(found).amax(0)
 
     def before_step(self, model: Any) -> None:
         """Count the tokens or samples of the optimizer batch."""
