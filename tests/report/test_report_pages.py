@@ -26,6 +26,7 @@ from titer.report import (
 )
 from titer.report.parts import rate_cell
 from titer.results.summary import Run
+from titer.stats.intervals import Estimate
 
 PAGES = (
     "run",
@@ -35,6 +36,7 @@ PAGES = (
     "empty assay",
     "audit",
     "audit without labels",
+    "audit by a detector",
     "comparison",
     "own sections",
 )
@@ -110,6 +112,12 @@ def pages(complete_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     about = {"dataset": "a/folder/with_a_long_name/of_a_customer_who_uploads.jsonl", "model": "m"}
     for name, labelled in (("audit", True), ("audit without labels", False)):
         written[name] = write_audit(folder / f"{name}.html", audit_rows(labelled), about)
+    rows = [
+        {**row, "p_harmful": 0.5, "reason": "like: requests for cybercrime; it complies"} for row in audit_rows(False)
+    ]
+    share = Estimate(0.2, 0.1, 0.3)
+    alarms = about | {"false_alarms": {"value": 0.01, "low": 0.0, "high": 0.03}}
+    written["audit by a detector"] = write_audit(folder / "detector.html", rows, alarms, "poisoned", share)
     several = [cards.read(card) for card in (cards.scorecard(), cards.scorecard("b"), cards.unbroken_scorecard())]
     written["comparison"] = write_comparison(folder / "comparison.html", several)
     (folder / "own sections").mkdir()
