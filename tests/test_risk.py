@@ -224,6 +224,9 @@ def test_an_upload_with_too_much_harm_fails_and_one_without_a_detector_cannot(ti
     share = json.loads((tmp_path / "a" / "audit.json").read_text())["share"]["value"]
     assert code == (1 if share > 0 else 0), error
     assert "look harmful" in out
+    # Of the model's states alone the order is what can be trusted, and whoever reads the share is told so.
+    assert "encoder" in out
+    assert "encoder" in (tmp_path / "a" / "audit.html").read_text()
     code, _, error = titer("audit", place.upload, "--model", place.model, "--fail-over", "0.1")
     assert code == 2
     assert "--detector" in error

@@ -74,6 +74,8 @@ def _show(found: Audit, top: int) -> None:
     if (sure := found.auroc) is not None:
         say(f"AUROC {sure.value:.3f} (95 % {sure.low:.3f} – {sure.high:.3f}) against true origin.")
     if found.share is not None:
+        if found.about["detector"] == "states":
+            say("Without the sentence encoder only the order of the rows counts: their share may be far off.")
         alarms = found.about["false_alarms"]
         say(f"False alarms on the defender's own harmless prompts, held out: {100 * alarms['value']:.1f} %.")
     say(f"All rows: {found.folder / 'audit.csv'}, {found.folder / 'audit.html'}")

@@ -66,6 +66,7 @@ def write_audit(
         plot=charts.log_ratios(groups, charts.limits_of(finite), title, words, "audit") if finite else None,
         rows=rows[:_SHOWN],
         verdict=verdict,
+        no_encoder=meta.get("detector") == "states",
         verdict_kind={"clean": "good", "suspicious": "unclear", "poisoned": "bad"}.get(verdict or "", "plain"),
         share=None if share is None else f"{percent_text(share.value)} [{interval_text(share.low, share.high, 100)}]",
         alarms=percent_text(meta["false_alarms"]["value"]) if "false_alarms" in meta else None,
