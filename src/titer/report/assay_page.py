@@ -133,7 +133,8 @@ def _domains(card: Scorecard) -> list[dict[str, Any]]:
             "verdict": found.verdict,
             "kind": verdict_kind(found.verdict),
             "plot": _survival(found, names[domain][1], f"survival-{domain}"),
-            "caption": f"{broke_text(found)} attackers broke the defended model, {broke_text(found, 'undefended')} the undefended one."
+            "caption": f"{broke_text(found)} attackers broke the defended model, "
+            f"{broke_text(found, 'undefended')} the undefended one."
             + (f" {bound_text(found).capitalize()}." if found.bound is not None else ""),
         }
         for domain, found in card.generalization.domains.items()

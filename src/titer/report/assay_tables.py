@@ -118,7 +118,8 @@ def below_breaking(found: Judged) -> str:
         )
     if found.bounded_worst is not None:
         said.append(
-            f"Cheapest break that left the model at least {percent_text(KEPT)} of its utility: {_spent(found.bounded_worst, found.unit)}."
+            f"Cheapest break that left the model at least {percent_text(KEPT)} of its utility: "
+            f"{_spent(found.bounded_worst, found.unit)}."
         )
     elif found.worst is not None:
         said.append(f"No break left the model {percent_text(KEPT)} of its utility.")

@@ -145,7 +145,8 @@ def audit(
         dataset: The upload: a .jsonl file, a named dataset, or a hub id.
         model: A local folder, a hub id, or smollm2-135m-instruct.
         output: Folder for audit.csv and audit.html.
-        detector: What looks for harm: texts (the model's states and a sentence encoder of 84 MB), states (without it, which ranks rows but misjudges how many are harmful), or none.
+        detector: What looks for harm: texts (the model's states and a sentence encoder of 84 MB), states (without it, which
+            ranks rows but misjudges how many are harmful), or none.
         harmful: The defender's harmful prompts, for a detector.
         helpful: The defender's harmless prompts, for a detector; may be several.
         write_clean: File for the rows that are likelier harmless than not, as JSON lines.

@@ -56,7 +56,9 @@ class GateConfig(FinetuneConfig):
 
 
 def probability(known: Tensor, labels: Tensor, rows: Tensor, ridge: float) -> Tensor:
-    """Return P(y = 1) of rows by a logistic regression: mean logistic loss plus ridge/2 · ‖w‖², both classes weighing the same.
+    """Return P(y = 1) of rows by a logistic regression.
+
+    It minimises the mean logistic loss, in which both classes weigh the same, plus ridge/2 · ‖w‖².
 
     Args:
         known: `(n, features)` to fit on, standardised before the fit.
