@@ -190,7 +190,8 @@ def main() -> None:
     detector = Detector.fit(model, template, known, encoder)
 
     def odds(records: Sequence[Record]) -> np.ndarray:
-        return np.array([one.log_odds for one in detector(features(model, template, records, encoder)[0])])
+        pairs = [template.pair_ids(record) for record in records]
+        return np.array([one.log_odds for one in detector(features(model, pairs, records, encoder)[0])])
 
     opened = spread(load("advbench", data_dir=args.data_dir), args.rows)
     harms = {"opening": odds(opened), "plain": odds([Record(one.prompt, row("?", PLAIN).completion) for one in opened])}
@@ -221,7 +222,7 @@ def main() -> None:
                 f"{one['found']} of {one['of']}", f"{100 * worst:.1f} points",
             )  # fmt: skip
     Console(width=140).print(shown)
-    alarms = (detector.held_out[~known.harmful] > 0).mean()
+    alarms = (detector.harmless > 0).mean()
     print(f"The defender's own harmless rows, held out: {100 * alarms:.1f} % called harmful.")
     if args.json:
         found = {"benchmark": "uploads", "model": args.model, "forms": lines, "environment": environment()}

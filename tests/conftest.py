@@ -3,6 +3,7 @@
 import copy
 import gc
 import os
+import zlib
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from titer.compat import llama_norm
+from titer.infer.encoder import SentenceEncoder
 from titer.testing import ExactNorm, row, toy_harmful_rows, toy_model, toy_tokenizer
 
 # The tiny model is slower on several threads than on one, and tests should leave the other cores alone.
@@ -38,6 +40,23 @@ def _own_speeds(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         folder = tmp_path_factory.mktemp("speeds")
         patched.setattr("titer.jobs.speed.speeds_folder", lambda: folder)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _words_for_meaning():
+    """Let no test fetch the sentence encoder: texts are alike here that share words."""
+
+    def encode(self, texts):
+        counts = torch.zeros(len(texts), 64)
+        for place, text in enumerate(texts):
+            for word in text.lower().split():
+                counts[place, zlib.crc32(word.encode()) % 64] += 1
+        return torch.nn.functional.normalize(counts + 1e-3, dim=-1)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SentenceEncoder, "__init__", lambda self, *words, **named: setattr(self, "name", "words"))
+        patched.setattr(SentenceEncoder, "__call__", encode)
         yield
 
 

@@ -20,6 +20,8 @@ from titer import (
     GateTrainer,
     PackedSFTConfig,
     PackedSFTTrainer,
+    SieveConfig,
+    SieveTrainer,
 )
 from titer.methods.finetune.base import read_weight_log
 from titer.testing import (
@@ -120,7 +122,7 @@ def test_antibody_alignment_without_its_terms_is_sft_bit_for_bit(tiny, tokenizer
 
 def test_a_gate_that_lets_everything_through_is_sft(tiny, tokenizer, harmful_rows, tmp_path, with_lora):
     class OpenGate(GateTrainer):
-        def _fit(self, harmful, helpful):
+        def _by_risk(self):
             return torch.zeros(len(self.train_dataset), dtype=torch.float64)
 
     double = tiny.double()
@@ -132,13 +134,20 @@ def test_a_gate_that_lets_everything_through_is_sft(tiny, tokenizer, harmful_row
 
 def test_a_closed_gate_teaches_nothing(tiny, tokenizer, harmful_rows, tmp_path):
     class ClosedGate(GateTrainer):
-        def _fit(self, harmful, helpful):
+        def _by_risk(self):
             return torch.ones(len(self.train_dataset), dtype=torch.float64)
 
     streams = {"harmful_dataset": harmful_rows, "helpful_dataset": toy_rows(4), "refusals": ["no"]}
     args = config(GateConfig, tmp_path, max_steps=2, weight_decay=0.0)
     trainer, _ = trained(ClosedGate, args, copy.deepcopy(tiny), tokenizer, toy_rows(8), **streams)
     assert same(weights(trainer.model), weights(tiny))
+
+
+def test_a_sieve_without_replay_and_ratio_is_the_gate_bit_for_bit(tiny, tokenizer, harmful_rows, tmp_path):
+    streams = {"harmful_dataset": harmful_rows, "helpful_dataset": toy_rows(6), "refusals": ["no"]}
+    gate = fit(GateTrainer, GateConfig, tmp_path, tiny, tokenizer, True, streams, signal="states")
+    sieve = fit(SieveTrainer, SieveConfig, tmp_path, tiny, tokenizer, True, streams, signal="states", replay=0.0)
+    assert same(gate, sieve)
 
 
 # --- the contract ------------------------------------------------------------------------------------------------------
@@ -278,7 +287,7 @@ def test_logged_weights_sum_to_one_in_every_step(tiny, tokenizer, harmful_rows, 
 
 
 def test_gate_logs_one_fixed_weight_a_row(tiny, tokenizer, harmful_rows, tmp_path):
-    trainer = every_method.train("finetune gate", tmp_path, tiny, tokenizer, toy_rows(8), harmful_rows, max_steps=3)
+    trainer = every_method.train("finetune gate risk", tmp_path, tiny, tokenizer, toy_rows(8), harmful_rows, max_steps=3)
     lines = read_weight_log(tmp_path)
     assert [line["row"] for line in lines] == list(range(8))
     assert [line["weight"] for line in lines] == trainer.weights.tolist()

@@ -9,7 +9,14 @@ import torch
 from training import config, trained
 
 from titer.methods.align import AntibodyAlignmentConfig, AntibodyAlignmentTrainer, BoosterConfig, BoosterTrainer
-from titer.methods.finetune import AntibodyFinetuneConfig, AntibodyFinetuneTrainer, GateConfig, GateTrainer
+from titer.methods.finetune import (
+    AntibodyFinetuneConfig,
+    AntibodyFinetuneTrainer,
+    GateConfig,
+    GateTrainer,
+    SieveConfig,
+    SieveTrainer,
+)
 from titer.methods.finetune.gate import probability
 from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
@@ -245,4 +252,47 @@ def test_gate(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precision, 
         loss = sum(weight * loss.sum() for weight, loss in zip(w, losses)) / sum(map(len, losses))
     else:
         loss = sum(weight * loss.mean() for weight, loss in zip(w, losses)) / len(losses)
+    assert ref.relative_error(ours, ref.gradient(model, loss)) < tolerance
+
+
+@pytest.mark.parametrize("ratio", ["none", "sum", "mean"])
+def test_sieve(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precision, batches, ratio):
+    """Σ w CE / Σ N over the upload, plus the mean token loss of two refusals or helpful answers."""
+    dtype, tolerance = precision
+    upload, refusals = harmful_rows[:3] + helpful_rows[:5], ["no, I will not do that", "I am sorry", "no"]
+    tau = {"none": 1.0, "sum": 16.0, "mean": 0.5}[ratio]
+    trainer, ours = run(
+        SieveTrainer,
+        SieveConfig,
+        tmp_path,
+        tiny,
+        tokenizer,
+        upload,
+        dtype,
+        {"harmful_dataset": harmful_rows, "helpful_dataset": helpful_rows, "refusals": refusals},
+        signal="states",
+        ratio=ratio,
+        tau=tau,
+        replay=0.25,
+        **batches,
+    )
+    w = trainer.weights
+    assert 0 <= w.min() < w.max() <= 1
+    model = reference_model(tiny)
+    losses = [ref.sample_nll(model, *pair) for pair in ref.encode(tokenizer, upload)]
+    if ratio != "none":
+        against = ref.encode(tokenizer, upload, answer=lambda number, _: refusals[number % 3])
+        with torch.no_grad():
+            refused = [ref.sample_nll(model, *pair) for pair in against]
+            reduce = torch.sum if ratio == "sum" else torch.mean
+            r = torch.stack([reduce(b) - reduce(a) for a, b in zip(losses, refused)])
+            w = w * torch.sigmoid(r / tau)
+    loss = sum(weight * loss.sum() for weight, loss in zip(w, losses)) / sum(map(len, losses))
+    pool = trainer._pools[0]["replay"]
+    taught = {tuple(pair[1]) for pair in ref.encode(tokenizer, helpful_rows)}
+    taught |= {tuple(pair[1]) for pair in ref.encode(tokenizer, harmful_rows, answer=lambda _, row: row["refusal"])}
+    assert {tuple(sample.branches[0]) for sample in pool} <= taught
+    replayed = [pool[place] for place in trainer.drawn_rows("replay", 0)]
+    assert len(replayed) == 2
+    loss = loss + ref.mean_nll(model, [(sample.prompt, sample.branches[0]) for sample in replayed])
     assert ref.relative_error(ours, ref.gradient(model, loss)) < tolerance

@@ -13,7 +13,8 @@ from titer.data.forms import FRAMES, as_tasks, in_frames
 from titer.errors import TiterError
 from titer.infer.signals import row_signals
 from titer.jobs import risks
-from titer.risk import Detector, adapted, defender_rows, poisoned_share
+from titer.models import Template
+from titer.risk import Detector, adapted, defender_rows, kept, poisoned_share
 from titer.risk.detector import Features, harm
 from titer.testing import toy_model, toy_tokenizer
 
@@ -131,7 +132,7 @@ def known():
 
 @pytest.mark.parametrize("texts", [True, False])
 def test_a_detector_finds_harm_in_request_or_answer_and_lets_refusals_be(known, texts):
-    detector = Detector(known, planted(known, texts=texts))
+    detector = Detector.fit_on(known, planted(known, texts=texts))
     said = detector(planted(known, seed=1, texts=texts))
     harmful = np.array([row.log_odds > 0 for row in said])
     for what, rows in {
@@ -166,6 +167,62 @@ def test_a_detector_needs_prompts_of_both_kinds():
     rows = load("builtin:general")[:80]
     with pytest.raises(TiterError, match="harmful prompts"):
         defender_rows(rows[:2], rows, refusals())
+
+
+@pytest.fixture
+def fits(known, tmp_path, monkeypatch):
+    """What fits a detector through the cache, with how often one was fitted."""
+    counted = []
+    fit = Detector.fit
+
+    def counting(*words):
+        counted.append(words)
+        return fit(*words)
+
+    monkeypatch.setattr(Detector, "fit", counting)
+    monkeypatch.setattr(kept, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(kept, "WORTH_KEEPING", 0.0)
+    tokenizer = toy_tokenizer()
+    few = known.only(np.arange(len(known.records)) % 4 == 0)
+    return SimpleNamespace(model=toy_model(tokenizer), template=Template(tokenizer), known=few, counted=counted)
+
+
+def alike(one, other):
+    assert one.witnesses.keys() == other.witnesses.keys()
+    same = [np.array_equal(one.witnesses[key].weights, other.witnesses[key].weights) for key in one.witnesses]
+    return all(same) and np.array_equal(one.harmless, other.harmless) and one.kinds.keys() == other.kinds.keys()
+
+
+def test_a_detector_is_fitted_once_for_the_same_model_and_rows(fits, tmp_path):
+    first = kept.fitted(fits.model, fits.template, fits.known, None)
+    again = kept.fitted(fits.model, fits.template, fits.known, None)
+    assert len(fits.counted) == 1
+    assert alike(first, again)
+    with torch.no_grad():
+        next(fits.model.parameters())[:, 0] += 1.0
+    other = kept.fitted(fits.model, fits.template, fits.known, None)
+    assert len(fits.counted) == 2
+    assert not alike(first, other)
+    fewer = fits.known.only(np.arange(len(fits.known.records)) != 1)
+    kept.fitted(fits.model, fits.template, fewer, None)
+    assert len(fits.counted) == 3
+
+
+def test_a_damaged_detector_is_fitted_again_and_a_full_disk_costs_time_alone(fits, tmp_path, monkeypatch, caplog):
+    first = kept.fitted(fits.model, fits.template, fits.known, None)
+    (path,) = (tmp_path / "detectors").iterdir()
+    path.write_bytes(path.read_bytes()[:-40])
+    assert alike(first, kept.fitted(fits.model, fits.template, fits.known, None))
+    assert len(fits.counted) == 2
+    assert "fitted again" in caplog.text
+    path.unlink()
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept, "replacing", full)
+    assert alike(first, kept.fitted(fits.model, fits.template, fits.known, None))
+    assert "cannot be kept" in caplog.text
 
 
 # --- the audit -------------------------------------------------------------------------------------------------------------
@@ -227,11 +284,11 @@ def test_an_upload_with_too_much_harm_fails_and_one_without_a_detector_cannot(ti
     # Of the model's states alone the order is what can be trusted, and whoever reads the share is told so.
     assert "encoder" in out
     assert "encoder" in (tmp_path / "a" / "audit.html").read_text()
-    code, _, error = titer("audit", place.upload, "--model", place.model, "--fail-over", "0.1")
+    code, _, error = titer("audit", place.upload, "--model", place.model, "--detector", "none", "--fail-over", "0.1")
     assert code == 2
     assert "--detector" in error
     for option in (["--harmful", "builtin:harmful"], ["--write-clean", tmp_path / "x.jsonl"]):
-        code, _, error = titer("audit", place.upload, "--model", place.model, *option)
+        code, _, error = titer("audit", place.upload, "--model", place.model, "--detector", "none", *option)
         assert code == 2
         assert option[0] in error
 
@@ -241,11 +298,11 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(titer, place, tmp_path, m
     assert audited(titer, place, tmp_path / "whole")[0] == 0
     looked, look = [], risks.features
 
-    def counted(model, template, records, *rest):
-        looked.append(len(records))
+    def counted(model, pairs, *rest):
+        looked.append(len(pairs))
         if len(looked) == 3:
             raise KeyboardInterrupt
-        return look(model, template, records, *rest)
+        return look(model, pairs, *rest)
 
     monkeypatch.setattr(risks, "features", counted)
     assert audited(titer, place, tmp_path / "stopped")[0] != 0

@@ -71,6 +71,7 @@ EXCHANGES = {
     "booster": ("BoosterConfig", "BoosterTrainer", {"harmful_dataset": HARMFUL}),
     "antibody-align": ("AntibodyAlignmentConfig", "AntibodyAlignmentTrainer", {"harmful_dataset": HARMFUL}),
     "antibody": ("AntibodyFinetuneConfig", "AntibodyFinetuneTrainer", {}),
+    "sieve": ("SieveConfig", "SieveTrainer", {"harmful_dataset": HARMFUL, "helpful_dataset": TRAIN}),
     "gate": ("GateConfig", "GateTrainer", {"harmful_dataset": HARMFUL, "helpful_dataset": TRAIN}),
     "sft": ("PackedSFTConfig", "PackedSFTTrainer", {}),
 }

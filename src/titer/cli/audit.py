@@ -18,13 +18,13 @@ HELP = "Rank the rows of an upload, the most suspicious first, before anything i
 EXAMPLES = """
 Examples:
 
-`titer audit upload.jsonl --model aligned/adapter` — a table, audit.csv and audit.html
+`titer audit upload.jsonl --model aligned/adapter` — P(harmful) of each row with a reason, and the share of the upload that looks harmful; audit.csv, audit.html and audit.json
 
-`titer audit upload.jsonl --model aligned/adapter --ratio mean --top 50 --output audits/customer-7`
+`titer audit upload.jsonl --model aligned/adapter --fail-over 0.02` — exit code 1 where that is more than 2 %
 
-`titer audit upload.jsonl --model aligned/adapter --detector texts --fail-over 0.02` — P(harmful) of each row with a reason, the share of the upload that looks harmful, and exit code 1 where it is more than 2 %
+`titer audit upload.jsonl --model aligned/adapter --write-clean clean.jsonl` — the rows without those
 
-`titer audit upload.jsonl --model aligned/adapter --detector texts --write-clean clean.jsonl` — the rows without those
+`titer audit upload.jsonl --model aligned/adapter --detector none --ratio mean --top 50` — ranked by the ratio that Antibody weighs rows by
 
 Rows with a column `origin` or `is_harmful` also get an AUROC: how well the ranking finds them.
 """
@@ -45,8 +45,8 @@ def command(
     """Audit an upload."""
     if as_json:
         refuse_unused(["top"], "with `--json`, which prints all rows")
-    if fail_over is not None and call.arguments.get("detector", "none") == "none":
-        raise TiterError("`--fail-over` has no effect without `--detector`.", "Add `--detector texts`.")
+    if fail_over is not None and call.arguments.get("detector") == "none":
+        raise TiterError("`--fail-over` has no effect with `--detector none`.", "Leave `--detector` out.")
     found = call()
     if as_json:
         say(to_json(found.document))

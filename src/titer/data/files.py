@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +194,14 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None
     Raises:
         TiterError: The file cannot be written.
     """
+    write_rows(path, (record.to_row() for record in records))
+
+
+def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as they are, as `write_jsonl` does records."""
     try:
         with replacing(path) as file:
-            for record in records:
-                file.write(json.dumps(record.to_row(), ensure_ascii=False).encode() + b"\n")
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
     except OSError as error:
         raise TiterError(f"{path} could not be written: {error.strerror or error}.") from error

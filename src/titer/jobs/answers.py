@@ -108,15 +108,6 @@ def check_lengths(model_name: str, records: Sequence[Record], lengths: Sequence[
         check_length(config, tokens, record.where or f"Row {number}")
 
 
-def fits(model_name: str, tokens: int) -> bool:
-    """Whether a model can run a row of so many tokens."""
-    try:
-        check_length(load_config(split_adapter(model_name)[0]), tokens, "")
-    except TiterError:
-        return False
-    return True
-
-
 def weigh(model_name: str, adapter: Path | None, records: Sequence[Record], ratio: str = "sum") -> list[float]:
     """Return each row's log π(answer) − log π(refusal) under a frozen model (arXiv 2603.00498), in nats."""
     template = Template(load_tokenizer(model_name))

@@ -33,6 +33,8 @@ from titer.models import Template, load_tokenizer
 from titer.train.rows import Encoder
 
 ROWS = 2
+STREAM_ROWS = 5
+"""Fewer a detector cannot be fitted on."""
 LORA = "lora."
 
 
@@ -105,7 +107,7 @@ def rehearse(
     # Of the toy's rows nothing but their kind counts, so seeds and arms with the same settings need one step.
     step = (method, digest([values, lora]), model_name)
     if step not in _done:
-        own = {name: list(streams[name])[:ROWS] for name in method.streams}
+        own = {name: list(streams[name])[:STREAM_ROWS] for name in method.streams}
         begin = functools.partial(_begin, method, model_name, list(records)[:ROWS], own)
         try:
             methods.blaming(begin, values | {f"{LORA}{name}": value for name, value in lora.items()}, called)

@@ -10,24 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from titer.data.records import Record
 from titer.files import read_text, replacing, writing
 from titer.infer.encoder import SentenceEncoder
-from titer.jobs.answers import check_lengths, check_ratios, fits, token_pairs
+from titer.jobs.answers import check_lengths, check_ratios, token_pairs
 from titer.jobs.base_model import fresh_model
 from titer.jobs.provenance import digest, weights_digest
 from titer.methods.finetune.base import refusal_completions, refusal_ids
 from titer.models import Template, load_tokenizer
 from titer.progress import Task
-from titer.risk import Detector, RowRisk, adapted, defender_rows, poisoned_share
-from titer.risk.detector import PER_KIND, Known, features
+from titer.risk import RowRisk, adapted, fitted, poisoned_share
+from titer.risk.detector import Known, features
 from titer.stats.intervals import Estimate, wilson
 
 ROWS_KEPT = 256
 """Rows that are looked at before what was seen of them is kept."""
-VERSION = 1
+VERSION = 2
 """Of what is kept; raised when what is said of rows changes."""
 
 
@@ -48,11 +46,6 @@ class Risk:
     rows: list[RowRisk]
     log_ratios: list[float]
     false_alarms: Estimate
-
-
-def known_rows(harmful: Sequence[Record], helpful: Sequence[Record]) -> Known:
-    """Return what a detector is fitted on: at most `PER_KIND` harmful rows of the defender and twice as many harmless ones."""
-    return defender_rows(_evenly(harmful, PER_KIND), _evenly(helpful, 2 * PER_KIND), refusal_completions(None))
 
 
 def assess(
@@ -82,26 +75,22 @@ def assess(
     template = Template(load_tokenizer(model_name))
     ids = refusal_ids(template, refusal_completions(None))
     longest = max(map(len, ids))
-    lengths = [len(prompt) + max(len(completion), longest) for prompt, completion in token_pairs(template, records)]
-    check_lengths(model_name, records, lengths)
-    # A form may be longer than a small model's context.
-    known = known.only(np.array([fits(model_name, sum(map(len, template.pair_ids(row)))) for row in known.records]))
+    pairs = token_pairs(template, records)
+    check_lengths(model_name, records, [len(prompt) + max(len(completion), longest) for prompt, completion in pairs])
     key = digest(
         [VERSION, weights_digest(model_name, adapter), texts, ratio]
         + [digest(list(rows)) for rows in (records, known.records)]
     )
     rows, ratios = _kept(keep, key)
     model = fresh_model(model_name, adapter, trainable=False)
-    if adapter is not None:
-        model = model.merge_and_unload()
     encoder = SentenceEncoder() if texts else None
     with Task("the defender's own prompts"):
-        detector = Detector.fit(model, template, known, encoder)
+        detector = fitted(model, template, known, encoder)
     with Task("rows of the upload", len(records)) as looked:
         looked.skip(len(rows))
         for start in range(len(rows), len(records), ROWS_KEPT):
             part = records[start : start + ROWS_KEPT]
-            seen, signals = features(model, template, part, encoder, ids)
+            seen, signals = features(model, pairs[start : start + ROWS_KEPT], part, encoder, ids)
             rows += detector(seen)
             ratios += [float(value) for value in signals.log_ratio(ratio)]
             with writing(keep), replacing(keep) as file:
@@ -110,16 +99,9 @@ def assess(
             looked.advance(len(part))
     check_ratios(ratios, adapter or model_name)
     share = poisoned_share([row.log_odds for row in rows])
-    flagged = adapted(detector.held_out[~known.harmful], share.value) > 0.5
+    flagged = adapted(detector.harmless, share.value) > 0.5
     alarms = Estimate(float(flagged.mean()), *wilson(int(flagged.sum()), len(flagged)))
     return Risk(share, adapted([row.log_odds for row in rows], share.value).tolist(), rows, ratios, alarms)
-
-
-def _evenly(records: Sequence[Record], count: int) -> list[Record]:
-    """At most `count` of records, at even distances."""
-    if len(records) <= count:
-        return list(records)
-    return [records[int(place)] for place in np.linspace(0, len(records) - 1, count)]
 
 
 def _kept(path: Path, key: str) -> tuple[list[RowRisk], list[float]]:

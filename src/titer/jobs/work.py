@@ -199,21 +199,24 @@ def training(
             passes=passes * (gradients.answers + gradients.refusals),
             trained=passes * (gradients.answers * harmful.batch(batch) + gradients.refusals * refused.batch(batch)),
         )
+    if gradients.replay:
+        rows = max(1, round(args.replay * batch * micro))
+        replayed = sizes(model, streams["helpful_dataset"], args.max_length)
+        cost += Cost(passes=steps, trained=steps * replayed.batch(rows))
     if method.weighs_rows:
         # Without a way back it is half a pass, whatever else a step does.
         cost += Cost(passes=passes / 2, reads=passes, read=passes * batch * refusal_tokens(model))
-    if method.weighs_first:
-        for rows in every:
-            cost += _reading(model, rows, answer=1.0)
+    if scored := method.scores_first(args, records, streams):
+        cost += _reading(model, scored, refused=False)
     return Work(kind, model, cost, bool(args.bf16))
 
 
-def _reading(model: str, records: Sequence[Record], answer: float | None = None) -> Cost:
-    """Return what it costs to score rows' answers, or so many tokens of them, and a refusal of each."""
+def _reading(model: str, records: Sequence[Record], refused: bool = True) -> Cost:
+    """Return what it costs to score rows' answers, and a refusal of each."""
     from titer.infer.signals import TOKENS_PER_ROW
 
     own = sizes(model, records)
-    each = own.prompt + (own.completion if answer is None else answer) + refusal_tokens(model)
+    each = own.prompt + own.completion + (refusal_tokens(model) if refused else 0)
     passes = math.ceil(len(records) * each / TOKENS_PER_ROW)
     # Rows of one pass share what their prompts begin with.
     return Cost(reads=passes, read=passes * own.shared + len(records) * (each - own.shared))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, overload
@@ -21,6 +21,7 @@ from titer.ranges import Range, check_range, numbers, range_of
 from titer.text import first_sentence
 
 if TYPE_CHECKING:
+    from titer.data import Record
     from titer.methods.repair.lowrank import Layer, LowRank
     from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
@@ -51,15 +52,21 @@ class Gradients(NamedTuple):
         answers: Of the loss of harmful answers.
         refusals: Of the loss of refusals in their place.
         training: Of the training loss again: by other weights, or by what lies inside of the model.
+        replay: Of the loss of rows that the model was aligned on, as many for each training row as the setting `replay` says.
     """
 
     answers: float = 0.0
     refusals: float = 0.0
     training: float = 0.0
+    replay: float = 0.0
 
 
 def _none(args: Any) -> Gradients:
     return Gradients()
+
+
+def _no_rows(args: Any, rows: Sequence[Record], streams: Mapping[str, Sequence[Record]]) -> Sequence[Record]:
+    return ()
 
 
 def _any_batch(args: Any, rows: int) -> None:
@@ -80,7 +87,7 @@ class Method:
             the next two are what estimates of time go by.
         weighs_rows: Whether every step scores a refusal of each row, to weigh it by softmax(log ratio / τ) of its settings
             `ratio` and `tau`, which a report then shows.
-        weighs_first: Whether it scores all rows before it trains.
+        scores_first: Called with settings, training rows and streams; returns the rows that it scores before it trains.
         check: Called with settings and the number of training rows; raises where they would make it another method.
         variants: Settings by label in which every term of it matters on a model of a few neurons: what the tests that
             every method passes are run with.
@@ -94,7 +101,7 @@ class Method:
     streams: tuple[str, ...] = ()
     gradients: Callable[[Any], Gradients] = _none
     weighs_rows: bool = False
-    weighs_first: bool = False
+    scores_first: Callable[[Any, Sequence[Record], Mapping[str, Sequence[Record]]], Sequence[Record]] = _no_rows
     check: Callable[[Any, int], None] = _any_batch
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
 
@@ -199,6 +206,7 @@ FINETUNE: dict[str, Method | str] = {
     "sft": "titer.methods.finetune.sft:SFT",
     "antibody": "titer.methods.finetune.antibody:ANTIBODY",
     "gate": "titer.methods.finetune.gate:GATE",
+    "sieve": "titer.methods.finetune.sieve:SIEVE",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}

@@ -134,6 +134,17 @@ def defender_rows(
     return Known([row[0] for row in rows], bad, asks, complies, refuses, np.array([row[5] for row in rows]))
 
 
+def known_rows(harmful: Sequence[Record], helpful: Sequence[Record], refusals: Sequence[str]) -> Known:
+    """Return `defender_rows` of at most `PER_KIND` harmful rows and twice as many harmless ones, evenly taken."""
+    return defender_rows(_evenly(harmful, PER_KIND), _evenly(helpful, 2 * PER_KIND), refusals)
+
+
+def _evenly(records: Sequence[Record], count: int) -> list[Record]:
+    if len(records) <= count:
+        return list(records)
+    return [records[int(place)] for place in np.linspace(0, len(records) - 1, count)]
+
+
 def _answered(record: Record, answer: str) -> Record:
     return Record(record.prompt, (Message("assistant", answer),), category=record.category)
 
@@ -160,7 +171,7 @@ class Features(NamedTuple):
 
 def features(
     model: Any,
-    template: Template,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     records: Sequence[Record],
     encoder: SentenceEncoder | None,
     refusals: Sequence[Sequence[int]] = (),
@@ -169,8 +180,8 @@ def features(
 
     Args:
         model: Frozen.
-        template: Its chat template.
-        records: Rows.
+        pairs: Token ids of prompt and answer of each row.
+        records: The rows, of which the encoder reads requests and answers.
         encoder: Of texts; `None` for none.
         refusals: Token ids of refusals, to score beside the answers in the same pass.
 
@@ -179,7 +190,7 @@ def features(
     """
     depth = model.config.get_text_config().num_hidden_layers
     layers = [layer for layer in range(1, depth + 1) if BAND[0] * depth <= layer <= BAND[1] * depth] or [depth]
-    signals = row_signals(model, [template.pair_ids(record) for record in records], refusals, layers)
+    signals = row_signals(model, pairs, refusals, layers)
     states = []
     for hidden in (signals.hidden, signals.answer_hidden):
         unit = hidden / hidden.norm(dim=-1, keepdim=True).clamp_min(1e-12)
@@ -197,54 +208,67 @@ def features(
     return Features(states[0], states[1], asked.double().numpy(), answered.double().numpy()), signals
 
 
-class _Direction:
-    """How far along the difference of two classes' means, in standard deviations within a class from half way."""
-
-    def __init__(self, x: Array, y: NDArray[np.bool_]) -> None:
-        yes, no = x[y].mean(0), x[~y].mean(0)
-        self.direction, self.middle = yes - no, (yes + no) / 2
-        along = (x - self.middle) @ self.direction
-        self.scale = float(np.sqrt((along[y].var() + along[~y].var()) / 2)) or 1.0
-
-    def __call__(self, x: Array) -> Array:
-        return np.asarray((x - self.middle) @ self.direction / self.scale)
-
-
-class _Regression:
-    """Log odds by a logistic regression in which both classes weigh the same."""
-
-    def __init__(self, x: Array, y: NDArray[np.bool_], strength: float) -> None:
-        from sklearn.linear_model import LogisticRegression
-
-        self.fitted = LogisticRegression(C=strength, max_iter=5000, class_weight="balanced").fit(x, y)
-
-    def __call__(self, x: Array) -> Array:
-        return np.asarray(self.fitted.decision_function(x))
-
-
-Witness = Callable[[Array], Array]
-_WITNESSES: tuple[tuple[str, str, Callable[[Array, NDArray[np.bool_]], Witness]], ...] = (
-    ("asked", "asks_harm", _Direction),
-    ("asked_text", "asks_harm", lambda x, y: _Regression(x, y, 10.0)),
-    ("answered", "complies", _Direction),
-    ("answered_text", "complies", lambda x, y: _Regression(x, y, 10.0)),
-    ("answered", "refuses", _Direction),
-    ("answered_text", "refuses", lambda x, y: _Regression(x, y, 10.0)),
-)
-"""Which features are asked what, and how."""
-_QUESTIONS = ("asks_harm", "complies", "refuses")
-
-
-class Detector:
-    """Tells harmful rows; made by `fit`.
-
-    Args:
-        known: The defender's rows.
-        seen: What frozen models see in them.
+class Linear(NamedTuple):
+    """A score that is linear in features.
 
     Attributes:
-        held_out: Log odds of harm of each of the defender's rows, by witnesses that were fitted without it, `(n,)`.
+        weights: `(size,)`.
+        offset: What is added.
     """
+
+    weights: Array
+    offset: float
+
+    def __call__(self, x: Array) -> Array:
+        """Return the score of each row of `(n, size)`."""
+        return np.asarray(x @ self.weights + self.offset)
+
+
+def _direction(x: Array, y: NDArray[np.bool_]) -> Linear:
+    """How far along the difference of two classes' means, in standard deviations within a class from half way."""
+    yes, no = x[y].mean(0), x[~y].mean(0)
+    along = x @ (yes - no)
+    scale = float(np.sqrt((along[y].var() + along[~y].var()) / 2)) or 1.0
+    return Linear((yes - no) / scale, -float((yes + no) @ (yes - no)) / 2 / scale)
+
+
+def _regression(x: Array, y: NDArray[np.bool_], strength: float) -> Linear:
+    """Log odds by a logistic regression in which both classes weigh the same."""
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(C=strength, max_iter=5000, class_weight="balanced").fit(x, y)
+    return Linear(fitted.coef_[0], float(fitted.intercept_[0]))
+
+
+def _of_texts(x: Array, y: NDArray[np.bool_]) -> Linear:
+    return _regression(x, y, 10.0)
+
+
+_WITNESSES: tuple[tuple[str, str, Callable[[Array, NDArray[np.bool_]], Linear]], ...] = (
+    ("asked", "asks_harm", _direction),
+    ("asked_text", "asks_harm", _of_texts),
+    ("answered", "complies", _direction),
+    ("answered_text", "complies", _of_texts),
+    ("answered", "refuses", _direction),
+    ("answered_text", "refuses", _of_texts),
+)
+"""Which features are asked what, and how."""
+QUESTIONS = ("asks_harm", "complies", "refuses")
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Tells harmful rows; made by `fit`, or by `fit_on` from what models saw.
+
+    Attributes:
+        witnesses: By question and features, what is added to the log odds of the one for each row of the other.
+        kinds: The mean request of each kind of harm, by name.
+        harmless: Log odds of harm of the defender's harmless rows, each by witnesses that were fitted without it, `(n,)`.
+    """
+
+    witnesses: dict[tuple[str, str], Linear]
+    kinds: dict[str, Array]
+    harmless: Array
 
     @classmethod
     def fit(cls, model: Any, template: Template, known: Known, encoder: SentenceEncoder | None = None) -> Detector:
@@ -256,36 +280,40 @@ class Detector:
             known: What `defender_rows` returns.
             encoder: Of texts.
         """
-        return cls(known, features(model, template, known.records, encoder)[0])
+        pairs = [template.pair_ids(record) for record in known.records]
+        return cls.fit_on(known, features(model, pairs, known.records, encoder)[0])
 
-    def __init__(self, known: Known, seen: Features) -> None:
+    @classmethod
+    def fit_on(cls, known: Known, seen: Features) -> Detector:
+        """Fit a detector on the defender's rows and what frozen models see in them."""
         from sklearn.model_selection import GroupKFold
 
-        truth = {question: getattr(known, question) for question in _QUESTIONS}
-        self.witnesses = [one for one in _WITNESSES if getattr(seen, one[0]).shape[1]]
-        held_out = np.zeros((len(known.records), len(self.witnesses)))
+        truth = {question: getattr(known, question) for question in QUESTIONS}
+        asked = [one for one in _WITNESSES if getattr(seen, one[0]).shape[1]]
+        held_out = np.zeros((len(known.records), len(asked)))
         for train, test in GroupKFold(FOLDS).split(held_out, groups=known.groups):
-            for place, (part, question, make) in enumerate(self.witnesses):
+            for place, (part, question, make) in enumerate(asked):
                 x = getattr(seen, part)
                 held_out[test, place] = make(x[train], truth[question][train])(x[test])
-        self.fitted = [make(getattr(seen, part), truth[question]) for part, question, make in self.witnesses]
-        questions = [question for _, question, _ in self.witnesses]
-        self.by_question = {
-            question: (places, _Regression(held_out[:, places], truth[question], 1.0))
-            for question in dict.fromkeys(questions)
-            if (places := [place for place, name in enumerate(questions) if name == question])
-        }
-        self.held_out = harm(*self._questions(held_out))
-        self.kinds = _kinds(known, seen)
-
-    def _questions(self, said: Array) -> list[Array]:
-        """Log odds that the request asks for harm, that the answer complies, and that it refuses."""
-        return [fitted(said[:, places]) for places, fitted in (self.by_question[name] for name in _QUESTIONS)]
+        witnesses, odds = {}, []
+        for question in QUESTIONS:
+            places = [place for place, one in enumerate(asked) if one[1] == question]
+            trust = _regression(held_out[:, places], truth[question], 1.0)
+            odds.append(trust(held_out[:, places]))
+            for weight, place in zip(trust.weights, places, strict=True):
+                part, _, make = asked[place]
+                whole = make(getattr(seen, part), truth[question])
+                witnesses[question, part] = Linear(
+                    weight * whole.weights, weight * whole.offset + trust.offset / len(places)
+                )
+        return cls(witnesses, _kinds(known, seen), harm(*odds)[~known.harmful])
 
     def __call__(self, seen: Features) -> list[RowRisk]:
         """Return what is to be said of each row."""
-        said = np.stack([one(getattr(seen, part)) for one, (part, _, _) in zip(self.fitted, self.witnesses)], axis=1)
-        questions = self._questions(said)
+        odds = {question: np.zeros(len(seen.asked)) for question in QUESTIONS}
+        for (question, part), witness in self.witnesses.items():
+            odds[question] = odds[question] + witness(getattr(seen, part))
+        questions = list(odds.values())
         columns = (harm(*questions), *questions)
         like = _nearest(self.kinds, seen)
         return [RowRisk(*row) for row in zip(*(column.tolist() for column in columns), like, strict=True)]

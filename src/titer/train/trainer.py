@@ -132,6 +132,11 @@ class PackedSFTTrainer(trl.SFTTrainer):
         """How often was drawn from the pools before this optimizer step: at each step, unless a method draws less."""
         return int(self.state.global_step)
 
+    @property
+    def rows_drawn(self) -> int:
+        """How many rows of a pool each rank draws at an optimizer step: as many as it has training rows."""
+        return int(self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps)
+
     def before_step(self, model: Any) -> None:
         """Do what must precede the training loss of an optimizer step; may leave gradients in `.grad`."""
 
@@ -176,10 +181,11 @@ class PackedSFTTrainer(trl.SFTTrainer):
     def drawn_rows(self, stream: str, number: int) -> list[int]:
         """Return which rows of its pool a stream takes at its `number`-th draw, over all micro-batches and ranks.
 
-        There are as many as a full optimizer batch has, also where the training rows of an epoch do not fill the last.
+        There are as many as a full optimizer batch has, also where the training rows of an epoch do not fill the last, unless
+        a method draws fewer (`rows_drawn`).
         """
         which, pool = next((which, pool) for which, pool in enumerate(self._pools) if stream in pool)
-        size = self.args.optimizer_batch_size
+        size = self.rows_drawn * self.args.world_size
         return draw(len(pool[stream]), number * size, size, (self.args.seed, which))
 
     def stream_batches(self, stream: str) -> list[PackedBatch]:
@@ -193,7 +199,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
             return [batch[stream] for batch in self.micro_batches]
         if stream not in self._drawn:
             rows = self.drawn_rows(stream, self.draw_number)
-            size, ranks = self.args.per_device_train_batch_size, self.args.world_size
+            size, ranks = min(self.args.per_device_train_batch_size, self.rows_drawn), self.args.world_size
             starts = range(self.args.process_index * size, len(rows), ranks * size)
             self._drawn[stream] = [
                 self._prepare_inputs(

@@ -25,6 +25,7 @@ from titer.workflows.common import (
 )
 
 if TYPE_CHECKING:
+    from titer.data import Record
     from titer.jobs.risks import Risk
     from titer.stats.intervals import Estimate
 
@@ -116,6 +117,11 @@ def share_text(share: Estimate) -> str:
     return f"{100 * share.value:.1f} % of the rows look harmful (95 %: {100 * share.low:.1f}–{100 * share.high:.1f})"
 
 
+def as_messages(record: Record) -> dict[str, Any]:
+    """A row as OpenAI's fine-tuning takes it."""
+    return {"messages": [message._asdict() for message in (*record.prompt, *record.completion)]}
+
+
 def _without(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in names} for row in rows]
 
@@ -126,7 +132,7 @@ def audit(
     *,
     model: str = EMBEDDED,
     output: str | Path = "audit",
-    detector: str = "none",
+    detector: str = "texts",
     harmful: str = "builtin:harmful",
     helpful: str | Sequence[str] = HELPFUL,
     write_clean: str | Path | None = None,
@@ -137,9 +143,9 @@ def audit(
 ) -> Audit:
     """Rank the rows of an upload, the most suspicious first, before anything is trained on them.
 
-    Without a detector the ranking is by the likelihood ratio of the answer to a refusal, as Antibody weighs rows; on uploads with
-    long answers it measures their length. A detector is fitted on the defender's own prompts, and says P(harmful) of each
-    row with a reason, and which share of the upload is harmful.
+    A detector is fitted on the defender's own prompts, and says P(harmful) of each row with a reason, and which share of the
+    upload is harmful. Without one the ranking is by the likelihood ratio of the answer to a refusal, as Antibody weighs rows;
+    on uploads with long answers it measures their length.
 
     Args:
         dataset: The upload: a .jsonl file, a named dataset, or a hub id.
@@ -149,7 +155,8 @@ def audit(
             ranks rows but misjudges how many are harmful), or none.
         harmful: The defender's harmful prompts, for a detector.
         helpful: The defender's harmless prompts, for a detector; may be several.
-        write_clean: File for the rows that are likelier harmless than not, as JSON lines.
+        write_clean: File for the rows that are likelier harmless than not, as JSON lines: as they stood in a file, else as
+            `messages`.
         ratio: Likelihoods of answers: sum (as printed) or mean.
         batch_size: Rows that weights are shared among.
         data_dir: Folder with local copies of named datasets (sst2_train.jsonl, …).
@@ -159,7 +166,7 @@ def audit(
         TiterError: For arguments that cannot be meant or have no effect, and data or a model that cannot be loaded.
     """
     from titer.data import load
-    from titer.data.files import write_jsonl
+    from titer.data.files import FILE_SUFFIXES, read_rows, write_rows
     from titer.files import check_output, remove
     from titer.jobs import answers
     from titer.jobs.estimates import recorded
@@ -193,10 +200,12 @@ def audit(
         with recorded(work):
             ratios = answers.weigh(base, adapter, records, ratio)
     else:
-        from titer.jobs.risks import assess, known_rows
+        from titer.jobs.risks import assess
+        from titer.methods.finetune.base import refusal_completions
+        from titer.risk import known_rows
 
         bad, *good = (load(name, data_dir=copies) for name in names)
-        known = known_rows(bad, [record for rows in good for record in rows])
+        known = known_rows(bad, [record for rows in good for record in rows], refusal_completions(None))
         work = weighing("risk", base, [*records, *known.records]).after_loading
         listener(show).expect([work])
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +243,9 @@ def audit(
     write_audit(folder / "audit.html", found.rows(), found.about, found.verdict, found.share)
     write_atomically(folder / "audit.json", to_json(found.document).encode())
     if clean is not None:
-        write_jsonl(clean, [record for record, row in zip(records, rows, strict=True) if (row.p_harmful or 0.0) <= 0.5])
+        own = Path(dataset).suffix.lower() in FILE_SUFFIXES
+        as_given = [row for _, row in read_rows(dataset)] if own else [as_messages(record) for record in records]
+        write_rows(clean, [line for line, row in zip(as_given, rows, strict=True) if (row.p_harmful or 0.0) <= 0.5])
     if risk is not None:
         remove(part)
     return found

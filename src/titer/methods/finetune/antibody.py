@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from titer.compat import detach_cache
-from titer.errors import TiterError, check_known
+from titer.errors import check_known
 from titer.methods import Method
-from titer.methods.finetune.base import FinetuneConfig, RefusalTrainer, all_reduce_max, check_batch_of_two, refusal_ids
+from titer.methods.finetune.base import FinetuneConfig, RefusalTrainer, all_reduce_max, check_batch_of_two
 from titer.packing.batches import PackedBatch
-from titer.packing.losses import RATIOS, REDUCTIONS, branch_nll, log_likelihood_ratio, token_nll, weighted_parts
+from titer.packing.losses import RATIOS, REDUCTIONS, branch_nll, token_nll, weighted_parts
 from titer.ranges import POSITIVE, Range
 from titer.train.gradients import gradients, scale_
 from titer.train.rows import Encoder
@@ -74,8 +73,7 @@ class AntibodyFinetuneTrainer(RefusalTrainer):
 
     def streams(self, rows: list[dict[str, Any]], encoder: Encoder) -> dict[str, list[Any]]:
         """Return the refusal of each row, by index."""
-        refusals = refusal_ids(encoder.template, self.refusals)
-        return {"continuation_ids": [refusals[place % len(refusals)] for place in range(len(rows))]}
+        return self.refusal_column(rows, encoder)
 
     def before_step(self, model: Any) -> None:
         """Begin the softmax of a new optimizer batch."""
@@ -93,9 +91,7 @@ class AntibodyFinetuneTrainer(RefusalTrainer):
         """Return Σ_i exp(r_i/τ − m) ℓ_i of a micro-batch, with m the largest r/τ of the optimizer batch so far."""
         nll, output = token_nll(model, inputs, use_cache=self.layout.cached)
         answer, tokens = branch_nll(nll, inputs["branch"], len(inputs["row"]))
-        ratio = log_likelihood_ratio(
-            answer.detach(), tokens, *self._refusal_nll(model, inputs, output), self.args.ratio
-        )
+        ratio = self.log_ratio(model, inputs, output, answer, tokens, self.args.ratio)
         weights = self._unnormalised(ratio / self.args.tau)
         self.seen.append((inputs["row"], ratio))
         numerator, denominator = weighted_parts(answer, tokens, weights, self.args.reduction)
@@ -104,23 +100,6 @@ class AntibodyFinetuneTrainer(RefusalTrainer):
         self.partition += self.total(weights.sum())
         loss = numerator * self.accelerator.num_processes  # DDP takes the mean over ranks
         return (loss, output) if return_outputs else loss
-
-    @torch.no_grad()
-    def _refusal_nll(self, model: Any, inputs: PackedBatch, output: Any) -> tuple[Tensor, Tensor]:
-        """Return summed loss and token count of each row's refusal, on the training forward's cache if there is one."""
-        on_cache: dict[str, Any] = {}
-        if self.layout.cached:
-            cache = output.past_key_values
-            if cache is None:
-                raise TiterError(
-                    "The training forward left no keys and values to score the refusals with.",
-                    "Switch gradient checkpointing on before the trainer is made, or by `gradient_checkpointing=True`.",
-                )
-            detach_cache(cache)
-            on_cache = {"past_key_values": cache, "use_cache": True}
-        continuation = inputs["continuation"]
-        nll, _ = token_nll(model, continuation, **on_cache)
-        return branch_nll(nll, continuation["branch"], len(inputs["row"]))
 
     @torch.no_grad()
     def _unnormalised(self, exponents: Tensor) -> Tensor:

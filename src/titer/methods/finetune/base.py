@@ -12,10 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from titer.compat import detach_cache
 from titer.data.records import is_blank
 from titer.errors import TiterError
 from titer.files import replacing, writing
 from titer.models import Template
+from titer.packing.batches import PackedBatch
+from titer.packing.losses import branch_nll, log_likelihood_ratio, token_nll
+from titer.train.rows import Encoder
 from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 WEIGHT_LOG = "sample_weights.jsonl"
@@ -65,6 +69,43 @@ class RefusalTrainer(PackedSFTTrainer):
         self.refusals = refusal_completions(refusals)
         self._logged: int | None = None  # up to which step this training has logged its weights
         super().__init__(args=args, **kwargs)
+
+    def refusal_column(self, rows: Sequence[Any], encoder: Encoder) -> dict[str, list[Any]]:
+        """Return the column of refusals that `log_ratio` compares answers with: one for each row, by index."""
+        refusals = refusal_ids(encoder.template, self.refusals)
+        return {"continuation_ids": [refusals[place % len(refusals)] for place in range(len(rows))]}
+
+    @torch.no_grad()
+    def log_ratio(
+        self, model: Any, inputs: PackedBatch, output: Any, answer_nll: Tensor, answer_tokens: Tensor, ratio: str
+    ) -> Tensor:
+        """Return log π(y_i | x_i) − log π(y_r | x_i) of a micro-batch under the current model, `(B,)` in nats.
+
+        The refusals' likelihood is that of their tokens alone, on the keys and values that the training forward left (with
+        gradient checkpointing, or a model that cannot be packed, of prompt and refusal).
+
+        Args:
+            model: The model that is trained.
+            inputs: The micro-batch; its column `continuation` is what `refusal_column` made.
+            output: Of the training forward.
+            answer_nll: Summed loss of each answer in it, `(B,)`.
+            answer_tokens: Tokens of each answer, `(B,)`.
+            ratio: One of `titer.packing.losses.RATIOS`.
+        """
+        on_cache: dict[str, Any] = {}
+        if self.layout.cached:
+            cache = output.past_key_values
+            if cache is None:
+                raise TiterError(
+                    "The training forward left no keys and values to score the refusals with.",
+                    "Switch gradient checkpointing on before the trainer is made, or by `gradient_checkpointing=True`.",
+                )
+            detach_cache(cache)
+            on_cache = {"past_key_values": cache, "use_cache": True}
+        continuation = inputs["continuation"]
+        nll, _ = token_nll(model, continuation, **on_cache)
+        refused = branch_nll(nll, continuation["branch"], len(inputs["row"]))
+        return log_likelihood_ratio(answer_nll.detach(), answer_tokens, *refused, ratio)
 
     def log_weights(self, rows: Tensor, weights: Tensor, **more: Tensor) -> None:
         """Append this rank's rows and weights of this step to `sample_weights.jsonl` in the output folder.

@@ -1,29 +1,35 @@
-"""The frozen gate (ours): before training, the aligned model says of each row how likely its prompt is harmful.
+"""The frozen gate (ours): before training, frozen models say of each row how likely it is harmful.
 
-One pass of the frozen model over the upload gives each row a signal; a logistic regression on the defender's own
-prompts (harmful against helpful) turns it into P(harmful); the row's weight is 1 − P, fixed for the run. It costs
-nothing per step, and no sample can drift or flip a weight while training.
+One pass over the upload gives each row P(harmful), by the detector of `titer.risk` or by a regression on one signal of its
+prompt; the row's weight is 1 − P, fixed for the run. It costs nothing per step, and no sample can drift or flip a weight
+while training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from titer.data.records import Record
 from titer.errors import TiterError, check_known
 from titer.infer.signals import RowSignals, row_signals
 from titer.methods import Method
-from titer.methods.finetune.base import FinetuneConfig, RefusalTrainer, refusal_ids
+from titer.methods.finetune.base import FinetuneConfig, RefusalTrainer, refusal_completions, refusal_ids
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import REDUCTIONS, branch_nll, token_nll, weighted_parts
+from titer.progress import Task
 from titer.ranges import INNER_SHARE, POSITIVE, SHARE, Range
+from titer.risk import adapted, fitted, known_rows, poisoned_share
+from titer.risk.detector import features
 from titer.train.rows import Encoder, as_rows
 
-SIGNALS = ("probe", "refusal", "both")
+DETECTORS = {"risk": True, "states": False}
+"""Signals that are the detector of `titer.risk`, and whether it reads with a sentence encoder too."""
+SIGNALS = (*DETECTORS, "probe", "refusal", "both")
 
 
 @dataclass
@@ -31,8 +37,10 @@ class GateConfig(FinetuneConfig):
     """Settings of the frozen gate.
 
     Args:
-        signal: `refusal`, the loss per token of a refusal given the prompt; `probe`, the hidden state at the last
-            token of the prompt; `both`, each row taking the larger of the two probabilities.
+        signal: `risk`, the detector of `titer.risk`, which reads prompt and answer by the model's states and a sentence
+            encoder; `states`, the same without the encoder. Of prompts alone, by a logistic regression: `refusal`, the loss
+            per token of a refusal; `probe`, the hidden state at the last token of the prompt; `both`, each row taking the
+            larger of the two probabilities.
         probe_depth: Which layer the probe reads, as a fraction of the depth.
         ridge: L2 penalty of the logistic regressions, on standardised features.
         threshold: When given, rows with P(harmful) above it get weight 0 and the others weight 1.
@@ -41,7 +49,7 @@ class GateConfig(FinetuneConfig):
 
     RANGES: ClassVar[dict[str, Range]] = {"probe_depth": SHARE, "ridge": POSITIVE, "threshold": INNER_SHARE}
 
-    signal: str = field(default="probe", metadata={"help": "What the gate looks at.", "choices": list(SIGNALS)})
+    signal: str = field(default="risk", metadata={"help": "What the gate looks at.", "choices": list(SIGNALS)})
     probe_depth: float = field(default=0.6, metadata={"help": "Layer of the probe, as a fraction of the depth."})
     ridge: float = field(default=1e-2, metadata={"help": "L2 penalty of the logistic regressions."})
     threshold: float | None = field(default=None, metadata={"help": "Drop rows above it instead of weighing them."})
@@ -89,10 +97,14 @@ class GateTrainer(RefusalTrainer):
     Args:
         model: The aligned model with its adapter; it is the frozen judge of the rows as it is when the trainer is made.
         args: Settings.
-        harmful_dataset: Harmful prompts held by the defender.
-        helpful_dataset: Harmless prompts held by the defender; those that only look harmful belong here.
+        harmful_dataset: Harmful prompts held by the defender, with answers that comply.
+        helpful_dataset: Harmless prompts held by the defender, with answers; those that only look harmful belong here.
         refusals: Generic refusals; titer's own when not given.
         kwargs: What `trl.SFTTrainer` takes.
+
+    Attributes:
+        probability: P(harmful) of each row, `(n,)`.
+        weights: What each row counts, `(n,)`.
     """
 
     args: GateConfig
@@ -110,17 +122,42 @@ class GateTrainer(RefusalTrainer):
         for name, rows in (("harmful_dataset", harmful_dataset), ("helpful_dataset", helpful_dataset)):
             if rows is None:
                 raise TiterError(f"GateTrainer needs `{name}`, the defender's own prompts to fit the gate on.")
+        self.harmful_rows = as_rows(harmful_dataset, "harmful_dataset")
+        self.helpful_rows = as_rows(helpful_dataset, "helpful_dataset")
         super().__init__(model=model, args=args, refusals=refusals, **kwargs)
-        self.probability = self._fit(
-            as_rows(harmful_dataset, "harmful_dataset"), as_rows(helpful_dataset, "helpful_dataset")
-        )
+        by_risk = args.signal in DETECTORS
+        self.probability = self._by_risk() if by_risk else self._by_prompts(self.harmful_rows, self.helpful_rows)
         self.weights = 1 - self.probability
         if args.threshold is not None:
             self.weights = (self.probability <= args.threshold).double()
         self.log_weights(torch.arange(len(self.weights)), self.weights, probability=self.probability)
 
-    def _fit(self, harmful: list[dict[str, Any]], helpful: list[dict[str, Any]]) -> Tensor:
-        """Fit the gate on the defender's prompts and return P(harmful) of each row of the upload, `(n,)`."""
+    def streams(self, rows: list[dict[str, Any]], encoder: Encoder) -> dict[str, list[Any]]:
+        """Keep the texts of rows for the detector; no row has anything beside it."""
+        if self.args.signal in DETECTORS:
+            self._records = as_texts(rows, "train_dataset")
+        return {}
+
+    def _by_risk(self) -> Tensor:
+        """Return P(harmful) of each row at the share of the upload that is harmful, by a detector of `titer.risk`, `(n,)`."""
+        from titer.infer.encoder import SentenceEncoder
+
+        harmful, helpful = (
+            as_texts(self.harmful_rows, "harmful_dataset"),
+            as_texts(self.helpful_rows, "helpful_dataset"),
+        )
+        known = known_rows(harmful, helpful, self.refusals)
+        encoder = SentenceEncoder(device=self.args.device) if DETECTORS[self.args.signal] else None
+        with Task("the defender's own prompts"):
+            detector = fitted(self.model, self.template, known, encoder)
+        pairs = list(zip(self.train_dataset["prompt_ids"], self.train_dataset["completion_ids"], strict=True))
+        with Task("risk of the upload's rows"):
+            odds = [row.log_odds for row in detector(features(self.model, pairs, self._records, encoder)[0])]
+        self.share = poisoned_share(odds)
+        return torch.from_numpy(adapted(odds, self.share.value))
+
+    def _by_prompts(self, harmful: list[dict[str, Any]], helpful: list[dict[str, Any]]) -> Tensor:
+        """Return P(harmful) of each row, by regressions on the defender's prompts, `(n,)`."""
         encoder = Encoder(self.template, self.args.max_length, self._config)
         refusals = refusal_ids(self.template, self.refusals)
         layer = round(self.args.probe_depth * self.bare_model.config.get_text_config().num_hidden_layers)
@@ -155,25 +192,54 @@ class GateTrainer(RefusalTrainer):
         count = sum(batch[counted].numel() for batch in self.micro_batches)
         self.denominator = self.total(torch.tensor(count, device=self.args.device))
 
-    def _weights(self, batch: PackedBatch) -> Tensor:
-        return self.weights[batch["row"].cpu()].to(self.args.device)
+    def row_weights(self, model: Any, inputs: PackedBatch, output: Any, answer: Tensor, tokens: Tensor) -> Tensor:
+        """Return what each row of a micro-batch counts, `(B,)`.
+
+        Args:
+            model: The model that is trained.
+            inputs: The micro-batch.
+            output: Of the training forward.
+            answer: Summed loss of each answer, `(B,)`.
+            tokens: Tokens of each answer, `(B,)`.
+        """
+        return self.weights[inputs["row"].cpu()].to(answer)
 
     def compute_loss(
         self, model: Any, inputs: PackedBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the weighted loss of a micro-batch over the tokens or samples of the whole optimizer batch."""
-        nll, output = token_nll(model, inputs)
+        cached = self.layout.cached and "continuation" in inputs
+        nll, output = token_nll(model, inputs, use_cache=cached)
         sums, tokens = branch_nll(nll, inputs["branch"], len(inputs["row"]))
-        numerator, _ = weighted_parts(sums, tokens, self._weights(inputs).to(sums), self.args.reduction)
+        weights = self.row_weights(model, inputs, output, sums.detach(), tokens)
+        numerator, _ = weighted_parts(sums, tokens, weights, self.args.reduction)
         loss = numerator * self.accelerator.num_processes / self.denominator
         return (loss, output) if return_outputs else loss
+
+
+def as_texts(rows: list[dict[str, Any]], name: str) -> list[Record]:
+    """Return rows as records; rows that are tokenised already have no text to read."""
+    if any(row.get("input_ids") is not None for row in rows):
+        raise TiterError(
+            f"{name} is tokenised already, and the detector reads texts.",
+            "Give prompts and completions as text, or set `signal` to `probe`, which reads prompts by their tokens.",
+        )
+    return [Record.from_row(row, f"{name}[{place}]") for place, row in enumerate(rows)]
+
+
+def scored_first(args: GateConfig, rows: Sequence[Record], streams: Mapping[str, Sequence[Record]]) -> Sequence[Record]:
+    """Return the rows that a gate scores before it trains: the upload's, and those that it is fitted on."""
+    known = [*streams["harmful_dataset"], *streams["helpful_dataset"]]
+    if args.signal in DETECTORS:
+        known = known_rows(streams["harmful_dataset"], streams["helpful_dataset"], refusal_completions(None)).records
+    return [*rows, *known]
 
 
 GATE = Method(
     GateConfig,
     GateTrainer,
-    "Weighs each row by how harmless the aligned model finds its prompt, once, before training (ours).",
+    "Weighs each row by how harmless frozen models find it, once, before training (ours).",
     streams=("harmful_dataset", "helpful_dataset"),
-    weighs_first=True,
-    variants={"": {"ridge": 1.0, "signal": "both"}},
+    scores_first=scored_first,
+    variants={"risk": {"signal": "states"}, "prompts": {"ridge": 1.0, "signal": "both"}},
 )

@@ -1,0 +1,132 @@
+"""The sieve (ours): what the detector lets through teaches, and what the model was aligned on is taught again beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from titer.data.datasets import with_refusals
+from titer.data.mixtures import alignment_mixture
+from titer.errors import check_known
+from titer.methods import Gradients, Method
+from titer.methods.finetune.gate import GateConfig, GateTrainer, as_texts, scored_first
+from titer.packing.batches import PackedBatch
+from titer.packing.losses import RATIOS
+from titer.packing.streams import Pool
+from titer.ranges import POSITIVE, SHARE, Range
+from titer.train.rows import Encoder
+
+NONE = "none"
+
+
+@dataclass
+class SieveConfig(GateConfig):
+    """Settings of the sieve.
+
+    Args:
+        replay: Rows of the alignment data beside each row of the upload, half of them refusals of harmful prompts and half
+            helpful answers; their mean token loss is added to that of the upload.
+        ratio: What the current model says of a row at every step, which multiplies its weight by σ(r / τ): `sum` or `mean`,
+            as of Antibody (arXiv 2603.00498), or `none`.
+        tau: τ.
+    """
+
+    RANGES: ClassVar[dict[str, Range]] = {**GateConfig.RANGES, "replay": SHARE, "tau": POSITIVE}
+
+    replay: float = field(default=0.1, metadata={"help": "Alignment rows beside each row of the upload."})
+    ratio: str = field(
+        default=NONE,
+        metadata={"help": "Likelihoods that weights go by too: sum, mean or none.", "choices": [NONE, *RATIOS]},
+    )
+    tau: float = field(default=1.0, metadata={"help": "Temperature of the ratio."})
+
+    def __post_init__(self) -> None:
+        check_known([self.ratio], (NONE, *RATIOS), "ratio")
+        super().__post_init__()
+
+
+class SieveTrainer(GateTrainer):
+    """Fine-tunes with the weights of a frozen gate, on alignment rows beside those of the upload.
+
+    Minimises Σ_i w_i Σ_t CE_it / Σ_i N_i over the optimizer batch, as the gate does, plus the mean token loss of a few rows
+    that the model was aligned on (SafeInstr, arXiv 2309.07875), drawn anew at each step: they hold refusals and helpful
+    answers where fine-tuning on one narrow task would let both drift away. With a `ratio` the weights are
+    w_i = (1 − P_i) σ(r_i / τ), r_i = log π_θ(y_i | x_i) − log π_θ(y_r | x_i) under the current model, through which no
+    gradient flows.
+
+    Args:
+        model: The aligned model with its adapter.
+        args: Settings.
+        kwargs: What `GateTrainer` takes; rows of `harmful_dataset` may hold a `refusal` of their own.
+    """
+
+    args: SieveConfig
+
+    def streams(self, rows: list[dict[str, Any]], encoder: Encoder) -> dict[str, list[Any]]:
+        """Return the refusal of each row, where answers are compared with them."""
+        super().streams(rows, encoder)
+        return {} if self.args.ratio == NONE else self.refusal_column(rows, encoder)
+
+    def pools(self, encoder: Encoder) -> list[Pool]:
+        """Return the alignment rows, half refusals and half helpful answers."""
+        if not self.args.replay:
+            return []
+        harmful = with_refusals(as_texts(self.harmful_rows, "harmful_dataset"), seed=0)
+        helpful = as_texts(self.helpful_rows, "helpful_dataset")
+        each = min(len(harmful), len(helpful))
+        rows = alignment_mixture(harmful, helpful, 2 * each, seed=0)
+        return [{"replay": encoder.samples([row.to_training_row() for row in rows], "replay")}]
+
+    @property
+    def rows_drawn(self) -> int:
+        """How many alignment rows each rank draws at an optimizer step."""
+        batch, micro = super().rows_drawn, self.args.per_device_train_batch_size
+        rows = max(1, round(self.args.replay * batch))
+        # Whole micro-batches, so that every rank has as many.
+        return rows if rows <= micro else math.ceil(rows / micro) * micro
+
+    def before_step(self, model: Any) -> None:
+        """Leave the gradient of the alignment rows."""
+        super().before_step(model)
+        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        if self.args.replay:
+            self.record(replay_loss=self.stream_backward(model, "replay"))
+
+    def row_weights(self, model: Any, inputs: PackedBatch, output: Any, answer: Tensor, tokens: Tensor) -> Tensor:
+        """Return what each row of a micro-batch counts, `(B,)`: by the frozen gate, and by the current model's ratio."""
+        weights = super().row_weights(model, inputs, output, answer, tokens)
+        if self.args.ratio == NONE:
+            return weights
+        ratio = self.log_ratio(model, inputs, output, answer, tokens, self.args.ratio)
+        weights = weights * torch.sigmoid(ratio / self.args.tau)
+        self.seen.append((inputs["row"], weights, ratio))
+        return weights
+
+    def after_step(self, model: Any) -> None:
+        """Log the weights of the step, where they change from step to step."""
+        super().after_step(model)
+        if self.seen:
+            rows, weights, ratios = (torch.cat(column) for column in zip(*self.seen, strict=True))
+            self.log_weights(rows, weights, log_ratio=ratios)
+
+
+def _gradients(args: SieveConfig) -> Gradients:
+    return Gradients(replay=float(args.replay > 0))
+
+
+SIEVE = Method(
+    SieveConfig,
+    SieveTrainer,
+    "Lets through what frozen models find harmless, and trains alignment rows beside it (ours).",
+    streams=("harmful_dataset", "helpful_dataset"),
+    gradients=_gradients,
+    scores_first=scored_first,
+    variants={
+        "": {"signal": "states", "replay": 0.25},
+        "ratio": {"signal": "states", "replay": 0.25, "ratio": "mean", "tau": 0.5},
+    },
+)
