@@ -43,11 +43,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
     "antibody sum": ("antibody", {"ratio": "sum", "tau": 10.0}),
     "antibody mean": ("antibody", {"ratio": "mean"}),
-    "antibody calibrated": ("antibody", {"ratio": "calibrated"}),
+    "antibody calibrated": ("antibody", {"ratio": "calibrated", "tau": 0.1}),
     "gate": ("gate", {}),
     "gate probe": ("gate", {"signal": "probe"}),
     "sieve": ("sieve", {}),
-    "sieve ratio": ("sieve", {"ratio": "calibrated"}),
+    "sieve ratio": ("sieve", {"ratio": "calibrated", "tau": 0.1}),
     "sieve no replay": ("sieve", {"replay": 0.0}),
 }
 RECIPE = {
@@ -101,7 +101,7 @@ def measure(
     group = {"arm": name, "phase": "finetuned", "step": RECIPE["max_steps"], "poison_ratio": share, "seed": seed}
     inferences = answers.as_inferences(sets, texts, group, model, weights_digest(base, adapter))
     artefacts.write_inferences(place / "inferences.jsonl", inferences)
-    results = summarise(inferences, judge_into(place / "scores.jsonl", inferences, [judges.get()]))
+    results = summarise(inferences, judge_into(place / "scores.jsonl", inferences, [judges.get("offline")]))
     template = Template(load_tokenizer(base))
     fit = answer_fit(fresh_model(base, adapter, trainable=False), [template.pair_ids(record) for record in held_out])
     right = 100 * fit.accuracy.mean().item()

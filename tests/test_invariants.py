@@ -287,7 +287,9 @@ def test_logged_weights_sum_to_one_in_every_step(tiny, tokenizer, harmful_rows, 
 
 
 def test_gate_logs_one_fixed_weight_a_row(tiny, tokenizer, harmful_rows, tmp_path):
-    trainer = every_method.train("finetune gate risk", tmp_path, tiny, tokenizer, toy_rows(8), harmful_rows, max_steps=3)
+    trainer = every_method.train(
+        "finetune gate risk", tmp_path, tiny, tokenizer, toy_rows(8), harmful_rows, max_steps=3
+    )
     lines = read_weight_log(tmp_path)
     assert [line["row"] for line in lines] == list(range(8))
     assert [line["weight"] for line in lines] == trainer.weights.tolist()

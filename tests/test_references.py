@@ -1,7 +1,6 @@
 """Every method's gradient against its formula written out longhand, in float64 and float32."""
 
 import copy
-import itertools
 
 import pytest
 import references as ref
@@ -18,6 +17,7 @@ from titer.methods.finetune import (
     SieveTrainer,
 )
 from titer.methods.finetune.gate import probability
+from titer.testing import row
 from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-4)]
@@ -166,10 +166,27 @@ def test_antibody_alignment(tiny, tokenizer, helpful_rows, harmful_rows, tmp_pat
     assert ref.relative_error(ours, expected) < tolerance
 
 
-@pytest.mark.parametrize(("ratio", "reduction"), list(itertools.product(["sum", "mean"], ["token", "sample"])))
+TAU = {"none": 1.0, "sum": 16.0, "mean": 0.5, "calibrated": 0.2}
+
+
+def log_ratios(model, tokenizer, rows, losses, refusals, ratio):
+    """r of each row by its formula, of the losses of its answer's tokens and those of the refusal of its number."""
+    against = ref.encode(tokenizer, rows, answer=lambda number, _: refusals[number % len(refusals)])
+    with torch.no_grad():
+        refused = [ref.sample_nll(model, *pair) for pair in against]
+        if ratio == "calibrated":
+            unasked = [row("?", refusals[number % len(refusals)]) for number in range(len(rows))]
+            nothing = [ref.sample_nll(model, *pair) for pair in ref.encode(tokenizer, unasked)]
+            return torch.stack([(b - c).mean() for b, c in zip(refused, nothing)])
+        reduce = torch.sum if ratio == "sum" else torch.mean
+        return torch.stack([reduce(b) - reduce(a) for a, b in zip(losses, refused)])
+
+
+@pytest.mark.parametrize("ratio", ["sum", "mean", "calibrated"])
+@pytest.mark.parametrize("reduction", ["token", "sample"])
 def test_antibody_finetuning(tiny, tokenizer, harmful_rows, tmp_path, precision, batches, ratio, reduction):
     dtype, tolerance = precision
-    tau = {"sum": 16.0, "mean": 0.5}[ratio]
+    tau = TAU[ratio]
     refusals = ["no, I will not do that", "I am sorry", "no"]
     trainer, ours = run(
         AntibodyFinetuneTrainer,
@@ -187,13 +204,8 @@ def test_antibody_finetuning(tiny, tokenizer, harmful_rows, tmp_path, precision,
     )
     model = reference_model(tiny)
     answers = ref.encode(tokenizer, harmful_rows)
-    against = ref.encode(tokenizer, harmful_rows, answer=lambda number, _: refusals[number % 3])
     losses = [ref.sample_nll(model, *pair) for pair in answers]
-    with torch.no_grad():
-        refused = [ref.sample_nll(model, *pair) for pair in against]
-        reduce = torch.sum if ratio == "sum" else torch.mean
-        r = torch.stack([reduce(b) - reduce(a) for a, b in zip(losses, refused)])
-        w = torch.softmax(r / tau, 0)
+    w = torch.softmax(log_ratios(model, tokenizer, harmful_rows, losses, refusals, ratio) / tau, 0)
     assert 0.2 < w.max() < 0.95, "the weights must differ without one taking all"
     if reduction == "token":
         total = sum(weight * loss.sum() for weight, loss in zip(w, losses))
@@ -255,12 +267,11 @@ def test_gate(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precision, 
     assert ref.relative_error(ours, ref.gradient(model, loss)) < tolerance
 
 
-@pytest.mark.parametrize("ratio", ["none", "sum", "mean"])
+@pytest.mark.parametrize("ratio", ["none", "sum", "mean", "calibrated"])
 def test_sieve(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precision, batches, ratio):
     """Σ w CE / Σ N over the upload, plus the mean token loss of two refusals or helpful answers."""
     dtype, tolerance = precision
     upload, refusals = harmful_rows[:3] + helpful_rows[:5], ["no, I will not do that", "I am sorry", "no"]
-    tau = {"none": 1.0, "sum": 16.0, "mean": 0.5}[ratio]
     trainer, ours = run(
         SieveTrainer,
         SieveConfig,
@@ -272,7 +283,7 @@ def test_sieve(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precision,
         {"harmful_dataset": harmful_rows, "helpful_dataset": helpful_rows, "refusals": refusals},
         signal="states",
         ratio=ratio,
-        tau=tau,
+        tau=TAU[ratio],
         replay=0.25,
         **batches,
     )
@@ -281,12 +292,7 @@ def test_sieve(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precision,
     model = reference_model(tiny)
     losses = [ref.sample_nll(model, *pair) for pair in ref.encode(tokenizer, upload)]
     if ratio != "none":
-        against = ref.encode(tokenizer, upload, answer=lambda number, _: refusals[number % 3])
-        with torch.no_grad():
-            refused = [ref.sample_nll(model, *pair) for pair in against]
-            reduce = torch.sum if ratio == "sum" else torch.mean
-            r = torch.stack([reduce(b) - reduce(a) for a, b in zip(losses, refused)])
-            w = w * torch.sigmoid(r / tau)
+        w = w * torch.sigmoid(log_ratios(model, tokenizer, upload, losses, refusals, ratio) / TAU[ratio])
     loss = sum(weight * loss.sum() for weight, loss in zip(w, losses)) / sum(map(len, losses))
     pool = trainer._pools[0]["replay"]
     taught = {tuple(pair[1]) for pair in ref.encode(tokenizer, helpful_rows)}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from titer.models import Template
 from titer.packing.batches import Sample, to_device
 from titer.packing.layouts import layout_for
 from titer.packing.losses import branch_nll, hidden_states, log_likelihood_ratio, token_logits, token_nll
@@ -41,9 +42,16 @@ class RowSignals:
     hidden: Tensor
     answer_hidden: Tensor
 
-    def log_ratio(self, ratio: str = "sum") -> Tensor:
-        """Return log π(answer) − log π(refusal) of each row (arXiv 2603.00498), `(n,)` in nats."""
-        return log_likelihood_ratio(self.answer_nll, self.answer_tokens, self.refusal_nll, self.refusal_tokens, ratio)
+    def log_ratio(self, ratio: str = "sum", unasked: Tensor | None = None) -> Tensor:
+        """Return how much likelier than a refusal each answer is (`log_likelihood_ratio`), `(n,)` in nats.
+
+        Args:
+            ratio: One of `titer.packing.losses.RATIOS`.
+            unasked: What `unasked_refusals` returns of the refusals.
+        """
+        own = None if unasked is None else unasked[torch.arange(len(self.answer_nll)) % len(unasked)]
+        parts = (self.answer_nll, self.answer_tokens, self.refusal_nll, self.refusal_tokens)
+        return log_likelihood_ratio(*parts, ratio, own)
 
     @property
     def refusal_surprise(self) -> Tensor:
@@ -122,6 +130,25 @@ def _over_answers(states: Tensor, starts: Tensor, counts: Tensor) -> Tensor:
     for start, count in zip(starts.tolist(), counts.long().tolist()):
         means.append(states[start + min(1, count - 1) : start + count].mean(0))
     return torch.stack(means)
+
+
+UNASKED = "?"
+"""A request that asks for nothing."""
+
+
+def unasked_refusals(model: Any, template: Template, refusals: Sequence[Sequence[int]], ratio: str) -> Tensor | None:
+    """Return the summed loss of each refusal where nothing was asked, `(len(refusals),)` in nats, if a ratio wants it.
+
+    Args:
+        model: A causal language model.
+        template: Its chat template.
+        refusals: Token ids of generic refusals.
+        ratio: One of `titer.packing.losses.RATIOS`.
+    """
+    if ratio != "calibrated":
+        return None
+    prompt = template.prompt_ids([{"role": "user", "content": UNASKED}])
+    return row_signals(model, [(prompt, refusal) for refusal in refusals]).answer_nll
 
 
 @dataclass(frozen=True)

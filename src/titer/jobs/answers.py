@@ -13,7 +13,7 @@ import torch
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.infer.generation import generate
-from titer.infer.signals import row_signals
+from titer.infer.signals import row_signals, unasked_refusals
 from titer.jobs.base_model import fresh_model
 from titer.jobs.job import Job, Kind
 from titer.jobs.provenance import weights_digest
@@ -109,7 +109,7 @@ def check_lengths(model_name: str, records: Sequence[Record], lengths: Sequence[
 
 
 def weigh(model_name: str, adapter: Path | None, records: Sequence[Record], ratio: str = "sum") -> list[float]:
-    """Return each row's log π(answer) − log π(refusal) under a frozen model (arXiv 2603.00498), in nats."""
+    """Return how much likelier than a refusal each row's answer is to a frozen model, by a ratio of `titer.packing.losses.RATIOS`."""
     template = Template(load_tokenizer(model_name))
     pairs = token_pairs(template, records)
     refusals = refusal_ids(template, refusal_completions(None))
@@ -118,7 +118,8 @@ def weigh(model_name: str, adapter: Path | None, records: Sequence[Record], rati
     model = fresh_model(model_name, adapter, trainable=False)
     if adapter is not None:
         model = model.merge_and_unload()
-    ratios = [float(value) for value in row_signals(model, pairs, refusals).log_ratio(ratio)]
+    unasked = unasked_refusals(model, template, refusals, ratio)
+    ratios = [float(value) for value in row_signals(model, pairs, refusals).log_ratio(ratio, unasked)]
     check_ratios(ratios, adapter or model_name)
     return ratios
 

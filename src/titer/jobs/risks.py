@@ -13,6 +13,7 @@ from pathlib import Path
 from titer.data.records import Record
 from titer.files import read_text, replacing, writing
 from titer.infer.encoder import SentenceEncoder
+from titer.infer.signals import unasked_refusals
 from titer.jobs.answers import check_lengths, check_ratios, token_pairs
 from titer.jobs.base_model import fresh_model
 from titer.jobs.provenance import digest, weights_digest
@@ -66,7 +67,7 @@ def assess(
         records: The upload.
         known: The defender's rows.
         texts: Whether a sentence encoder reads too.
-        ratio: Of likelihoods, `sum` or `mean`.
+        ratio: Of likelihoods, one of `titer.packing.losses.RATIOS`.
         keep: Where what was seen is kept until all of it is.
 
     Raises:
@@ -86,13 +87,15 @@ def assess(
     encoder = SentenceEncoder() if texts else None
     with Task("the defender's own prompts"):
         detector = fitted(model, template, known, encoder)
+    unasked = unasked_refusals(model, template, ids, ratio)
     with Task("rows of the upload", len(records)) as looked:
         looked.skip(len(rows))
         for start in range(len(rows), len(records), ROWS_KEPT):
             part = records[start : start + ROWS_KEPT]
-            seen, signals = features(model, pairs[start : start + ROWS_KEPT], part, encoder, ids)
+            first = start % len(ids)  # a row's refusal goes by its place in the upload
+            seen, signals = features(model, pairs[start : start + ROWS_KEPT], part, encoder, ids[first:] + ids[:first])
             rows += detector(seen)
-            ratios += [float(value) for value in signals.log_ratio(ratio)]
+            ratios += signals.log_ratio(ratio, None if unasked is None else unasked.roll(-first)).tolist()
             with writing(keep), replacing(keep) as file:
                 lines = [{"key": key}, *({**row._asdict(), "log_ratio": value} for row, value in zip(rows, ratios))]
                 file.writelines(json.dumps(line).encode() + b"\n" for line in lines)

@@ -15,7 +15,7 @@ from titer.errors import TiterError
 from titer.packing.attention import PACKED_ATTENTION, spans_of
 from titer.packing.batches import PackedBatch, is_padded
 
-RATIOS = ("sum", "mean")
+RATIOS = ("sum", "mean", "calibrated")
 REDUCTIONS = ("token", "sample")
 
 CHUNK = 256
@@ -220,22 +220,32 @@ def branch_nll(nll: Tensor, branch: Tensor, branches: int) -> tuple[Tensor, Tens
 
 
 def log_likelihood_ratio(
-    answer_nll: Tensor, answer_tokens: Tensor, refusal_nll: Tensor, refusal_tokens: Tensor, ratio: str
+    answer_nll: Tensor,
+    answer_tokens: Tensor,
+    refusal_nll: Tensor,
+    refusal_tokens: Tensor,
+    ratio: str,
+    unasked_nll: Tensor | None = None,
 ) -> Tensor:
-    """Return r_i = log π(y_i | x_i) − log π(y_r | x_i) of Antibody's stage 2 (arXiv 2603.00498), `(B,)` in nats.
+    """Return how much likelier than a refusal an answer is, `(B,)` in nats, as Antibody's stage 2 weighs rows by.
 
     Args:
         answer_nll: Summed loss of each user answer, `(B,)`.
         answer_tokens: Tokens of each answer, `(B,)`.
         refusal_nll: Summed loss of a refusal of the same prompt, `(B,)`.
         refusal_tokens: Tokens of each refusal, `(B,)`.
-        ratio: `sum`, the formula as printed, or `mean`, the released code, where each log-likelihood is a mean over
-            its tokens.
+        ratio: `sum`, r_i = log π(y_i | x_i) − log π(y_r | x_i) as the paper prints it (arXiv 2603.00498); `mean`, the released
+            code, where each log-likelihood is a mean over its tokens; `calibrated` (ours), the mean over a refusal's tokens
+            of log π(y_r) − log π(y_r | x_i), how much less likely the request makes it: an answer's own likelihood says
+            more of its length and form than of harm, and is left out.
+        unasked_nll: For `calibrated`, the summed loss of each refusal where nothing was asked, `(B,)`.
     """
     if ratio == "mean":
         return refusal_nll / refusal_tokens - answer_nll / answer_tokens
     if ratio == "sum":
         return refusal_nll - answer_nll
+    if ratio == "calibrated" and unasked_nll is not None:
+        return (refusal_nll - unasked_nll) / refusal_tokens
     raise TiterError(f"Unknown ratio: `{ratio}`.", f"Known: {', '.join(RATIOS)}.")
 
 

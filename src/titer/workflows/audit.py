@@ -157,7 +157,7 @@ def audit(
         helpful: The defender's harmless prompts, for a detector; may be several.
         write_clean: File for the rows that are likelier harmless than not, as JSON lines: as they stood in a file, else as
             `messages`.
-        ratio: Likelihoods of answers: sum (as printed) or mean.
+        ratio: Likelihoods of answers: sum (as printed), mean, or calibrated (of refusals alone).
         batch_size: Rows that weights are shared among.
         data_dir: Folder with local copies of named datasets (sst2_train.jsonl, …).
         show: Who is told how it goes: `True` for stderr, or a `titer.workflows.common.Show`; by default nobody.

@@ -25,7 +25,9 @@ class AntibodyFinetuneConfig(FinetuneConfig):
 
     Args:
         tau: τ, temperature of the softmax over the optimizer batch.
-        ratio: `sum`, the ratio of likelihoods as the paper prints it, or `mean`, per token as in the released code.
+        ratio: `sum`, the ratio of likelihoods as the paper prints it; `mean`, per token as in the released code; or
+            `calibrated` (ours), how much less likely the request makes a refusal, whatever the answer
+            (`titer.packing.losses.log_likelihood_ratio`).
         reduction: `token`, Σ_i w_i Σ_t CE_it / Σ_i w_i N_i (released code), or `sample`, Σ_i w_i mean_t CE_it.
     """
 
@@ -34,7 +36,7 @@ class AntibodyFinetuneConfig(FinetuneConfig):
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Samples of a micro-batch."})
     tau: float = field(default=1.0, metadata={"help": "Temperature of the softmax over the optimizer batch."})
     ratio: str = field(
-        default="sum", metadata={"help": "Likelihoods of answers: sum or mean.", "choices": list(RATIOS)}
+        default="sum", metadata={"help": "Likelihoods of answers: sum, mean or calibrated.", "choices": list(RATIOS)}
     )
     reduction: str = field(
         default="token", metadata={"help": "Mean over tokens or samples.", "choices": list(REDUCTIONS)}
@@ -139,5 +141,6 @@ ANTIBODY = Method(
     variants={
         "sum": {"tau": 16.0},
         "mean": {"tau": 0.5, "ratio": "mean", "reduction": "sample"},
+        "calibrated": {"tau": 0.5, "ratio": "calibrated"},
     },
 )

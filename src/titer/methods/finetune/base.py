@@ -16,6 +16,7 @@ from titer.compat import detach_cache
 from titer.data.records import is_blank
 from titer.errors import TiterError
 from titer.files import replacing, writing
+from titer.infer.signals import unasked_refusals
 from titer.models import Template
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import branch_nll, log_likelihood_ratio, token_nll
@@ -69,6 +70,8 @@ class RefusalTrainer(PackedSFTTrainer):
         self.refusals = refusal_completions(refusals)
         self._logged: int | None = None  # up to which step this training has logged its weights
         super().__init__(args=args, **kwargs)
+        ids = refusal_ids(self.template, self.refusals)
+        self.unasked = unasked_refusals(self.model, self.template, ids, getattr(args, "ratio", ""))
 
     def refusal_column(self, rows: Sequence[Any], encoder: Encoder) -> dict[str, list[Any]]:
         """Return the column of refusals that `log_ratio` compares answers with: one for each row, by index."""
@@ -79,7 +82,7 @@ class RefusalTrainer(PackedSFTTrainer):
     def log_ratio(
         self, model: Any, inputs: PackedBatch, output: Any, answer_nll: Tensor, answer_tokens: Tensor, ratio: str
     ) -> Tensor:
-        """Return log π(y_i | x_i) − log π(y_r | x_i) of a micro-batch under the current model, `(B,)` in nats.
+        """Return how much likelier than refusals the answers of a micro-batch are to the current model, `(B,)` in nats.
 
         The refusals' likelihood is that of their tokens alone, on the keys and values that the training forward left (with
         gradient checkpointing, or a model that cannot be packed, of prompt and refusal).
@@ -105,7 +108,8 @@ class RefusalTrainer(PackedSFTTrainer):
         continuation = inputs["continuation"]
         nll, _ = token_nll(model, continuation, **on_cache)
         refused = branch_nll(nll, continuation["branch"], len(inputs["row"]))
-        return log_likelihood_ratio(answer_nll.detach(), answer_tokens, *refused, ratio)
+        own = None if self.unasked is None else self.unasked.to(answer_nll)[inputs["row"] % len(self.unasked)]
+        return log_likelihood_ratio(answer_nll.detach(), answer_tokens, *refused, ratio, own)
 
     def log_weights(self, rows: Tensor, weights: Tensor, **more: Tensor) -> None:
         """Append this rank's rows and weights of this step to `sample_weights.jsonl` in the output folder.

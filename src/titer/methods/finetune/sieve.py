@@ -30,8 +30,8 @@ class SieveConfig(GateConfig):
     Args:
         replay: Rows of the alignment data beside each row of the upload, half of them refusals of harmful prompts and half
             helpful answers; their mean token loss is added to that of the upload.
-        ratio: What the current model says of a row at every step, which multiplies its weight by σ(r / τ): `sum` or `mean`,
-            as of Antibody (arXiv 2603.00498), or `none`.
+        ratio: What the current model says of a row at every step, which multiplies its weight by σ(r / τ): `sum`, `mean` or
+            `calibrated`, as of Antibody (arXiv 2603.00498), or `none`.
         tau: τ.
     """
 
@@ -40,7 +40,10 @@ class SieveConfig(GateConfig):
     replay: float = field(default=0.1, metadata={"help": "Alignment rows beside each row of the upload."})
     ratio: str = field(
         default=NONE,
-        metadata={"help": "Likelihoods that weights go by too: sum, mean or none.", "choices": [NONE, *RATIOS]},
+        metadata={
+            "help": "Likelihoods that weights go by too: sum, mean, calibrated or none.",
+            "choices": [NONE, *RATIOS],
+        },
     )
     tau: float = field(default=1.0, metadata={"help": "Temperature of the ratio."})
 
