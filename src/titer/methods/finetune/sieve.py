@@ -45,7 +45,7 @@ class SieveConfig(GateConfig):
             "choices": [NONE, *RATIOS],
         },
     )
-    tau: float = field(default=1.0, metadata={"help": "Temperature of the ratio."})
+    tau: float = field(default=0.1, metadata={"help": "Temperature of the ratio."})
 
     def __post_init__(self) -> None:
         check_known([self.ratio], (NONE, *RATIOS), "ratio")
