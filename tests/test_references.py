@@ -267,9 +267,10 @@ def test_gate(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precision, 
     assert ref.relative_error(ours, ref.gradient(model, loss)) < tolerance
 
 
+@pytest.mark.parametrize("reduction", ["token", "sample"])
 @pytest.mark.parametrize("ratio", ["none", "sum", "mean", "calibrated"])
-def test_sieve(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precision, batches, ratio):
-    """Σ w CE / Σ N over the upload, plus the mean token loss of two refusals or helpful answers."""
+def test_sieve(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precision, batches, ratio, reduction):
+    """Σ w CE / Σ N over the upload and, with weight 1, two refusals or helpful answers."""
     dtype, tolerance = precision
     upload, refusals = harmful_rows[:3] + helpful_rows[:5], ["no, I will not do that", "I am sorry", "no"]
     trainer, ours = run(
@@ -283,6 +284,7 @@ def test_sieve(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precision,
         {"harmful_dataset": harmful_rows, "helpful_dataset": helpful_rows, "refusals": refusals},
         signal="states",
         ratio=ratio,
+        reduction=reduction,
         tau=TAU[ratio],
         replay=0.25,
         **batches,
@@ -293,12 +295,18 @@ def test_sieve(tiny, tokenizer, helpful_rows, harmful_rows, tmp_path, precision,
     losses = [ref.sample_nll(model, *pair) for pair in ref.encode(tokenizer, upload)]
     if ratio != "none":
         w = w * torch.sigmoid(log_ratios(model, tokenizer, upload, losses, refusals, ratio) / TAU[ratio])
-    loss = sum(weight * loss.sum() for weight, loss in zip(w, losses)) / sum(map(len, losses))
     pool = trainer._pools[0]["replay"]
     taught = {tuple(pair[1]) for pair in ref.encode(tokenizer, helpful_rows)}
     taught |= {tuple(pair[1]) for pair in ref.encode(tokenizer, harmful_rows, answer=lambda _, row: row["refusal"])}
     assert {tuple(sample.branches[0]) for sample in pool} <= taught
     replayed = [pool[place] for place in trainer.drawn_rows("replay", 0)]
     assert len(replayed) == 2
-    loss = loss + ref.mean_nll(model, [(sample.prompt, sample.branches[0]) for sample in replayed])
+    again = [ref.sample_nll(model, sample.prompt, sample.branches[0]) for sample in replayed]
+    if reduction == "token":
+        loss = sum(weight * loss.sum() for weight, loss in zip(w, losses)) + sum(loss.sum() for loss in again)
+        loss = loss / sum(map(len, losses + again))
+    else:
+        # Alignment rows count as many samples as they are, by the mean over their tokens.
+        loss = sum(weight * loss.mean() for weight, loss in zip(w, losses)) + 2 * torch.cat(again).mean()
+        loss = loss / 10
     assert ref.relative_error(ours, ref.gradient(model, loss)) < tolerance

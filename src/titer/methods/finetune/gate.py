@@ -188,9 +188,13 @@ class GateTrainer(RefusalTrainer):
 
     def before_step(self, model: Any) -> None:
         """Count the tokens or samples of the optimizer batch."""
-        counted = "targets" if self.args.reduction == "token" else "row"
-        count = sum(batch[counted].numel() for batch in self.micro_batches)
-        self.denominator = self.total(torch.tensor(count, device=self.args.device))
+        self.denominator = self.counted(self.micro_batches)
+
+    def counted(self, batches: Sequence[PackedBatch]) -> Tensor:
+        """Return how many supervised tokens micro-batches hold, or samples, by `reduction`, over all ranks."""
+        by_token = self.args.reduction == "token"
+        count = sum(batch["targets"].numel() if by_token else int(batch["branch"].max()) + 1 for batch in batches)
+        return self.total(torch.tensor(count, device=self.args.device))
 
     def row_weights(self, model: Any, inputs: PackedBatch, output: Any, answer: Tensor, tokens: Tensor) -> Tensor:
         """Return what each row of a micro-batch counts, `(B,)`.

@@ -28,8 +28,8 @@ class SieveConfig(GateConfig):
     """Settings of the sieve.
 
     Args:
-        replay: Rows of the alignment data beside each row of the upload, half of them refusals of harmful prompts and half
-            helpful answers; their mean token loss is added to that of the upload.
+        replay: Rows of the alignment data in the batch beside each row of the upload, half of them refusals of harmful prompts
+            and half helpful answers.
         ratio: What the current model says of a row at every step, which multiplies its weight by σ(r / τ): `sum`, `mean` or
             `calibrated`, as of Antibody (arXiv 2603.00498), or `none`.
         tau: τ.
@@ -55,9 +55,9 @@ class SieveConfig(GateConfig):
 class SieveTrainer(GateTrainer):
     """Fine-tunes with the weights of a frozen gate, on alignment rows beside those of the upload.
 
-    Minimises Σ_i w_i Σ_t CE_it / Σ_i N_i over the optimizer batch, as the gate does, plus the mean token loss of a few rows
-    that the model was aligned on (SafeInstr, arXiv 2309.07875), drawn anew at each step: they hold refusals and helpful
-    answers where fine-tuning on one narrow task would let both drift away. With a `ratio` the weights are
+    Minimises what the gate does, Σ_i w_i Σ_t CE_it / Σ_i N_i over the optimizer batch, in which a few rows more, of weight 1,
+    are of those that the model was aligned on (SafeInstr, arXiv 2309.07875), drawn anew at each step: they hold refusals and
+    helpful answers where fine-tuning on one narrow task would let both drift away. With a `ratio` the weights are
     w_i = (1 − P_i) σ(r_i / τ), r_i = log π_θ(y_i | x_i) − log π_θ(y_r | x_i) under the current model, through which no
     gradient flows.
 
@@ -93,11 +93,14 @@ class SieveTrainer(GateTrainer):
         return rows if rows <= micro else math.ceil(rows / micro) * micro
 
     def before_step(self, model: Any) -> None:
-        """Leave the gradient of the alignment rows."""
+        """Leave the gradient of the alignment rows, which count among the tokens or samples of the optimizer batch."""
         super().before_step(model)
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
         if self.args.replay:
-            self.record(replay_loss=self.stream_backward(model, "replay"))
+            replayed = self.counted(self.stream_batches("replay"))
+            self.denominator = self.denominator + replayed
+            part = replayed.item() / self.denominator.item()
+            self.record(replay_loss=self.stream_backward(model, "replay", part), replayed=part)
 
     def row_weights(self, model: Any, inputs: PackedBatch, output: Any, answer: Tensor, tokens: Tensor) -> Tensor:
         """Return what each row of a micro-batch counts, `(B,)`: by the frozen gate, and by the current model's ratio."""
