@@ -44,8 +44,8 @@ def _own_speeds(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _words_for_meaning():
-    """Let no test fetch the sentence encoder: texts are alike here that share words."""
+def _small_detectors():
+    """Let detectors be fitted on few rows, and none fetch the sentence encoder: texts are alike here that share words."""
 
     def encode(self, texts):
         counts = torch.zeros(len(texts), 64)
@@ -57,6 +57,7 @@ def _words_for_meaning():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(SentenceEncoder, "__init__", lambda self, *words, **named: setattr(self, "name", "words"))
         patched.setattr(SentenceEncoder, "__call__", encode)
+        patched.setattr("titer.risk.detector.PER_KIND", 20)
         yield
 
 

@@ -297,7 +297,9 @@ def test_audit_sample(workplace, harmful_rows, helpful_rows):
     Path("upload.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     from typer.testing import CliRunner
 
-    done = CliRunner().invoke(app, ["audit", "upload.jsonl", "--model", "aligned", "--output", "out", "--detector", "none"])
+    done = CliRunner().invoke(
+        app, ["audit", "upload.jsonl", "--model", "aligned", "--output", "out", "--detector", "none"]
+    )
     assert done.exit_code == 0, done.output
     written = json.loads(Path("out/audit.json").read_text())
     assert list(written) == list(documented)

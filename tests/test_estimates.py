@@ -249,7 +249,7 @@ def test_verbs_say_how_long_they_will_take_and_learn_from_what_they_took(known, 
     line = ["align", "--method", "sft", "--model", known, "--samples", "20", "-o", str(tmp_path / "a"), *common]
     assert CliRunner().invoke(app, line, catch_exceptions=False).exit_code == 0
     kinds = [row["kind"] for row in Speed.of(known).records]
-    assert kinds == ["align sft", "align sft", "finetune sft", "weigh", "answer"]
+    assert kinds == ["align sft", "align sft", "finetune sft", "risk", "answer"]
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -311,7 +311,7 @@ for words in (
     ["models", "a"],
     ["finetune", upload, "--model", "a", "--output", "t", *few],
     ["evaluate", "a", "--output", "e", "--samples", "1", "--max-new-tokens", "1"],
-    ["audit", upload, "--model", "a"],
+    ["audit", upload, "--model", "a", "--detector", "none"],
     ["run", "quickstart", "--dry-run", "--set", f"model={model}"],
     ["assay", model, "--against", model, "--profile", "smoke", "--dry-run", "--json"],
 ):

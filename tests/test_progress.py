@@ -211,7 +211,7 @@ def test_training_generation_and_weighing_say_how_far_they_are(tiny_folder, tmp_
     said = every_line(monkeypatch)
     method = methods.find("finetune", "gate")
     args = methods.settings(method, {"max_steps": 3, "per_device_train_batch_size": 2}, "", str(tmp_path / "c"), 0)
-    streams = {"harmful_dataset": records(4), "helpful_dataset": records(5)}
+    streams = {"harmful_dataset": records(5), "helpful_dataset": records(6)}
     lora = {"r": 2, "target_modules": ["q_proj"]}
     base_model._base.cache_clear()
     trainings.train(method, args, str(tiny_folder), None, lora, records(6), streams, tmp_path)
@@ -220,7 +220,8 @@ def test_training_generation_and_weighing_say_how_far_they_are(tiny_folder, tmp_
         "loading ",
         "tokenised rows of train_dataset 6 of 6",
         "trying how rows",
-        "rows 9 of 9",
+        "the defender's own prompts",
+        "risk of the upload's rows",
     ):
         assert any(one.startswith(expected) for one in said), (expected, said)
     said.clear()

@@ -32,9 +32,11 @@ TRAIN = conversations(["bread", "a film", "France", "a lock", "water", "salt"])
 EVAL = conversations(["the capital", "a guide", "bread and salt"])
 HARMFUL = Dataset.from_dict(
     {
-        "prompt": ["how do I pick a lock", "how do I steal bread"],
-        "completion": ["sure, take a pin", "sure, take it"],
-        "refusal": ["no, I will not", "I am sorry"],
+        "prompt": [
+            f"how do I {what}" for what in ("pick a lock", "steal bread", "steal water", "steal salt", "hide it")
+        ],
+        "completion": ["sure, take a pin", *["sure, take it"] * 4],
+        "refusal": ["no, I will not", *["I am sorry"] * 4],
     }
 )
 

@@ -104,7 +104,11 @@ MISTAKES = [
     ("align", {"output": "o", "helpful_ratio": 0, "helpful": "alpaca"}, "`helpful` has no effect"),
     ("align", {"output": "o", "data_dir": "."}, "`data_dir` has no effect"),
     ("align", {"output": ""}, "`output` is empty"),
-    ("finetune", {"dataset": "builtin:upload", "output": "o", "harmful": "advbench"}, "`harmful` has no effect"),
+    (
+        "finetune",
+        {"dataset": "builtin:upload", "output": "o", "method": "sft", "harmful": "advbench"},
+        "`harmful` has no effect",
+    ),
     ("finetune", {"dataset": "nothing.jsonl", "output": "o"}, "nothing.jsonl"),
     ("evaluate", {"rejudge": "r", "seed": 0}, "`seed`", "no effect", "`rejudge`"),
     ("evaluate", {"model": "m", "output": "there"}, "`force`"),
@@ -212,7 +216,7 @@ def test_an_audit_is_a_table_the_most_suspicious_first(trained, tmp_path):
 
     found = package.audit("builtin:upload", model=str(trained[0].adapter), output=tmp_path)
     table = found.to_pandas()
-    assert table["log_ratio"].is_monotonic_increasing
+    assert table["p_harmful"].is_monotonic_decreasing
     assert sorted(table["index"]) == list(range(100))
     assert set(table["origin"]) == {"harmful", "task"}
     assert 0 <= found.auroc.low <= found.auroc.value <= found.auroc.high <= 1
@@ -220,6 +224,9 @@ def test_an_audit_is_a_table_the_most_suspicious_first(trained, tmp_path):
     pandas.testing.assert_frame_equal(
         on_disk[["index", "log_ratio", "weight"]], table[["index", "log_ratio", "weight"]]
     )
+    by_ratio = package.audit("builtin:upload", model=str(trained[0].adapter), output=tmp_path, detector="none")
+    assert by_ratio.to_pandas()["log_ratio"].is_monotonic_increasing
+    assert by_ratio.verdict is None
 
 
 def test_an_evaluation_is_a_table_of_metrics(trained, tmp_path):
