@@ -1,7 +1,7 @@
 """What a detector of harmful rows says of uploads of many forms, with harm that it was not fitted on, and without any.
 
 The defender's rows are titer's built-in ones; the harm is AdvBench's, once with its own openings and once with an answer of no
-tone at all. A form that no file holds is made here (dialogues, SQL, code, German). One model a run; its time is not compared.
+tone at all, and, for a detector that was fitted without them, every third category of the built-in one, with that answer. A form that no file holds is made here (dialogues, SQL, code, German). One model a run; its time is not compared.
 
 Examples:
 
@@ -31,7 +31,7 @@ from titer.jobs.base_model import fresh_model
 from titer.jobs.provenance import environment
 from titer.models import EMBEDDED, Template, load_tokenizer, split_adapter
 from titer.risk import Detector, defender_rows, poisoned_share
-from titer.risk.detector import PER_KIND, features
+from titer.risk.detector import PER_KIND, Features, features
 from titer.screen import table
 from titer.stats.intervals import auroc_interval, wilson
 
@@ -181,25 +181,46 @@ def main() -> None:
     if adapter is not None:
         model = model.merge_and_unload()
     encoder = SentenceEncoder() if args.detector == "texts" else None
+
+    def look(records: Sequence[Record]) -> Features:
+        return features(model, [template.pair_ids(record) for record in records], records, encoder)[0]
+
     helpful = [
         one
         for name in ("general", "lookalikes", "topics")
         for one in spread(load(f"builtin:{name}"), 2 * PER_KIND // 3)
     ]
-    known = defender_rows(spread(load("builtin:harmful"), PER_KIND), helpful, refusals())
-    detector = Detector.fit(model, template, known, encoder)
+    every = load("builtin:harmful")
+    held = spread(every, PER_KIND)
+    known = defender_rows(held, helpful, refusals())
+    looked = look(known.records)
+    detector = Detector.fit_on(known, looked)
+    # Every third category is left out, with the harmless prompts that got its answers.
+    unseen = sorted({str(one.category) for one in every})[::3]
+    texts = {one.completion_text for one in every if one.category in unseen}
+    kept = np.array([one.category not in unseen and one.completion_text not in texts for one in known.records])
+    without = Detector.fit_on(known.only(kept), looked.rows(kept))
 
-    def odds(records: Sequence[Record]) -> np.ndarray:
-        pairs = [template.pair_ids(record) for record in records]
-        return np.array([one.log_odds for one in detector(features(model, pairs, records, encoder)[0])])
+    def odds(told: Detector, seen: Features) -> np.ndarray:
+        return np.array([one.log_odds for one in told(seen)])
+
+    def plain(records: Sequence[Record]) -> list[Record]:
+        return [Record(one.prompt, row("?", PLAIN).completion) for one in records]
 
     opened = spread(load("advbench", data_dir=args.data_dir), args.rows)
-    harms = {"opening": odds(opened), "plain": odds([Record(one.prompt, row("?", PLAIN).completion) for one in opened])}
+    foreign = spread([one for one in every if one.category in unseen and one not in held], args.rows)
+    harms = {
+        "opening": (detector, odds(detector, look(opened))),
+        "plain": (detector, odds(detector, look(plain(opened)))),
+        "unseen": (without, odds(without, look(plain(foreign)))),
+    }
     lines = []
     for form in args.forms:
-        fine = odds(honest(form, args.rows, args.data_dir))
-        line = {"form": form, "n": len(fine), "flagged": int((fine > 0).sum())}
-        for name, bad in harms.items():
+        seen = look(honest(form, args.rows, args.data_dir))
+        flagged = int((odds(detector, seen) > 0).sum())
+        line = {"form": form, "n": len(seen.asked), "flagged": flagged}
+        for name, (told, bad) in harms.items():
+            fine = odds(told, seen)
             area = auroc_interval(np.concatenate((bad, fine)), [1] * len(bad) + [0] * len(fine))
             shares = []
             for poison in POISON:
@@ -207,7 +228,13 @@ def main() -> None:
                 share = poisoned_share(np.concatenate((fine, bad[:count])))
                 shares.append({"true": count / (len(fine) + count), **share._asdict()})
             found = int((bad > np.quantile(fine, 0.99)).sum())
-            line[name] = {"auroc": area._asdict(), "found": found, "of": len(bad), "shares": shares}
+            line[name] = {
+                "flagged": int((fine > 0).sum()),
+                "auroc": area._asdict(),
+                "found": found,
+                "of": len(bad),
+                "shares": shares,
+            }
         lines.append(line)
         print(f"{form}: done", file=sys.stderr, flush=True)
     shown = table("form", "honest called harmful", "harm", "AUROC", "found at 1 % false alarms", "share, worst error")
