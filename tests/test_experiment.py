@@ -99,7 +99,9 @@ def test_a_run_leaves_every_artefact(settings, done_folder):
     assert len(set(provenance["weights"].values())) > 8  # `gated` is aligned as `undefended` is
     assert provenance["experiment"]["arms"]["antibody"] == [{"align": "antibody"}, {"finetune": "antibody"}]
     weights = [json.loads(line) for line in (done_folder / "weights.jsonl").read_text().splitlines()]
-    assert {(row["arm"], row["when"]) for row in weights} == {("antibody", "before"), ("antibody", "after")}
+    weighed = {("antibody", "before"), ("antibody", "after"), ("gated", "before")}
+    assert {(row["arm"], row["when"]) for row in weights} == weighed
+    assert all(0 <= row["weight"] <= 1 for row in weights)
     assert {row["origin"] for row in weights} == {"task", "harmful"}
     for stage in plan.jobs.values():
         if stage.kind == "finetune":

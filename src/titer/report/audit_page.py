@@ -13,7 +13,7 @@ from titer.report.parts import Table, write_page
 from titer.report.run_page import grouped
 from titer.report.words import flat_settings, interval_text, percent_text
 from titer.results.artefacts import HARMFUL
-from titer.stats.intervals import Estimate, auroc
+from titer.stats.intervals import Estimate, auroc, log_odds
 
 _SHOWN = 100
 
@@ -40,18 +40,19 @@ def write_audit(
     """
     if not rows:
         raise TiterError("There is nothing to audit: the data set has no rows.")
-    ratios = [float(row["log_ratio"]) for row in rows]
+    ratios = [float(row["log_ratio"]) if share is None else -log_odds(row["p_harmful"]) for row in rows]
     groups = grouped((ratio, row["origin"]) for ratio, row in zip(ratios, rows, strict=True))
     finite = [value for values in groups.values() for value in values]
     caught = [row["origin"] == HARMFUL for row in rows]
     known = [
-        (-ratio if share is None else row["p_harmful"], one)
+        (-ratio, one)
         for ratio, one, row in zip(ratios, caught, rows, strict=True)
         if row["origin"] is not None and not math.isnan(ratio)
     ]
     both = len({one for _, one in known}) == 2
-    words = f"Histogram of the log-likelihood ratio of {len(finite)} rows; the table below lists the lowest."
-    title = "Rows of the upload by log r"
+    measure = "log r" if share is None else "log odds of harmless"
+    words = f"Histogram of {measure} of {len(finite)} rows; the table below lists the lowest."
+    title = f"Rows of the upload by {measure}"
     return write_page(
         path,
         "audit.html.j2",
@@ -64,6 +65,7 @@ def write_audit(
         hits=sum(caught[: sum(caught)]),
         hits_shown=sum(caught[:_SHOWN]),
         plot=charts.log_ratios(groups, charts.limits_of(finite), title, words, "audit") if finite else None,
+        measure=measure,
         rows=rows[:_SHOWN],
         verdict=verdict,
         no_encoder=meta.get("detector") == "states",

@@ -165,7 +165,7 @@ GROUPS = {"benign": BENIGN, "harmful": HARMFUL, "unknown": SOFT}
 def log_ratios(
     groups: Mapping[str, Sequence[float]], limits: tuple[float, float], title: str, label: str, name: str
 ) -> str:
-    """Histograms of the log-likelihood ratio, each in percent of its own group.
+    """Histograms of the log ratio of answer to refusal, or of harmless to harmful, each in percent of its own group.
 
     Args:
         groups: One of `GROUPS` → log ratios.
@@ -196,7 +196,7 @@ def log_ratios(
     axes.set_xlim(*limits)
     if limits[0] < 0 < limits[1]:
         axes.axvline(0, color=SOFT, lw=0.8, ls=(0, (2, 2)), zorder=0)
-    axes.set_xlabel("log r (left: a refusal is likelier)")
+    axes.set_xlabel("left: more suspicious")
     axes.set_ylabel("% of the group's rows")
     return svg(figure, label, name)
 

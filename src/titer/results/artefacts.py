@@ -172,7 +172,8 @@ class WeightRow:
         index: Position of the row.
         origin: `harmful`, or which data the row really is from; for checking alone, no defence sees it.
         prompt: The row's prompt.
-        log_ratio: log p(its answer) − log p(a refusal); no number (NaN) of a model that diverged.
+        log_ratio: log p(its answer) − log p(a refusal), or the log odds that it is harmless; no number (NaN) of a model that
+            diverged.
         weight: Its weight in the loss.
     """
 

@@ -59,6 +59,12 @@ class Agreement(NamedTuple):
     kappa: float | None
 
 
+def log_odds(chance: float, least: float = 1e-6) -> float:
+    """Return the log odds of a probability, of one that is `least` away from 0 and 1 where it is closer: they can be drawn."""
+    chance = min(max(chance, least), 1 - least)
+    return math.log(chance) - math.log1p(-chance)
+
+
 def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927, without continuity correction).
 

@@ -27,6 +27,7 @@ from titer.judges.base import Judge
 from titer.plugins import source_digest
 from titer.results import artefacts, tasks
 from titer.results.scoring import summarise
+from titer.stats.intervals import log_odds
 from titer.workflows.experiment_file import (
     Experiment,
     Step,
@@ -99,6 +100,7 @@ class ExperimentPlan(Plan):
         judge: Who judges answers.
         answers: The judged answers that make the results.
         weights: Jobs that measure likelihood ratios, with (arm, seed, poison ratio, when, rows).
+        weighed: Fine-tunings that may have weighed their rows before they began, likewise.
         overlap: Shared prompts between pools, by pair; all zero.
     """
 
@@ -106,6 +108,7 @@ class ExperimentPlan(Plan):
     judge: Judge = field(init=False)
     answers: list[tuple[Job, Job]] = field(default_factory=list)
     weights: list[tuple[Job, dict[str, Any], list[Record]]] = field(default_factory=list)
+    weighed: list[tuple[Job, dict[str, Any], list[Record]]] = field(default_factory=list)
     overlap: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -170,11 +173,12 @@ class _ArmPlanner:
                 name = f"repair {self.name} p={ratio:g} step {scored}"
                 served, adapter = self._repair(repair, aligned, served, adapter, name), "adapter"
             self._answer("finetuned", scored, ratio, served, adapter)
-        measured = self.experiment.evaluate.weights if methods.find("finetune", step.method).weighs_rows else 0
-        if measured:
+        measured = self.experiment.evaluate.weights
+        about = {"arm": self.name, "seed": self.seed, "poison_ratio": ratio}
+        if methods.find("finetune", step.method).weighs_rows and measured:
             for when, job in (("before", aligned), ("after", tuned)):
-                about = {"arm": self.name, "seed": self.seed, "poison_ratio": ratio, "when": when}
-                self._weigh(step, about, upload[:measured], job)
+                self._weigh(step, {**about, "when": when}, upload[:measured], job)
+        self.plan.weighed.append((tuned, {**about, "when": "before"}, upload[:measured]))
 
     def _train(self, step: Step, records: list[Record], start: Job | None, name: str) -> Job:
         from titer.jobs import trainings as jobs
@@ -305,6 +309,7 @@ def collect(plan: ExperimentPlan, command: str, started: float) -> Path:
 
 def _weight_lines(plan: ExperimentPlan) -> Iterator[str]:
     from titer.jobs.answers import batch_weights
+    from titer.methods.finetune.base import WEIGHT_LOG, read_weight_log
 
     for job, about, rows in plan.weights:
         if not job.done:
@@ -313,9 +318,24 @@ def _weight_lines(plan: ExperimentPlan) -> Iterator[str]:
         (step,) = plan.experiment.arms[about["arm"]].of("finetune")
         args = trainer_args(plan.experiment, step, "unused", 0)
         weights = batch_weights(ratios, args.optimizer_batch_size, args.tau)
-        for index, (record, ratio, weight) in enumerate(zip(rows, ratios, weights, strict=True)):
-            line = {"index": index, "origin": record.origin, "prompt": record.prompt_text}
-            yield json.dumps({**about, **line, "log_ratio": ratio, "weight": weight}, ensure_ascii=False) + "\n"
+        yield from _lines(about, rows, ratios, weights)
+    for job, about, rows in plan.weighed:
+        log = job.folder / WEIGHT_LOG
+        if not (job.done and log.is_file()):
+            continue
+        first = {line["row"]: line for line in read_weight_log(job.folder) if "probability" in line}
+        if first:
+            told = [first[place] for place in range(len(rows))]
+            odds = [-log_odds(line["probability"]) for line in told]
+            yield from _lines(about, rows, odds, [line["weight"] for line in told])
+
+
+def _lines(
+    about: dict[str, Any], rows: Sequence[Record], ratios: Sequence[float], weights: Sequence[float]
+) -> Iterator[str]:
+    for index, (record, ratio, weight) in enumerate(zip(rows, ratios, weights, strict=True)):
+        line = {"index": index, "origin": record.origin, "prompt": record.prompt_text}
+        yield json.dumps({**about, **line, "log_ratio": ratio, "weight": weight}, ensure_ascii=False) + "\n"
 
 
 def provenance(
