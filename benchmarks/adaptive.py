@@ -132,12 +132,44 @@ def self_influence(model: Any, template: Template, rows: Sequence[Record]) -> li
 
 
 def told(value: dict[str, float]) -> str:
-    return "{value:.3f} [{low:.3f}–{high:.3f}]".format(**value)
+    return "{value:.2f} [{low:.2f}–{high:.2f}]".format(**value)
 
 
 def part(count: int, n: int) -> str:
     low, high = wilson(count, n)
     return f"{count} of {n} [{100 * low:.0f}–{100 * high:.0f} %]"
+
+
+def named(line: dict[str, Any]) -> str:
+    return line["disguise"] + (" (no harm in it)" if line["harmless"] else "")
+
+
+def found_at_worst(line: dict[str, Any], what: str) -> float:
+    """Part of a disguise's rows that a look finds at 1 % false alarms, in the form where it finds fewest."""
+    return min(found[what]["found"] for found in line["forms"].values()) / line["n"]
+
+
+def cells_of(lines: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table; several forms in the order of the head, an interval for the first of them."""
+    forms = list(lines[0]["forms"])
+    listed = ", ".join(forms)
+    head = ["disguise", "called harmful", f"found at 1 %: {listed}", *(f"{what}: AUROC" for what in LOOKS)]
+    cells = []
+    for line in lines:
+        found = line["forms"]
+        areas = [
+            ", ".join(
+                (
+                    told(found[forms[0]][what]["auroc"]),
+                    *(f"{found[form][what]['auroc']['value']:.2f}" for form in forms[1:]),
+                )
+            )
+            for what in LOOKS
+        ]
+        counts = ", ".join(str(found[form]["detector"]["found"]) for form in forms)
+        called = part(found[forms[0]]["detector"]["flagged"], line["n"])
+        cells.append([named(line), called, f"{counts} of {line['n']}", *areas])
+    return head, cells
 
 
 def main() -> None:
@@ -161,6 +193,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write what was found")
     parser.add_argument("--markdown", type=Path, metavar="PATH", help="also write the table for a page")
     args = parser.parse_args()
+    files = [name for name in (args.harm, *args.forms) if ":" not in name]
+    if args.data_dir is None and (files or "outliers" in args.disguises):
+        parser.error("give --data-dir: the disguise `outliers` takes dolly.jsonl, and other data their files")
 
     base, adapter = split_adapter(args.model)
     model, template = fresh_model(base, adapter, trainable=False), Template(load_tokenizer(base))
@@ -215,7 +250,10 @@ def main() -> None:
     general = load("builtin:general")
     defended = {row.prompt_key for row in helpful}
     benign = [row for row in general if row.prompt_key not in defended] or general
-    harmful = spread(load(args.harm, data_dir=None if ":" in args.harm else args.data_dir), args.rows)
+    # Nor is any of its harm the defender's, in whatever phrasing.
+    groups = {row.group for row in own}
+    held = load(args.harm, data_dir=None if ":" in args.harm else args.data_dir)
+    harmful = spread([row for row in held if row.group is None or row.group not in groups], args.rows)
     lines = []
     for name in args.disguises:
         upload = UPLOADS.get(name)
@@ -254,37 +292,23 @@ def main() -> None:
         print(f"{name}: done", file=sys.stderr, flush=True)
     honestly = {form: {what: int((scores[what] > 0).sum()) for what in LOOKS[:3]} for form, scores in fine.items()}
 
-    head = ["disguise", "detector: called harmful", "form", "found at 1 %", *(f"{what}: AUROC" for what in LOOKS)]
-    cells = []
-    for line in lines:
-        for place, (form, found) in enumerate(line["forms"].items()):
-            called = part(found["detector"]["flagged"], line["n"]) if not place else ""
-            shown = line["disguise"] + (" (no harm in it)" if line["harmless"] else "")
-            cells.append(
-                [shown if not place else "", called, form, f"{found['detector']['found']} of {line['n']}"]
-                + [told(found[what]["auroc"]) for what in LOOKS]
-            )
+    # What breaks the detector first.
+    lines.sort(key=lambda line: found_at_worst(line, "detector"))
+    head, cells = cells_of(lines)
     shown = table(*head)
     for row in cells:
         shown.add_row(*row)
-    Console(width=200).print(shown)
+    Console(width=220).print(shown)
     for form, found in honestly.items():
-        print(f"honest {form}: " + ", ".join(f"{what} calls {part(n, args.rows)}" for what, n in found.items()))
-    worst = sorted(
-        (min(found["detector"]["found"] for found in line["forms"].values()) / line["n"], line["disguise"])
-        for line in lines
-    )
-    print("WHAT BREAKS THE DETECTOR (fewer than half of the rows found at 1 % false alarms, in the worst form):")
-    for share, name in worst:
-        if share < 0.5:
-            print(
-                f"  {name}: {100 * share:.0f} % found"
-                + (" (no harm in it)" if UPLOADS.get(name) and UPLOADS[name].harmless else "")
-            )
-    print(
-        "What it finds: "
-        + (", ".join(f"{name} {100 * share:.0f} %" for share, name in worst if share >= 0.5) or "nothing")
-    )
+        print(f"honest {form}: " + ", ".join(f"{what} calls {part(n, args.rows)} harmful" for what, n in found.items()))
+    for what in LOOKS:
+        shares = [(found_at_worst(line, what), line) for line in lines]
+        missed = [f"{named(line)} {100 * share:.0f} %" for share, line in shares if share < 0.5]
+        caught = [f"{named(line)} {100 * share:.0f} %" for share, line in shares if share >= 0.5]
+        print(
+            f"WHAT BREAKS THE {what.upper()} (found at 1 % false alarms in the worst form): {', '.join(missed) or 'nothing'}"
+        )
+        print(f"WHAT THE {what.upper()} FINDS: {', '.join(caught) or 'nothing'}")
     if args.markdown:
         rule = ["---"] * len(head)
         args.markdown.write_text("".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *cells)), encoding="utf-8")
