@@ -22,7 +22,12 @@ Examples:
 app = typer.Typer(help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_mode="markdown")
 
 
-@app.command("list", cls=Verb, help="Every attack, and every disguise of rows, in a sentence.", epilog="Example: `titer attacks list --json`")
+@app.command(
+    "list",
+    cls=Verb,
+    help="Every attack, and every disguise of rows, in a sentence.",
+    epilog="Example: `titer attacks list --json`",
+)
 def list_attacks(as_json: Json = False) -> None:
     """List the catalogue."""
     from titer.attacks.threats import CATALOGUE
