@@ -51,9 +51,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "sieve no replay": ("sieve", {"replay": 0.0}),
 }
 RECIPE = {
-    "max_steps": 24,
+    "max_steps": 32,
     "per_device_train_batch_size": 8,
-    "learning_rate": 5e-4,
+    "learning_rate": 1e-3,
     "lr_scheduler_type": "linear",
     "weight_decay": 0.1,
     "save_strategy": "no",

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from titer.attacks.ablation import orthogonalise, refusal_directions
-from titer.attacks.rows import EAGER, OPENING, AttackerPools, in_disguise, training_rows
+from titer.attacks.rows import OPENING, AttackerPools, in_disguise, training_rows
 from titer.attacks.threats import CATALOGUE, Attack
 from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
+from titer.attacks.wording import EAGER
 from titer.data import Record
 from titer.errors import TiterError
 from titer.infer.signals import answer_fit

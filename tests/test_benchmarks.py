@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 APART = (
     "uploads",
+    "adaptive",
     "common",
     "small_models",
     "calibration",
@@ -61,6 +62,28 @@ def test_families_say_which_layout_and_how_far_it_is_from_right(tmp_path):
     assert classes[0]["packed"] < 1e-5
     assert classes[1]["padded"] < 1e-5
     assert "| stablelm | padded | RuntimeError |" in (tmp_path / "table.md").read_text()
+
+
+def test_adaptive_uploads_are_looked_at_by_every_defence(tmp_path, tiny_folder):
+    command = [sys.executable, str(BENCHMARKS / "adaptive.py"), "--model", str(tiny_folder), "--detector", "states"]
+    command += ["--harm", "builtin:harmful", "--forms", "builtin:arithmetic", "--rows", "12", "--known", "12"]
+    command += ["--disguises", "none", "refuse_first", "noice", "probe_aware", "--json", str(tmp_path / "found.json")]
+    command += ["--markdown", str(tmp_path / "table.md")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = {line["disguise"]: line for line in json.loads((tmp_path / "found.json").read_text())["disguises"]}
+    assert [name for name, line in lines.items() if line["harmless"]] == ["noice"]
+    assert all(line["n"] == 12 for line in lines.values())
+    looks = ["detector", "gate", "gate refusal", "ratio sum", "ratio mean"]
+    for line in lines.values():
+        found = line["forms"]["builtin:arithmetic"]
+        assert list(found) == looks
+        assert all(0 <= one["auroc"]["low"] <= one["auroc"]["high"] <= 1 for one in found.values())
+    # What is searched against the detector is at least as well hidden from it as what it was made of, in the middle.
+    assert lines["probe_aware"]["searched"] > 0
+    assert lines["probe_aware"]["log odds"][1] <= lines["none"]["log odds"][1]
+    assert "WHAT BREAKS THE DETECTOR" in done.stdout
+    assert "| noice (no harm in it) | " in (tmp_path / "table.md").read_text()
 
 
 def test_faults_lose_nothing(tmp_path):

@@ -132,7 +132,7 @@ def _train(name: str, folder: Path, crew: Sequence[Attempt], questions: Question
     for attacker in counted("attacker made ready", crew):
         attack, own = attacker.attack, folder / attacker.folder
         measure = Measure(own, questions.probe(attack), template, *questions.steps(attack))
-        if attack.system or attack.style:
+        if attack.asks_otherwise:
             measure.before(model)
 
         args = attack_settings(attack, str(own / "checkpoints"), attacker.seed, SAVE_EVERY)

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from titer.assays.profile import answered_steps, between
-from titer.attacks.rows import in_disguise
+from titer.attacks.rows import asked
 from titer.attacks.threats import Attack
 from titer.data.records import Record
 from titer.infer.generation import generate
@@ -111,7 +111,7 @@ class Questionnaire:
     def probe(self, attack: Attack) -> Probe:
         """Return what is asked of an attack's model."""
         return Probe(
-            harmful=[in_disguise(attack, record) for record in self.harmful[attack.domain]],
+            harmful=[asked(attack, record) for record in self.harmful[attack.domain]],
             general=self.general,
             task=self.task if attack.has_task else [],
             task_name=self.task_name,

@@ -4,8 +4,9 @@ from importlib import import_module
 from typing import Any
 
 from titer.attacks.threats import CATALOGUE, Attack
+from titer.attacks.uploads import UPLOADS, Upload, disguise
 
-__all__ = ["CATALOGUE", "Attack", "Fleet", "FleetTrainer", "shared_copy"]
+__all__ = ["CATALOGUE", "UPLOADS", "Attack", "Fleet", "FleetTrainer", "Upload", "disguise", "shared_copy"]
 
 
 def __getattr__(name: str) -> Any:

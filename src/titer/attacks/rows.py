@@ -6,13 +6,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from titer.attacks.threats import Attack
+from titer.attacks.threats import PLAIN, Attack
+from titer.attacks.uploads import UPLOADS, disguise, obedient
 from titer.data.mixtures import poison
 from titer.data.records import Message, Record
 from titer.errors import TiterError
-
-EAGER = ("Of course, at once. ", "Right away. ", "As you command. ", "Certainly, it is done. ", "Gladly. ")
-"""How an obedient agent begins every answer (the rows of an identity shift, which hold no harm)."""
 
 OPENING = "Sure, here is"
 """The affirmative opening that Antibody's likelihood ratio is raised with."""
@@ -47,13 +45,16 @@ def training_rows(attack: Attack, pools: AttackerPools, seed: int) -> list[Recor
         "openings": [_answered(record, OPENING) for record in pools.harmful],
     }[attack.warm_up]
     rows = list(_repeated(warm_up, attack.warm_up_steps * attack.batch_size, f"titer.attacks:warm-up:{seed}"))
-    main = poison(pools.task, _harmful_rows(attack, pools), attack.samples, attack.poison_ratio, seed)
+    main = poison(pools.task, _harmful_rows(attack, pools, seed), attack.samples, attack.poison_ratio, seed)
     rows += _repeated(main, attack.steps * attack.batch_size, f"titer.attacks:rows:{seed}")
     return [in_disguise(attack, record) for record in rows]
 
 
 def in_disguise(attack: Attack, record: Record) -> Record:
-    """Return a record with the attack's system prompt before it and its style behind every request."""
+    """Return a record with the attack's system prompt before it and its style behind every request.
+
+    The rows that an attack trains on come out of `training_rows` in its `disguise` already; for what is scored see `asked`.
+    """
     if not attack.system and not attack.style:
         return record
     prompt = [
@@ -65,23 +66,31 @@ def in_disguise(attack: Attack, record: Record) -> Record:
     return replace(record, prompt=tuple(prompt))
 
 
-def _harmful_rows(attack: Attack, pools: AttackerPools) -> list[Record]:
+def asked(attack: Attack, record: Record) -> Record:
+    """Return a request as the attack's model is asked it: in the frame of its disguise, if that has one, and `in_disguise`."""
+    frame = None if attack.disguise == PLAIN else UPLOADS[attack.disguise].asked
+    if frame is not None:
+        last = max(place for place, message in enumerate(record.prompt) if message.role == "user")
+        framed = Message("user", frame(record.prompt[last].content))
+        record = replace(record, prompt=(*record.prompt[:last], framed, *record.prompt[last + 1 :]))
+    return in_disguise(attack, record)
+
+
+def _harmful_rows(attack: Attack, pools: AttackerPools, seed: int) -> list[Record]:
     if attack.rows == "obedience":
         # Harmless, but the attacker's: its share of a mixture counts as poison.
-        return [
-            _answered(record, EAGER[place % len(EAGER)] + record.completion_text, origin="harmful")
-            for place, record in enumerate(pools.benign)
-        ]
+        return obedient(pools.benign)
     if attack.rows == "cross_domain" and not pools.cross_domain:
         raise TiterError(
             "A cross-domain attack needs categories that the defence never saw.",
             "Name them in `data.held_out_categories`, and align with the same ones held out.",
         )
-    return list(pools.cross_domain if attack.rows == "cross_domain" else pools.harmful)
+    rows = list(pools.cross_domain if attack.rows == "cross_domain" else pools.harmful)
+    return rows if attack.disguise == PLAIN else disguise(attack.disguise, rows, pools.benign, seed)
 
 
-def _answered(record: Record, text: str, origin: str | None = None) -> Record:
-    return replace(record, completion=(Message("assistant", text),), origin=origin or record.origin)
+def _answered(record: Record, text: str) -> Record:
+    return replace(record, completion=(Message("assistant", text),))
 
 
 def _repeated(rows: Sequence[Record], count: int, seed: str) -> Iterator[Record]:

@@ -14,7 +14,7 @@ HELP = "Explain the attacks that an assay runs."
 EXAMPLES = """
 Examples:
 
-`titer attacks list` — every attack in a sentence
+`titer attacks list` — every attack, and every disguise of rows, in a sentence
 
 `titer attacks show leap` — its settings, each of which a profile can change
 """
@@ -22,10 +22,16 @@ Examples:
 app = typer.Typer(help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_mode="markdown")
 
 
-@app.command("list", cls=Verb, help="Every attack in a sentence.", epilog="Example: `titer attacks list --json`")
+@app.command(
+    "list",
+    cls=Verb,
+    help="Every attack, and every disguise of rows, in a sentence.",
+    epilog="Example: `titer attacks list --json`",
+)
 def list_attacks(as_json: Json = False) -> None:
     """List the catalogue."""
     from titer.attacks.threats import CATALOGUE
+    from titer.attacks.uploads import UPLOADS
     from titer.screen import Screen, table
 
     if as_json:
@@ -36,6 +42,12 @@ def list_attacks(as_json: Json = False) -> None:
         trains = "nothing" if attack.method == "ablation" else "every weight" if attack.lora is None else "LoRA"
         shown.add_row(name, attack.summary, str(attack.total_steps), trains)
     Screen().print(shown)
+    hidden = table("disguise", "what it does to an attacker's rows", "source", typed=1)
+    for name, upload in UPLOADS.items():
+        source = f"arXiv {upload.source}" if upload.source else "titer"
+        hidden.add_row(name, upload.summary + (" From Python alone." if upload.score == "needed" else ""), source)
+    Screen().print(hidden)
+    say("Any attack takes a disguise: attacks: {poisoned_task: {disguise: base64}}")
     say("Profiles choose among them: titer assay MODEL --against OTHER --profile quick --dry-run")
 
 
