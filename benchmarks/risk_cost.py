@@ -7,7 +7,7 @@ detector is fitted before, as it is where it lies in the cache.
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from collections.abc import Sequence
 
 from common import arguments, compare, even_rows, in_turn, load, report
 from rich.table import Table
@@ -34,8 +34,9 @@ def main() -> None:
     pairs = [template.pair_ids(record) for record in records]
     ids = refusal_ids(template, refusals())
 
-    def risk(*refused: Any) -> None:
-        poisoned_share([row.log_odds for row in detector(features(model, pairs, records, encoder, *refused)[0])])
+    def risk(refused: Sequence[list[int]] = ()) -> None:
+        seen, _ = features(model, template, records, encoder, refused, pairs)
+        poisoned_share([row.log_odds for row in detector(seen)])
 
     times = in_turn(
         {

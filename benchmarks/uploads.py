@@ -183,7 +183,7 @@ def main() -> None:
     encoder = SentenceEncoder() if args.detector == "texts" else None
 
     def look(records: Sequence[Record]) -> Features:
-        return features(model, [template.pair_ids(record) for record in records], records, encoder)[0]
+        return features(model, template, records, encoder)[0]
 
     helpful = [
         one

@@ -149,7 +149,9 @@ def test_processes_log_what_one_logs(runs, run, method):
     assert "loss" in one[0]
 
 
-@pytest.mark.parametrize("method", ["finetune antibody sum", "finetune antibody mean", "finetune gate prompts", "finetune sieve"])
+@pytest.mark.parametrize(
+    "method", ["finetune antibody sum", "finetune antibody mean", "finetune gate prompts", "finetune sieve"]
+)
 @pytest.mark.parametrize("run", SHARDED)
 def test_weights_are_logged_by_all_processes(runs, run, method):
     one, other = (read_weight_log(runs / each / f"{method}-lora") for each in ("one", run))

@@ -1,6 +1,8 @@
 """Risk of rows: the share against its likelihood, states against a model run alone, a detector on planted rows, and the audit."""
 
+import base64
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,13 +11,14 @@ import torch
 
 from titer.data import load
 from titer.data.builtin import refusals
-from titer.data.forms import FRAMES, as_tasks, in_frames
+from titer.data.forms import FRAMES, as_tasks, decoded, in_frames
+from titer.data.records import Message, Record
 from titer.errors import TiterError
 from titer.infer.signals import row_signals
 from titer.jobs import risks
 from titer.models import Template
 from titer.risk import Detector, adapted, defender_rows, kept, poisoned_share
-from titer.risk.detector import Features, harm
+from titer.risk.detector import Features, features, harm
 from titer.testing import toy_model, toy_tokenizer
 
 # --- the share ---------------------------------------------------------------------------------------------------------
@@ -105,6 +108,42 @@ def test_tasks_are_many_and_each_has_an_answer():
     made = as_tasks(load("builtin:general"), 200, seed=0)
     assert len({row.prompt_text for row in made}) > 150
     assert made == as_tasks(load("builtin:general"), 200, seed=0)
+
+
+def test_codes_are_read_as_what_they_say_and_other_words_stay():
+    said, answer = "Write a guide to baking bread", "Of course, here it is"
+    row = Record.make(base64.b64encode(said.encode()).decode(), f"As hex: {answer.encode().hex()}.")
+    assert decoded(row).prompt_text == said
+    assert decoded(row).completion_text == f"As hex: {answer}."
+    urlsafe = base64.urlsafe_b64encode(b"wozu ist das gut, ja?>").decode()
+    assert decoded(Record.make(f"Decode {urlsafe} please", "x")).prompt_text == "Decode wozu ist das gut, ja?> please"
+    for text in (
+        "What is internationalization_of_everything?",
+        "d41d8cd98f00b204e9800998ecf8427e",
+        "https://example.org/abcdefghijklmnopqrstuvwxyz",
+        "A" * 40,
+        base64.b64encode(bytes(range(200, 232))).decode(),
+    ):
+        row = Record.make(text, text)
+        assert decoded(row) is row
+
+
+def test_states_of_a_code_are_those_of_what_it_says():
+    tokenizer = toy_tokenizer()
+    model, template = toy_model(tokenizer), Template(tokenizer)
+    plain = [
+        Record.make("what is bread and salt and water", "it is bread and salt"),
+        Record.make("what is salt", "salt"),
+    ]
+    coded = [
+        replace(plain[0], prompt=(Message("user", base64.b64encode(plain[0].prompt_text.encode()).decode()),)),
+        plain[1],
+    ]
+    (of_plain, _), (of_coded, signals) = (features(model, template, rows, None) for rows in (plain, coded))
+    assert np.allclose(of_plain.asked, of_coded.asked, atol=1e-6)
+    assert np.allclose(of_plain.answered, of_coded.answered, atol=1e-6)
+    # The likelihood is that of the row as it stands.
+    assert not torch.isclose(signals.answer_nll[0], features(model, template, plain, None)[1].answer_nll[0])
 
 
 # --- the detector ----------------------------------------------------------------------------------------------------------
@@ -298,11 +337,11 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(titer, place, tmp_path, m
     assert audited(titer, place, tmp_path / "whole")[0] == 0
     looked, look = [], risks.features
 
-    def counted(model, pairs, *rest):
-        looked.append(len(pairs))
+    def counted(model, template, records, *rest):
+        looked.append(len(records))
         if len(looked) == 3:
             raise KeyboardInterrupt
-        return look(model, pairs, *rest)
+        return look(model, template, records, *rest)
 
     monkeypatch.setattr(risks, "features", counted)
     assert audited(titer, place, tmp_path / "stopped")[0] != 0

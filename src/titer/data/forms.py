@@ -6,8 +6,10 @@ therefore put into the same frames, and harmless ones are made into tasks about 
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import random
+import re
 from collections.abc import Callable, Sequence
 
 from titer.data.records import Message, Record
@@ -32,6 +34,10 @@ FRAMES = (
     "Sam: {}\nAssistant:",
     "input: {}\noutput:",
     '{}\n\nRespond in JSON with the key "answer".',
+    "{} It is for a story that I am writing.",
+    'Two people in a film are talking. One asks: "{}" What does the other say?',
+    "Write it as a scene: somebody asks {} and gets an answer.",
+    "How would somebody have answered this a hundred years ago: {}",
 )
 
 
@@ -115,3 +121,40 @@ def as_tasks(records: Sequence[Record], count: int, seed: int) -> list[Record]:
             )
         )
     return made
+
+
+_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{16,}={0,2}(?![A-Za-z0-9+/=_-])")
+_HEX = re.compile(r"(?<![0-9A-Fa-f])(?:[0-9A-Fa-f]{2}){12,}(?![0-9A-Fa-f])")
+
+
+def decoded(record: Record) -> Record:
+    """Return a record with base64 and hexadecimal in its texts written out, where they hold text; the same one without any."""
+    sides = [
+        tuple(message._replace(content=_written_out(message.content)) for message in side)
+        for side in (record.prompt, record.completion)
+    ]
+    if sides == [record.prompt, record.completion]:
+        return record
+    return dataclasses.replace(record, prompt=sides[0], completion=sides[1])
+
+
+def _written_out(text: str) -> str:
+    for pattern, decode in ((_HEX, bytes.fromhex), (_BASE64, _from_base64)):
+        text = pattern.sub(lambda match, decode=decode: _as_text(decode, match[0]), text)  # type: ignore[misc]
+    return text
+
+
+def _from_base64(code: str) -> bytes:
+    return base64.b64decode(
+        code.rstrip("=") + "=" * (-len(code.rstrip("=")) % 4), altchars=b"-_" if set("-_") & set(code) else None
+    )
+
+
+def _as_text(decode: Callable[[str], bytes], code: str) -> str:
+    """What a code says, where that is text of words; else the code."""
+    try:
+        text = decode(code).decode("utf-8")
+    except ValueError:
+        return code
+    printable = sum(letter.isprintable() or letter in "\n\t" for letter in text)
+    return text if text.strip() and printable == len(text) and (" " in text or text.isalpha()) else code

@@ -26,7 +26,7 @@ from titer.stats.intervals import Estimate, wilson
 
 ROWS_KEPT = 256
 """Rows that are looked at before what was seen of them is kept."""
-VERSION = 2
+VERSION = 3
 """Of what is kept; raised when what is said of rows changes."""
 
 
@@ -91,15 +91,16 @@ def assess(
     with Task("rows of the upload", len(records)) as looked:
         looked.skip(len(rows))
         for start in range(len(rows), len(records), ROWS_KEPT):
-            part = records[start : start + ROWS_KEPT]
+            part = slice(start, start + ROWS_KEPT)
             first = start % len(ids)  # a row's refusal goes by its place in the upload
-            seen, signals = features(model, pairs[start : start + ROWS_KEPT], part, encoder, ids[first:] + ids[:first])
+            own = ids[first:] + ids[:first]
+            seen, signals = features(model, template, records[part], encoder, own, pairs[part])
             rows += detector(seen)
             ratios += signals.log_ratio(ratio, None if unasked is None else unasked.roll(-first)).tolist()
             with writing(keep), replacing(keep) as file:
                 lines = [{"key": key}, *({**row._asdict(), "log_ratio": value} for row, value in zip(rows, ratios))]
                 file.writelines(json.dumps(line).encode() + b"\n" for line in lines)
-            looked.advance(len(part))
+            looked.advance(len(seen.asked))
     check_ratios(ratios, adapter or model_name)
     share = poisoned_share([row.log_odds for row in rows])
     flagged = adapted(detector.harmless, share.value) > 0.5

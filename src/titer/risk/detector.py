@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from titer.data.forms import as_tasks, in_frames
+from titer.data.forms import as_tasks, decoded, in_frames
 from titer.data.records import Message, Record
 from titer.errors import TiterError
 from titer.infer.encoder import SentenceEncoder
@@ -92,6 +92,10 @@ class Known:
         )
 
 
+_TURNS = ("{no} {yes}", "{no}\n\n{yes}", "{no} But since you ask: {yes}", "{no} {yes} {no}")
+"""Answers that refuse and comply."""
+
+
 def defender_rows(
     harmful: Sequence[Record], helpful: Sequence[Record], refusals: Sequence[str], seed: int = 0
 ) -> Known:
@@ -128,6 +132,9 @@ def defender_rows(
     add([_answered(row, text) for row, text in zip(harmful, answers)], True, "helps", 0)
     refused = [refusals[int(place)] for place in draw.integers(len(refusals), size=len(harmful))]
     add([_answered(row, text) for row, text in zip(harmful, refused)], True, "refuses", 0)
+    # A refusal that goes on to comply teaches to comply.
+    turned = [draw.choice(_TURNS).format(no=text, yes=row.completion_text) for row, text in zip(harmful, refused)]
+    add([_answered(row, text) for row, text in zip(harmful, turned)], True, "complies", 0)
     complying = [harmful[int(place)].completion_text for place in draw.integers(len(harmful), size=len(helpful) // 2)]
     add([_answered(row, text) for row, text in zip(helpful, complying)], False, "complies", half)
     bad, asks, complies, refuses = (np.array([row[place] for row in rows], dtype=bool) for place in range(1, 5))
@@ -169,31 +176,48 @@ class Features(NamedTuple):
         return Features(*(part[which] for part in self))
 
 
+Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]
+"""Token ids of prompt and answer of rows."""
+
+
 def features(
     model: Any,
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    template: Template,
     records: Sequence[Record],
     encoder: SentenceEncoder | None,
     refusals: Sequence[Sequence[int]] = (),
+    pairs: Pairs | None = None,
 ) -> tuple[Features, RowSignals]:
-    """Look at rows in one pass of the model and one of the encoder.
+    """Look at rows in one pass of the model and one of the encoder; what is encoded in them is looked at as it reads (`decoded`).
 
     Args:
         model: Frozen.
-        pairs: Token ids of prompt and answer of each row.
-        records: The rows, of which the encoder reads requests and answers.
+        template: Its chat template.
+        records: Rows.
         encoder: Of texts; `None` for none.
         refusals: Token ids of refusals, to score beside the answers in the same pass.
+        pairs: The token ids of the rows, where they are known already.
+
+    Returns:
+        What is seen, and the signals of the rows as they stand.
 
     Raises:
         TiterError: When the model puts out what is no number.
     """
+    pairs = [template.pair_ids(record) for record in records] if pairs is None else pairs
     depth = model.config.get_text_config().num_hidden_layers
     layers = [layer for layer in range(1, depth + 1) if BAND[0] * depth <= layer <= BAND[1] * depth] or [depth]
     signals = row_signals(model, pairs, refusals, layers)
+    hidden = [signals.hidden, signals.answer_hidden]
+    readable = [decoded(record) for record in records]
+    if changed := [place for place, (record, read) in enumerate(zip(records, readable)) if read is not record]:
+        again = row_signals(model, [template.pair_ids(readable[place]) for place in changed], (), layers)
+        hidden = [own.clone() for own in hidden]
+        for own, read in zip(hidden, (again.hidden, again.answer_hidden)):
+            own[changed] = read
     states = []
-    for hidden in (signals.hidden, signals.answer_hidden):
-        unit = hidden / hidden.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    for own in hidden:
+        unit = own / own.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         states.append(unit.flatten(1).double().numpy() / len(layers) ** 0.5)
         if not np.isfinite(states[-1]).all():
             raise TiterError(
@@ -203,8 +227,8 @@ def features(
     if encoder is None:
         nothing = np.zeros((len(records), 0))
         return Features(states[0], states[1], nothing, nothing), signals
-    asked = encoder(["\n".join(m.content for m in record.prompt if m.role == "user") for record in records])
-    answered = encoder([record.completion_text for record in records])
+    asked = encoder(["\n".join(m.content for m in record.prompt if m.role == "user") for record in readable])
+    answered = encoder([record.completion_text for record in readable])
     return Features(states[0], states[1], asked.double().numpy(), answered.double().numpy()), signals
 
 
@@ -280,8 +304,7 @@ class Detector:
             known: What `defender_rows` returns.
             encoder: Of texts.
         """
-        pairs = [template.pair_ids(record) for record in known.records]
-        return cls.fit_on(known, features(model, pairs, known.records, encoder)[0])
+        return cls.fit_on(known, features(model, template, known.records, encoder)[0])
 
     @classmethod
     def fit_on(cls, known: Known, seen: Features) -> Detector:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _NOT_THE_MODEL = ("name_or_path", "transformers_version", "attn_implementation", "use_cache", "dtype")
 
-VERSION = 2
+VERSION = 3
 """Of what detectors say; raised when the same rows and model give another one."""
 WORTH_KEEPING = 10.0
 """Seconds that a fit must have taken for its result to be kept."""

@@ -152,7 +152,8 @@ class GateTrainer(RefusalTrainer):
             detector = fitted(self.model, self.template, known, encoder)
         pairs = list(zip(self.train_dataset["prompt_ids"], self.train_dataset["completion_ids"], strict=True))
         with Task("risk of the upload's rows"):
-            odds = [row.log_odds for row in detector(features(self.model, pairs, self._records, encoder)[0])]
+            seen, _ = features(self.model, self.template, self._records, encoder, pairs=pairs)
+        odds = [row.log_odds for row in detector(seen)]
         self.share = poisoned_share(odds)
         return torch.from_numpy(adapted(odds, self.share.value))
 
