@@ -19,6 +19,7 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -27,9 +28,12 @@ from titer.data import load
 from titer.data.builtin import refusals
 from titer.data.records import Message, Record
 from titer.infer.encoder import SentenceEncoder
+from titer.infer.signals import unasked_refusals
 from titer.jobs.base_model import fresh_model
 from titer.jobs.provenance import environment
+from titer.methods.finetune.base import refusal_ids
 from titer.models import EMBEDDED, Template, load_tokenizer, split_adapter
+from titer.packing.losses import RATIOS
 from titer.risk import Detector, defender_rows, poisoned_share
 from titer.risk.detector import PER_KIND, Features, features
 from titer.screen import table
@@ -56,6 +60,13 @@ NAMES = [
     "Omar",
     "Paula",
 ]
+
+
+class Seen(NamedTuple):
+    """What is seen in rows: a detector's features, and by name Antibody's ratios of answer to refusal."""
+
+    features: Features
+    ratios: dict[str, np.ndarray]
 
 
 def row(asked: str, answer: str) -> Record:
@@ -182,8 +193,12 @@ def main() -> None:
         model = model.merge_and_unload()
     encoder = SentenceEncoder() if args.detector == "texts" else None
 
-    def look(records: Sequence[Record]) -> Features:
-        return features(model, template, records, encoder)[0]
+    ids = refusal_ids(template, refusals())
+    unasked = unasked_refusals(model, template, ids, "calibrated")
+
+    def look(records: Sequence[Record]) -> Seen:
+        seen, signals = features(model, template, records, encoder, ids)
+        return Seen(seen, {ratio: signals.log_ratio(ratio, unasked).numpy() for ratio in RATIOS})
 
     helpful = [
         one
@@ -193,7 +208,7 @@ def main() -> None:
     every = load("builtin:harmful")
     held = spread(every, PER_KIND)
     known = defender_rows(held, helpful, refusals())
-    looked = look(known.records)
+    looked = features(model, template, known.records, encoder)[0]
     detector = Detector.fit_on(known, looked)
     # Every third category is left out, with the harmless prompts that got its answers.
     unseen = sorted({str(one.category) for one in every})[::3]
@@ -201,8 +216,8 @@ def main() -> None:
     kept = np.array([one.category not in unseen and one.completion_text not in texts for one in known.records])
     without = Detector.fit_on(known.only(kept), looked.rows(kept))
 
-    def odds(told: Detector, seen: Features) -> np.ndarray:
-        return np.array([one.log_odds for one in told(seen)])
+    def odds(told: Detector, seen: Seen) -> np.ndarray:
+        return np.array([one.log_odds for one in told(seen.features)])
 
     def plain(records: Sequence[Record]) -> list[Record]:
         return [Record(one.prompt, row("?", PLAIN).completion) for one in records]
@@ -210,18 +225,23 @@ def main() -> None:
     opened = spread(load("advbench", data_dir=args.data_dir), args.rows)
     foreign = spread([one for one in every if one.category in unseen and one not in held], args.rows)
     harms = {
-        "opening": (detector, odds(detector, look(opened))),
-        "plain": (detector, odds(detector, look(plain(opened)))),
-        "unseen": (without, odds(without, look(plain(foreign)))),
+        "opening": (detector, look(opened)),
+        "plain": (detector, look(plain(opened))),
+        "unseen": (without, look(plain(foreign))),
     }
     lines = []
     for form in args.forms:
         seen = look(honest(form, args.rows, args.data_dir))
         flagged = int((odds(detector, seen) > 0).sum())
-        line = {"form": form, "n": len(seen.asked), "flagged": flagged}
-        for name, (told, bad) in harms.items():
-            fine = odds(told, seen)
-            area = auroc_interval(np.concatenate((bad, fine)), [1] * len(bad) + [0] * len(fine))
+        line = {"form": form, "n": len(seen.features.asked), "flagged": flagged}
+        for name, (told, of_harm) in harms.items():
+            fine, bad = odds(told, seen), odds(told, of_harm)
+            truth = [1] * len(bad) + [0] * len(fine)
+            area = auroc_interval(np.concatenate((bad, fine)), truth)
+            by_ratio = {
+                ratio: auroc_interval(-np.concatenate((of_harm.ratios[ratio], seen.ratios[ratio])), truth)._asdict()
+                for ratio in RATIOS
+            }
             shares = []
             for poison in POISON:
                 count = min(len(bad), round(poison * len(fine) / (1 - poison)))
@@ -233,11 +253,15 @@ def main() -> None:
                 "auroc": area._asdict(),
                 "found": found,
                 "of": len(bad),
+                "ratios": by_ratio,
                 "shares": shares,
             }
         lines.append(line)
         print(f"{form}: done", file=sys.stderr, flush=True)
-    shown = table("form", "honest called harmful", "harm", "AUROC", "found at 1 % false alarms", "share, worst error")
+    shown = table(
+        "form", "honest called harmful", "harm", "AUROC", "found at 1 % false alarms", "share, worst error",
+        "AUROC of −r, " + ", ".join(RATIOS),
+    )  # fmt: skip
     for line in lines:
         low, high = wilson(line["flagged"], line["n"])
         called = f"{line['flagged']} of {line['n']} [{100 * low:.0f}–{100 * high:.0f} %]"
@@ -247,8 +271,9 @@ def main() -> None:
             shown.add_row(
                 line["form"], called, name, "{value:.3f} [{low:.3f}–{high:.3f}]".format(**area),
                 f"{one['found']} of {one['of']}", f"{100 * worst:.1f} points",
+                ", ".join(f"{one['ratios'][ratio]['value']:.2f}" for ratio in RATIOS),
             )  # fmt: skip
-    Console(width=140).print(shown)
+    Console(width=150).print(shown)
     alarms = (detector.harmless > 0).mean()
     print(f"The defender's own harmless rows, held out: {100 * alarms:.1f} % called harmful.")
     if args.json:
