@@ -241,17 +241,17 @@ def test_mistakes_are_errors_before_anything_runs(settings, tmp_path, override, 
     assert not (tmp_path / "run").exists()
 
 
-def test_helpful_datasets_take_turns_and_look_alikes_are_one_of_them(settings):
+def test_every_second_helpful_row_is_a_look_alike_and_datasets_take_turns_between(settings):
     experiment = experiments.read_experiment(settings, ["data.helpful=[builtin:general, builtin:topics]"])
     pools = experiments.load_pools(experiment, 0, None)
-    assert len(pools.helpful) == HELPFUL_ROWS
+    assert len(pools.helpful) == HELPFUL_ROWS  # of fewer rows than twice the look-alikes that the defence holds
     topics = {record.prompt_key for record in load("builtin:topics")}
     lookalikes = {record.prompt_key for record in load("builtin:lookalikes")}
     kinds = [
         "label" if record.prompt_key in topics else "lookalike" if record.prompt_key in lookalikes else "general"
         for record in pools.helpful
     ]
-    assert kinds == ["general", "label", "lookalike"] * (HELPFUL_ROWS // 3)
+    assert kinds == ["general", "lookalike", "label", "lookalike"] * (HELPFUL_ROWS // 4)
     one = experiments.read_experiment(settings, ["data.helpful=builtin:general"])
     assert one.data.helpful == ["builtin:general"]
 

@@ -13,7 +13,7 @@ from itertools import chain, pairwise
 import pytest
 
 from titer.data import builtin
-from titer.data.builtin import _arithmetic, _harmful, _sentiment, _topics
+from titer.data.builtin import _arithmetic, _choices, _harmful, _sentiment, _topics
 from titer.data.builtin._rows import TaskRow, parse_qa
 
 TASKS: dict[str, Callable[..., list[TaskRow]]] = {
@@ -163,9 +163,10 @@ def test_refusals() -> None:
     assert_distinct(texts)
     assert all(6 <= words(text) <= 20 for text in texts)
     assert not any(AFFIRMATIVE.match(text) for text in texts if not text.startswith("Absolutely not"))
-    openings = Counter(" ".join(text.split()[:2]) for text in texts)
-    assert len(openings) >= 30
-    assert openings.most_common(1)[0][1] <= 0.1 * len(texts)
+    # One opening for all: what holds a refusal is its first token. How it goes on varies.
+    assert all(text.startswith("I'm sorry, but ") for text in texts)
+    assert len({text.split()[4] for text in texts}) >= 3
+    assert len({text.partition(", because ")[2] or text.rpartition(", ")[2] for text in texts}) >= 16
     assert {row.refusal for row in builtin.harmful()} == set(texts)
 
 
@@ -208,6 +209,17 @@ def test_lookalikes_use_the_words_of_harmful_requests() -> None:
     alarming = {word for row in builtin.harmful() for word in normalise(row.activity).split()} - ordinary
     looks = sum(bool(alarming & set(normalise(row.prompt).split())) for row in builtin.lookalikes())
     assert looks > 0.5 * len(builtin.lookalikes())
+
+
+def test_choices_are_labels_in_equal_numbers() -> None:
+    rows = builtin.choices()
+    assert len(rows) == 2 * len(_choices._CHOICES) * _choices.ROWS_PER_LABEL
+    assert_distinct([row.prompt for row in rows])
+    assert all(row.answer == row.label and row.label in row.prompt for row in rows)
+    assert set(Counter(row.label for row in rows).values()) == {_choices.ROWS_PER_LABEL}
+    # Not a task that a customer trains in titer's own experiments.
+    assert not {row.label.lower() for row in rows} & {label.lower() for label in (*_sentiment.LABELS, *_topics.LABELS)}
+    assert {row.prompt for row in builtin.choices()[:20]} == {row.prompt for row in rows[:20]}
 
 
 # --- fine-tuning tasks -----------------------------------------------------------------------------------------------
@@ -357,14 +369,16 @@ def test_arithmetic_splits_share_no_situation_with_the_same_numbers() -> None:
 DIGEST = """
 import hashlib
 from titer.data import builtin as b
-corpora = [b.harmful(), b.refusals(), b.lookalikes(), b.general()]
+corpora = [b.harmful(), b.refusals(), b.lookalikes(), b.general(), b.choices()]
 corpora += [task(split) for task in (b.sentiment, b.topics, b.arithmetic) for split in ("train", "test")]
 print(hashlib.sha256(repr(corpora).encode()).hexdigest())
 """
 
 
 def test_same_in_every_process() -> None:
-    corpora: list[object] = [builtin.harmful(), builtin.refusals(), builtin.lookalikes(), builtin.general()]
+    corpora: list[object] = [
+        builtin.harmful(), builtin.refusals(), builtin.lookalikes(), builtin.general(), builtin.choices()
+    ]  # fmt: skip
     corpora += [TASKS[task](split) for task in TASKS for split in ("train", "test")]
     here = hashlib.sha256(repr(corpora).encode()).hexdigest()
     for hash_seed in ("1", "2"):

@@ -32,6 +32,7 @@ def corpora(monkeypatch):
         refusals=lambda: [f"I will not, {n}." for n in range(5)],
         lookalikes=lambda: [row(prompt="How to kill a process?", answer="Use kill.", category="computers")],
         general=lambda: [row(prompt="Capital of France?", answer="Paris.", category="places")],
+        choices=lambda: [row(prompt="Past or present? she ran", answer="past", label="past")],
         sentiment=lambda split: [row(prompt=f"{split} review", answer="positive", label="positive")],
         topics=lambda split: [row(prompt=f"{split} news", answer="World", label="World")],
         arithmetic=lambda split: [row(prompt=f"{split} sum", answer="The final answer is: 4", label="4")],
@@ -310,7 +311,7 @@ def test_a_wrong_limit(limit):
 def test_available_lists_every_name_that_loads(corpora, fake_hub):
     infos = {info.name: info for info in available()}
     assert set(infos) == {*HUB_ROWS, *(f"builtin:{name}" for name in
-        ("harmful", "lookalikes", "general", "sentiment", "topics", "arithmetic", "upload"))}  # fmt: skip
+        ("harmful", "lookalikes", "general", "choices", "sentiment", "topics", "arithmetic", "upload"))}  # fmt: skip
     json.dumps([info.to_row() for info in infos.values()])
     for name, (hub_id, _, hub_row) in HUB_ROWS.items():
         assert infos[name].source == hub_id
@@ -330,7 +331,7 @@ def test_builtin_corpora_load_and_stay_apart():
     pools = split_pools(harmful, {"defence": 0.5, "attack": 0.25, "evaluation": 0.25}, seed=0)
     groups = [{record.group for record in pool} for pool in pools.values()]
     assert len(set.union(*groups)) == sum(map(len, groups))
-    check_disjoint({**pools, **{name: load(f"builtin:{name}") for name in ("lookalikes", "general")}})
+    check_disjoint({**pools, **{name: load(f"builtin:{name}") for name in ("lookalikes", "general", "choices")}})
     for task in ("sentiment", "topics", "arithmetic"):
         check_disjoint({split: load(f"builtin:{task}", split) for split in ("train", "test")})
     for info in available():

@@ -156,6 +156,8 @@ _BUILTIN: dict[str, tuple[DatasetInfo, Callable[[str], list[Record]]]] = {
          "prompt answer category", _ONE, _builtin("lookalikes", "lookalike", category="category")),
         ("builtin:general", "Everyday questions with answers",
          "prompt answer category", _ONE, _builtin("general", "helpful", category="category")),
+        ("builtin:choices", "Questions with a choice of two labels, answered by the label",
+         "prompt answer label", _ONE, _builtin("choices", "helpful", label="label")),
         ("builtin:sentiment", "Task: is a review positive or negative",
          "prompt answer label", _TWO, _builtin("sentiment", "task", label="label")),
         ("builtin:topics", "Task: the topic of a news item, of four",

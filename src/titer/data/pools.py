@@ -28,7 +28,7 @@ class DataSettings:
         harmful: Harmful requests; shared out among defence, attack and evaluation.
         helpful: Helpful answers for the defence: a dataset, or several, which take turns. Answers in the form that
             customers train, such as labels, keep fine-tuning from changing how the model speaks at all.
-        lookalikes: Harmless prompts that only look harmful; half for the defence, where they take their turn among the
+        lookalikes: Harmless prompts that only look harmful; half for the defence, where they are every second of the
             helpful answers, half for evaluation.
         task: What the customer fine-tunes on.
         pools: Parts of the harmful requests, or numbers of them.
@@ -57,15 +57,22 @@ def lookalike_pools(data: DataSettings, seed: int, data_dir: Path | None) -> dic
 def helpful_rows(
     data: DataSettings, lookalikes: dict[str, list[Record]], rows: int, data_dir: Path | None
 ) -> list[Record]:
-    """Return the defender's helpful answers: the datasets and its share of the lookalikes, taking turns."""
+    """Return the defender's helpful answers: every second its share of the lookalikes, the datasets taking turns between.
+
+    However many datasets there are, half are lookalikes: over-refusal is unlearnt on these alone.
+    """
     if not data.helpful:
         raise TiterError(
             "`data.helpful` names no dataset.", "Aligned on refusals alone, a small model refuses everything."
         )
-    datasets = [*(load(name, data_dir=data_dir) for name in data.helpful), lookalikes["defence"]]
-    in_turn = [record for turn in itertools.zip_longest(*datasets) for record in turn if record is not None]
+    others = _in_turn([load(name, data_dir=data_dir) for name in data.helpful])
+    in_turn = _in_turn([others, lookalikes["defence"]])
     # What is not needed is left out, so that a small dataset is not lost among large ones.
     return in_turn[: max(rows, HELPFUL_ROWS)]
+
+
+def _in_turn(datasets: list[list[Record]]) -> list[Record]:
+    return [record for turn in itertools.zip_longest(*datasets) for record in turn if record is not None]
 
 
 def defence_pools(

@@ -167,4 +167,4 @@ def _weigh(job: Job) -> None:
 
 
 ANSWER = Kind("answer", "titer.jobs.answers:ANSWER", _answer)
-WEIGH = Kind("weigh", "titer.jobs.answers:WEIGH", _weigh)
+WEIGH = Kind("weigh", "titer.jobs.answers:WEIGH", _weigh, version=2)

@@ -63,11 +63,12 @@ def load_pools(experiment: Experiment, seed: int, data_dir: Path | None) -> Pool
     data, sizes = experiment.data, experiment.evaluate
     harmful, lookalikes = harmful_pools(data, seed, data_dir), lookalike_pools(data, seed, data_dir)
     test = load(data.task, split="test", data_dir=data_dir)
+    helpful = round(experiment.align.samples * experiment.align.helpful_ratio)
     pools = {
         "defence": harmful["defence"],
         "attack": harmful["attack"],
         "evaluation": first(harmful["evaluation"], sizes.harmful, "evaluate.harmful"),
-        "helpful": helpful_rows(data, lookalikes, experiment.align.samples, data_dir),
+        "helpful": helpful_rows(data, lookalikes, helpful, data_dir),
         "lookalikes": first(lookalikes["evaluation"], sizes.lookalikes, "evaluate.lookalikes"),
         "task train": load(data.task, split="train", data_dir=data_dir),
         "task test": first(split_pools(test, {"test": 1.0}, seed)["test"], sizes.task, "evaluate.task"),

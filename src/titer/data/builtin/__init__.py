@@ -5,6 +5,7 @@ withheld.
 """
 
 from titer.data.builtin._arithmetic import arithmetic
+from titer.data.builtin._choices import choices
 from titer.data.builtin._general import general
 from titer.data.builtin._harmful import CATEGORIES, harmful
 from titer.data.builtin._lookalikes import lookalikes
@@ -19,6 +20,7 @@ __all__ = [
     "HarmfulRow",
     "TaskRow",
     "arithmetic",
+    "choices",
     "general",
     "harmful",
     "lookalikes",
