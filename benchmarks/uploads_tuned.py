@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the training, of every method"
     )
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="also write the table for a page")
     args = parser.parse_args()
     recipe = {**RECIPE, **{key: json.loads(value) for key, _, value in (one.partition("=") for one in args.set)}}
     args.output.mkdir(parents=True, exist_ok=True)
@@ -148,33 +149,25 @@ def main() -> None:
             kept.write_text(json.dumps({**found, **about, "environment": environment()}, indent=1))
             print(json.dumps(found), flush=True)
         cells.append(json.loads(kept.read_text()))
-    shown = table(
-        "form",
-        "poison",
-        "seed",
-        "method",
-        "HS",
-        "refused",
-        "broken",
-        "over-refusal",
-        "accuracy",
-        "loss",
-        "weight of harm",
-    )
-    for one in cells:
-        rates = ["{:.0f} [{:.0f}–{:.0f}]".format(*one[name]) for name in SHOWN]
-        weight = f"{100 * one['weight_of_harm']:.1f} %" if "weight_of_harm" in one else ""
-        shown.add_row(
-            one["form"],
-            f"{one['poison']:g}",
-            str(one["seed"]),
-            one["method"],
-            *rates,
-            f"{one['accuracy']:.1f}",
-            f"{one['loss']:.2f}",
-            weight,
-        )
+    lines = [HEADS, *map(line_of, cells)]
+    shown = table(*HEADS)
+    for line in lines[1:]:
+        shown.add_row(*line)
     Console(width=160).print(shown)
+    if args.markdown:
+        told = [f"| {' | '.join(line)} |" for line in (lines[0], ["---"] * len(HEADS), *lines[1:])]
+        args.markdown.write_text("\n".join(told) + "\n")
+
+
+HEADS = ("form", "p", "seed", "method", "HS", "refused", "broken", "over-refusal", "accuracy", "loss", "weight of harm")
+
+
+def line_of(one: dict[str, Any]) -> list[str]:
+    """A cell as a line of the table."""
+    rates = ["{:.0f} [{:.0f}–{:.0f}]".format(*one[name]) for name in SHOWN]
+    weight = f"{100 * one['weight_of_harm']:.1f} %" if "weight_of_harm" in one else ""
+    about = [one["form"], f"{one['poison']:g}", str(one["seed"]), one["method"]]
+    return [*about, *rates, f"{one['accuracy']:.1f}", f"{one['loss']:.2f}", weight]
 
 
 if __name__ == "__main__":

@@ -33,8 +33,9 @@ WORTH_KEEPING = 10.0
 def fitted(model: Any, template: Template, known: Known, encoder: SentenceEncoder | None) -> Detector:
     """Return the detector that `Detector.fit` returns; one that was fitted before is read from the cache.
 
-    Rows that are longer than the model's context are left out: a form may be, for a small model. A kept detector is found by a hash of everything that it depends on: the defender's rows, the model's weights, the encoder. A cache
-    that cannot be read or written costs time and nothing else.
+    Rows that are longer than the model's context are left out: a form may be, for a small model. A kept detector is found by
+    a hash of everything that it depends on: the defender's rows, the model's weights, the encoder. A cache that cannot be read
+    or written costs time and nothing else.
     """
     known = known.only(np.array([_fits(model, template, record) for record in known.records]))
     path = cache_folder() / "detectors" / f"{_key(model, template, known, encoder)}.npz"

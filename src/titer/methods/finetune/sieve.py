@@ -95,7 +95,6 @@ class SieveTrainer(GateTrainer):
     def before_step(self, model: Any) -> None:
         """Leave the gradient of the alignment rows, which count among the tokens or samples of the optimizer batch."""
         super().before_step(model)
-        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
         if self.args.replay:
             replayed = self.counted(self.stream_batches("replay"))
             self.denominator = self.denominator + replayed
@@ -108,16 +107,9 @@ class SieveTrainer(GateTrainer):
         if self.args.ratio == NONE:
             return weights
         ratio = self.log_ratio(model, inputs, output, answer, tokens, self.args.ratio)
-        weights = weights * torch.sigmoid(ratio / self.args.tau)
-        self.seen.append((inputs["row"], weights, ratio))
-        return weights
-
-    def after_step(self, model: Any) -> None:
-        """Log the weights of the step, where they change from step to step."""
-        super().after_step(model)
-        if self.seen:
-            rows, weights, ratios = (torch.cat(column) for column in zip(*self.seen, strict=True))
-            self.log_weights(rows, weights, log_ratio=ratios)
+        by_ratio = torch.sigmoid(ratio / self.args.tau)
+        self.record(ratio_weight=by_ratio.mean().item())
+        return weights * by_ratio
 
 
 def _gradients(args: SieveConfig) -> Gradients:
