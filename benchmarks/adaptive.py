@@ -1,8 +1,8 @@
 """What each defence that looks at rows before training sees of each disguise of an attacker's rows (`titer.attacks.UPLOADS`).
 
 The harm is AdvBench's, in each disguise, beside honest rows of several forms. Three look at the same rows of one model, in one
-pass: the detector of `titer audit`, the gate's (its probe and its refusal signal, as `gate` takes them by default and in its
-variant `both`) and Antibody's likelihood ratio, as a sum and as a mean. Disguises without harm are found only by what their
+pass: the detector of `titer audit`, which `sieve` and `gate` weigh rows by, the probe and the refusal signal that `gate` takes
+with `signal=both`, and Antibody's likelihood ratio, as a sum and as a mean. Disguises without harm are found only by what their
 rows look like, and none of these was made to. One model a run; its time is not compared.
 
 Examples:
@@ -212,7 +212,7 @@ def main() -> None:
     ]
     known = defender_rows(own, helpful, refusals())
     seen = look(known.records)
-    detector = Detector(known, seen.features)
+    detector = Detector.fit_on(known, seen.features)
     # As the gate is fitted: on the prompts as they are, which come first and third of what `defender_rows` makes of them.
     first, third = len(own), 2 * len(own)
     plain = seen.rows([*range(first), *range(third, third + len(helpful))])
