@@ -26,7 +26,7 @@ from titer.risk.detector import features
 def main() -> None:
     args = arguments(__doc__, rows=128, tokens=96)
     model, tokenizer = load(args)
-    template, encoder = Template(tokenizer), SentenceEncoder()
+    template, encoder = Template(tokenizer), None if args.quick else SentenceEncoder()
     few = 10 if args.quick else 40
     known = known_rows(load_records("builtin:harmful")[:few], load_records("builtin:general")[: 2 * few], refusals())
     detector = Detector.fit(model, template, known, encoder)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 APART = (
     "uploads",
+    "uploads_tuned",
     "adaptive",
     "common",
     "small_models",
@@ -117,7 +118,7 @@ def test_estimates_are_held_against_what_work_took(tiny_folder):
     table = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("|")]
     kinds = [row[0].strip() for row in table[2:]]
     assert kinds == [
-        "align: align sft", "align: align booster", "finetune: finetune antibody", "audit: weigh", "evaluate: answer"
+        "align: align sft", "align: align booster", "finetune: finetune antibody", "audit: risk", "evaluate: answer"
     ]  # fmt: skip
     assert all(float(estimate) >= 0 and float(took) >= 0 for *_, estimate, took, _ in table[2:])
 

@@ -312,7 +312,7 @@ for words in (
     ["finetune", upload, "--model", "a", "--output", "t", *few],
     ["evaluate", "a", "--output", "e", "--samples", "1", "--max-new-tokens", "1"],
     ["audit", upload, "--model", "a", "--detector", "none"],
-    ["run", "quickstart", "--dry-run", "--set", f"model={model}"],
+    ["run", "quickstart", "--dry-run", "--set", f"model={model}", "--set", "arms={a: {align: sft, finetune: sft}}"],
     ["assay", model, "--against", model, "--profile", "smoke", "--dry-run", "--json"],
 ):
     sys.argv = ["titer", *words]
