@@ -48,7 +48,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "gate probe": ("gate", {"signal": "probe"}),
     "sieve": ("sieve", {}),
     "sieve ratio": ("sieve", {"ratio": "calibrated", "tau": 0.1}),
-    "sieve no replay": ("sieve", {"replay": 0.0}),
+    "sieve threshold": ("sieve", {"threshold": 0.1}),
+    "sieve more replay": ("sieve", {"replay": 0.25}),
 }
 RECIPE = {
     "max_steps": 32,

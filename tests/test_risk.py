@@ -308,6 +308,9 @@ def test_an_audit_says_the_share_each_rows_chance_and_why(titer, place, tmp_path
     assert found["share"]["value"] == pytest.approx(sum(chances) / 40, abs=1e-3)
     clean = load(str(tmp_path / "clean.jsonl"))
     assert len(clean) == sum(chance <= 0.5 for chance in chances)
+    # Rows go out as they came in.
+    came = place.upload.read_text().splitlines()
+    assert all(json.loads(line) in map(json.loads, came) for line in (tmp_path / "clean.jsonl").read_text().splitlines())
     assert json.loads((tmp_path / "a" / "audit.json").read_text()) == found
     page = (tmp_path / "a" / "audit.html").read_text()
     assert found["verdict"] in page
@@ -330,6 +333,14 @@ def test_an_upload_with_too_much_harm_fails_and_one_without_a_detector_cannot(ti
         code, _, error = titer("audit", place.upload, "--model", place.model, "--detector", "none", *option)
         assert code == 2
         assert option[0] in error
+
+
+def test_clean_rows_of_no_file_are_messages(titer, place, tmp_path):
+    words = ["audit", "builtin:upload", "--model", place.model, "--detector", "states", "--output", tmp_path / "a"]
+    code, _, error = titer(*words, "--write-clean", tmp_path / "clean.jsonl")
+    assert code == 0, error
+    for line in (tmp_path / "clean.jsonl").read_text().splitlines():
+        assert [message["role"] for message in json.loads(line)["messages"]] == ["user", "assistant"]
 
 
 def test_an_interrupted_audit_goes_on_where_it_stopped(titer, place, tmp_path, monkeypatch):
