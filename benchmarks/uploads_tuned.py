@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "gate probe": ("gate", {"signal": "probe"}),
     "sieve": ("sieve", {}),
     "sieve ratio": ("sieve", {"ratio": "calibrated", "tau": 0.1}),
-    "sieve threshold": ("sieve", {"threshold": 0.1}),
+    "sieve soft": ("sieve", {"threshold": None}),
     "sieve more replay": ("sieve", {"replay": 0.25}),
 }
 RECIPE = {

@@ -310,7 +310,9 @@ def test_an_audit_says_the_share_each_rows_chance_and_why(titer, place, tmp_path
     assert len(clean) == sum(chance <= 0.5 for chance in chances)
     # Rows go out as they came in.
     came = place.upload.read_text().splitlines()
-    assert all(json.loads(line) in map(json.loads, came) for line in (tmp_path / "clean.jsonl").read_text().splitlines())
+    assert all(
+        json.loads(line) in map(json.loads, came) for line in (tmp_path / "clean.jsonl").read_text().splitlines()
+    )
     assert json.loads((tmp_path / "a" / "audit.json").read_text()) == found
     page = (tmp_path / "a" / "audit.html").read_text()
     assert found["verdict"] in page

@@ -28,6 +28,7 @@ class SieveConfig(GateConfig):
     """Settings of the sieve.
 
     Args:
+        threshold: Rows with P(harmful) above it get weight 0 and the others weight 1; `None` for weights 1 − P.
         replay: Rows of the alignment data in the batch beside each row of the upload, half of them refusals of harmful prompts
             and half helpful answers.
         ratio: What the current model says of a row at every step, which multiplies its weight by σ(r / τ): `sum`, `mean` or
@@ -37,6 +38,7 @@ class SieveConfig(GateConfig):
 
     RANGES: ClassVar[dict[str, Range]] = {**GateConfig.RANGES, "replay": SHARE, "tau": POSITIVE}
 
+    threshold: float | None = field(default=0.1, metadata={"help": "Drop rows above it, or null to weigh them."})
     replay: float = field(default=0.1, metadata={"help": "Alignment rows beside each row of the upload."})
     ratio: str = field(
         default=NONE,
@@ -53,7 +55,7 @@ class SieveConfig(GateConfig):
 
 
 class SieveTrainer(GateTrainer):
-    """Fine-tunes with the weights of a frozen gate, on alignment rows beside those of the upload.
+    """Fine-tunes on the rows that a frozen gate lets through, and on alignment rows beside them.
 
     Minimises what the gate does, Σ_i w_i Σ_t CE_it / Σ_i N_i over the optimizer batch, in which a few rows more, of weight 1,
     are of those that the model was aligned on (SafeInstr, arXiv 2309.07875), drawn anew at each step: they hold refusals and
