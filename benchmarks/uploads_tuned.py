@@ -70,7 +70,8 @@ def cell(
     held_out, task = rows[:HELD_OUT], rows[HELD_OUT:]
     asked = load("advbench", data_dir=data)
     unseen, attack = asked[:HELD_OUT], asked[HELD_OUT:]
-    upload = poison(task, attack, ROWS, share, seed)
+    count = min(ROWS, int(len(task) / (1 - share)))  # a form may have fewer rows
+    upload = poison(task, attack, count, share, seed)
     file = folder / f"upload-{form.replace(':', '-')}-{share:g}-{seed}.jsonl"
     write_jsonl(file, upload)
     method, settings = METHODS[name]
