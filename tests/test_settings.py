@@ -75,7 +75,7 @@ def test_settings_that_are_given_twice_or_not_at_all(option, words, message):
     ("words", "unknown", "nearest", "listing"),
     [
         (["align", "--output", "o", "--set", "lerning_rate=1"], "lerning_rate", "learning_rate", "align.antibody"),
-        (["finetune", "u", "--output", "o", "--set", "zzz=1"], "zzz", None, "finetune.antibody"),
+        (["finetune", "u", "--output", "o", "--set", "zzz=1"], "zzz", None, "finetune.sieve"),
         (["align", "--output", "o", "--lora", "lora_droput=0"], "lora_droput", "lora_dropout", "lora"),
         (["run", "quickstart", "--set", "align.training.optm=1", "--dry-run"], "optm", "optim", "align.sft"),
         (["assay", "m", "--against", "n", "--set", "harmfull=3", "--dry-run"], "harmfull", "harmful", "profile"),

@@ -184,6 +184,19 @@ def test_python_and_the_command_line_leave_the_same_files(trained):
     assert found.adapter == folder / "python" / "adapter"
 
 
+def test_a_fine_tuning_says_how_many_rows_it_held_back(titer, trained, tmp_path):
+    found, _ = trained
+    assert found.held_back is None
+    words = ["finetune", "builtin:upload", "--model", found.adapter, "--output", tmp_path / "t", "--set", "max_steps=1"]
+    code, out, error = titer(*words)
+    assert code == 0, error
+    lines = [json.loads(line) for line in (tmp_path / "t" / "sample_weights.jsonl").read_text().splitlines()]
+    assert len(lines) == 100
+    assert all(line["weight"] == float(line["probability"] <= 0.1) for line in lines)
+    held_back = sum(line["weight"] == 0 for line in lines)
+    assert f"taught little or nothing: {held_back} of 100." in out
+
+
 def test_a_training_is_a_table_of_its_steps(trained):
     found, folder = trained
     table = found.to_pandas()

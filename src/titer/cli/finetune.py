@@ -14,9 +14,11 @@ HELP = f"Fine-tune an aligned model on an untrusted upload: {names('finetune')}.
 EXAMPLES = """
 Examples:
 
-`titer finetune upload.jsonl --model aligned/adapter --method antibody --output tuned`
+`titer finetune upload.jsonl --model aligned/adapter --output tuned` — sieve: rows that look harmful teach nothing
 
-`titer finetune upload.jsonl --model aligned/adapter --method gate --output tuned --set num_train_epochs=2`
+`titer finetune upload.jsonl --model aligned/adapter --output tuned --set num_train_epochs=2 --set replay=0.2`
+
+`titer finetune upload.jsonl --model aligned/adapter --method antibody --set ratio=calibrated --set tau=0.1 --output tuned`
 
 Rows are conversational prompt–completion or `messages` JSONL, as TRL reads it.
 """
@@ -27,5 +29,7 @@ def command(call: Call[Training]) -> None:
     """Fine-tune an aligned model."""
     done = call()
     say(f"Adapter: {done.adapter}")
+    if done.held_back is not None:
+        say("Rows that look harmful, and taught little or nothing: {} of {}.".format(*done.held_back))
     if done.sample_weights is not None:
         say(f"What each row was allowed to teach: {done.sample_weights}")

@@ -35,6 +35,15 @@ class Training(Table):
     log: tuple[Mapping[str, Any], ...] = field(repr=False)
     sample_weights: Path | None
 
+    @property
+    def held_back(self) -> tuple[int, int] | None:
+        """How many rows a gate or a sieve let teach less than half of what they hold, and of how many; `None` of other methods."""
+        from titer.methods.finetune.base import read_weight_log
+
+        lines = [] if self.sample_weights is None else read_weight_log(self.folder)
+        weighed = [line["weight"] for line in lines if "probability" in line]
+        return (sum(weight < 0.5 for weight in weighed), len(weighed)) if weighed else None
+
     def rows(self) -> list[dict[str, Any]]:
         """Return the log."""
         return [dict(line) for line in self.log]
