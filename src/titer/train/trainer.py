@@ -134,7 +134,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
 
     @property
     def rows_drawn(self) -> int:
-        """How many rows of a pool each rank draws at an optimizer step: as many as it has training rows."""
+        """How many rows of a pool each rank draws at an optimizer step: as a full batch has, unless a method says less."""
         return int(self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps)
 
     def before_step(self, model: Any) -> None:
@@ -179,11 +179,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         return bare_model(self.model)
 
     def drawn_rows(self, stream: str, number: int) -> list[int]:
-        """Return which rows of its pool a stream takes at its `number`-th draw, over all micro-batches and ranks.
-
-        There are as many as a full optimizer batch has, also where the training rows of an epoch do not fill the last, unless
-        a method draws fewer (`rows_drawn`).
-        """
+        """Return which rows of its pool a stream takes at its `number`-th draw: `rows_drawn` for each rank, always."""
         which, pool = next((which, pool) for which, pool in enumerate(self._pools) if stream in pool)
         size = self.rows_drawn * self.args.world_size
         return draw(len(pool[stream]), number * size, size, (self.args.seed, which))
@@ -191,8 +187,8 @@ class PackedSFTTrainer(trl.SFTTrainer):
     def stream_batches(self, stream: str) -> list[PackedBatch]:
         """Return this rank's micro-batches of a stream at this optimizer step.
 
-        A stream of a pool has `gradient_accumulation_steps` micro-batches of `per_device_train_batch_size` samples at
-        every step; one that is tied to the training rows has a sample for each of them.
+        A stream of a pool has micro-batches of `per_device_train_batch_size` samples, one tied to the training rows a sample
+        for each of them.
         """
         pool = next((pool for pool in self._pools if stream in pool), None)
         if pool is None:
@@ -210,11 +206,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         return self._drawn[stream]
 
     def stream_backward(self, model: Any, stream: str, factor: float = 1.0) -> float:
-        """Add `factor` times the gradient of a stream's mean token loss over the optimizer batch to `.grad`.
-
-        Returns:
-            The mean token loss, in nats, over all ranks.
-        """
+        """Add `factor` times the gradient of a stream's mean token loss to `.grad`; return that loss, in nats, over all ranks."""
         mean = torch.zeros((), device=self.args.device)
         for share in self._stream_shares(model, stream):
             self.accelerator.backward(factor * self.accelerator.num_processes * share)  # DDP takes the mean over ranks
