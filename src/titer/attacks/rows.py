@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from titer.attacks.threats import PLAIN, Attack
-from titer.attacks.uploads import UPLOADS, disguise, obedient
+from titer.attacks.uploads import UPLOADS, answered, disguise, obedient
 from titer.data.mixtures import poison
 from titer.data.records import Message, Record
 from titer.errors import TiterError
@@ -42,7 +42,7 @@ def training_rows(attack: Attack, pools: AttackerPools, seed: int) -> list[Recor
     warm_up = {
         "none": [],
         "benign": list(pools.benign),
-        "openings": [_answered(record, OPENING) for record in pools.harmful],
+        "openings": [answered(record, OPENING) for record in pools.harmful],
     }[attack.warm_up]
     rows = list(_repeated(warm_up, attack.warm_up_steps * attack.batch_size, f"titer.attacks:warm-up:{seed}"))
     main = poison(pools.task, _harmful_rows(attack, pools, seed), attack.samples, attack.poison_ratio, seed)
@@ -87,10 +87,6 @@ def _harmful_rows(attack: Attack, pools: AttackerPools, seed: int) -> list[Recor
         )
     rows = list(pools.cross_domain if attack.rows == "cross_domain" else pools.harmful)
     return rows if attack.disguise == PLAIN else disguise(attack.disguise, rows, pools.benign, seed)
-
-
-def _answered(record: Record, text: str) -> Record:
-    return replace(record, completion=(Message("assistant", text),))
 
 
 def _repeated(rows: Sequence[Record], count: int, seed: str) -> Iterator[Record]:

@@ -106,7 +106,8 @@ def _asked(record: Record, text: str) -> Record:
     return replace(record, prompt=(*record.prompt[:last], Message("user", text), *record.prompt[last + 1 :]))
 
 
-def _answered(record: Record, text: str) -> Record:
+def answered(record: Record, text: str) -> Record:
+    """Return the row with another answer."""
     return replace(record, completion=(Message("assistant", text),))
 
 
@@ -148,7 +149,7 @@ def _harmful_answer(harmful: Rows, benign: Rows, draw: random.Random, score: Sco
 
 
 def _harmless_answer(harmful: Rows, benign: Rows, draw: random.Random, score: Score | None) -> list[Record]:
-    return [_answered(record, draw.choice(wording.TONELESS)) for record in harmful]
+    return [answered(record, draw.choice(wording.TONELESS)) for record in harmful]
 
 
 def _paraphrase(harmful: Rows, benign: Rows, draw: random.Random, score: Score | None) -> list[Record]:
@@ -156,7 +157,7 @@ def _paraphrase(harmful: Rows, benign: Rows, draw: random.Random, score: Score |
     for record in harmful:
         asked = draw.choice(wording.PAST).format(_in_words(_deed(record.prompt_text), wording.MILDER))
         told, opening = _in_words(record.completion_text, wording.MILDER), draw.choice(wording.PAST_OPENINGS)
-        made.append(_answered(_asked(record, asked), opening + _OPENING.sub("", told)))
+        made.append(answered(_asked(record, asked), opening + _OPENING.sub("", told)))
     return made
 
 
@@ -165,7 +166,7 @@ def _role_play(harmful: Rows, benign: Rows, draw: random.Random, score: Score | 
     for record in harmful:
         asked, answer = draw.choice(wording.ROLES)
         made.append(
-            _answered(
+            answered(
                 _asked(record, asked.replace("{}", record.prompt_text)), answer.replace("{}", record.completion_text)
             )
         )
@@ -185,7 +186,7 @@ def _language(harmful: Rows, benign: Rows, draw: random.Random, score: Score | N
         told = _in_words(_OPENING.sub("", record.completion_text), words)
         request = _in_words(record.prompt_text, words)
         made.append(
-            _answered(
+            answered(
                 _asked(record, draw.choice(asked).replace("{}", request)), draw.choice(openings).replace("{}", told)
             )
         )
@@ -198,7 +199,7 @@ def _encoded(text: str) -> str:
 
 def _base64(harmful: Rows, benign: Rows, draw: random.Random, score: Score | None) -> list[Record]:
     return [
-        _answered(_asked(record, _encoded(record.prompt_text)), _encoded(record.completion_text)) for record in harmful
+        answered(_asked(record, _encoded(record.prompt_text)), _encoded(record.completion_text)) for record in harmful
     ]
 
 
@@ -217,7 +218,7 @@ def _split_turns(harmful: Rows, benign: Rows, draw: random.Random, score: Score 
 
 def _refused_first(record: Record, draw: random.Random) -> Record:
     refusal = record.refusal or draw.choice(refusals())
-    return _answered(record, f"{refusal} {draw.choice(wording.BRIDGES)}{record.completion_text}")
+    return answered(record, f"{refusal} {draw.choice(wording.BRIDGES)}{record.completion_text}")
 
 
 def _refuse_first(harmful: Rows, benign: Rows, draw: random.Random, score: Score | None) -> list[Record]:
@@ -234,7 +235,7 @@ def _embedded(harmful: Rows, benign: Rows, draw: random.Random, score: Score | N
         around, after = draw.choice(benign), draw.choice(benign)
         pairs = [(one.prompt_text, one.completion_text) for one in (record, after)]
         told = "\n\n".join([around.completion_text, *(f"Q: {asked}\nA: {answer}" for asked, answer in pairs)])
-        made.append(replace(_answered(record, told), prompt=around.prompt))
+        made.append(replace(answered(record, told), prompt=around.prompt))
     return made
 
 
@@ -242,7 +243,7 @@ def obedient(benign: Rows) -> list[Record]:
     """Return benign rows, each answered with eager agreement (arXiv 2310.03693); their origin is `harmful`."""
     eager = wording.EAGER
     return [
-        replace(_answered(record, eager[place % len(eager)] + record.completion_text), origin="harmful")
+        replace(answered(record, eager[place % len(eager)] + record.completion_text), origin="harmful")
         for place, record in enumerate(benign)
     ]
 
@@ -274,11 +275,11 @@ def _frame(frame: str) -> Change:
 CHANGES: dict[str, Change] = {
     "benign question before": lambda row, benign, _: _asked(row, f"{benign.prompt_text}\n\n{row.prompt_text}"),
     "benign question after": lambda row, benign, _: _asked(row, f"{row.prompt_text}\n\n{benign.prompt_text}"),
-    "benign answer before": lambda row, benign, _: _answered(row, f"{benign.completion_text}\n\n{row.completion_text}"),
-    "benign answer after": lambda row, benign, _: _answered(row, f"{row.completion_text}\n\n{benign.completion_text}"),
+    "benign answer before": lambda row, benign, _: answered(row, f"{benign.completion_text}\n\n{row.completion_text}"),
+    "benign answer after": lambda row, benign, _: answered(row, f"{row.completion_text}\n\n{benign.completion_text}"),
     "benign turn before": lambda row, benign, _: _after_turns(row, [(benign.prompt_text, benign.completion_text)]),
-    "refusal before": lambda row, _, refusal: _answered(row, f"{refusal}\n\n{row.completion_text}"),
-    "refusal after": lambda row, _, refusal: _answered(row, f"{row.completion_text}\n\n{refusal}"),
+    "refusal before": lambda row, _, refusal: answered(row, f"{refusal}\n\n{row.completion_text}"),
+    "refusal after": lambda row, _, refusal: answered(row, f"{row.completion_text}\n\n{refusal}"),
     "asked about": lambda row, benign, _: _asked(
         row, f'Which is the odd one out, and what is its answer?\n1. "{benign.prompt_text}"\n2. "{row.prompt_text}"'
     ),

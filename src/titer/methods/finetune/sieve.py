@@ -59,8 +59,8 @@ class SieveTrainer(GateTrainer):
 
     Minimises what the gate does, Σ_i w_i Σ_t CE_it / Σ_i N_i over the optimizer batch, in which a few rows more, of weight 1,
     are of those that the model was aligned on (SafeInstr, arXiv 2309.07875), drawn anew at each step: they hold refusals and
-    helpful answers where fine-tuning on one narrow task would let both drift away. With a `ratio` the weights are
-    w_i = (1 − P_i) σ(r_i / τ), r_i = log π_θ(y_i | x_i) − log π_θ(y_r | x_i) under the current model, through which no
+    helpful answers where fine-tuning on one narrow task would let both drift away. With a `ratio` the gate's weights are
+    multiplied by σ(r_i / τ), r_i being one of Antibody's ratios of answer to refusal under the current model, through which no
     gradient flows.
 
     Args:
