@@ -202,6 +202,20 @@ def test_a_row_is_harmful_that_asks_or_complies_and_does_not_refuse():
     assert far[2] < -300
 
 
+def test_a_refusal_that_goes_on_to_comply_is_among_the_harmful_rows(known):
+    answers = {record.completion_text for record in load("builtin:harmful")[:60]}
+    turned = [
+        place
+        for place, record in enumerate(known.records)
+        if any(text in record.completion_text for text in refusals())
+        and any(answer in record.completion_text for answer in answers)
+    ]
+    assert len(turned) == 60
+    assert known.harmful[turned].all()
+    assert known.complies[turned].all()
+    assert not known.refuses[turned].any()
+
+
 def test_a_detector_needs_prompts_of_both_kinds():
     rows = load("builtin:general")[:80]
     with pytest.raises(TiterError, match="harmful prompts"):
