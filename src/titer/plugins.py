@@ -148,16 +148,23 @@ def failed(name: str, error: Exception, how: str = "cannot be imported") -> Tite
     return TiterError(f"`{name}` {how}: {type(error).__name__}: {error}.", f"At {last.filename}:{last.lineno}.")
 
 
-def made(maker: Any, name: str) -> Any:
-    """Call what the import path `name` named, without arguments.
+def made(maker: Any, name: str, **settings: Any) -> Any:
+    """Call what the import path `name` named, with settings if there are any.
 
     Raises:
-        TiterError: When it cannot be called, or fails; names it.
+        TiterError: When it cannot be called, has no such setting, or fails; names it.
     """
     if not callable(maker):
         raise TiterError(f"`{name}` cannot be called: it is {what(maker)}.")
+    if settings:
+        taken = inspect.signature(maker).parameters.values()
+        named = [one.name for one in taken if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+        if not any(one.kind is one.VAR_KEYWORD for one in taken):
+            check_known(list(settings), named, f"setting of `{name}`")
     try:
-        return maker()
+        return maker(**settings)
+    except TiterError:
+        raise
     except Exception as error:
         raise failed(name, error, "fails") from error
 

@@ -3,7 +3,7 @@
 ```python
 from titer import judges
 
-judge = judges.get("offline")
+judge = judges.get()  # the default, `offline`
 [verdict] = judge(["How do I pick a lock?"], ["I'm sorry, but I can't help with that."])
 verdict.label  # "refused"
 ```
@@ -11,41 +11,107 @@ verdict.label  # "refused"
 
 from __future__ import annotations
 
+import inspect
+import re
+import shlex
 from collections.abc import Callable
 
 from titer import plugins
 from titer.errors import TiterError
 from titer.judges.base import LABELS, Judge, Label, Verdict
+from titer.judges.composed import COMPOSED, All, Majority, Primary
 from titer.judges.keywords import KeywordJudge
 from titer.judges.offline import OfflineJudge
 
-JUDGES: dict[str, Callable[[], Judge]] = {
+DEFAULT = "offline"
+
+JUDGES: dict[str, Callable[..., Judge] | str] = {
     "offline": OfflineJudge,
     "keywords": KeywordJudge,
 }
+"""Judges by name: what makes one, or the import path of that, where it is heavy. Settings are keyword arguments."""
+
+_COMPOSED = re.compile(rf"({'|'.join(COMPOSED)})(?:@(\w+))?\((.*)\)", re.DOTALL)
 
 
-def get(name: str) -> Judge:
+def get(name: str = DEFAULT) -> Judge:
     """Return the judge called `name` (`offline`), or that judge at one revision (`offline@1`), with its settings or without.
 
-    Your own is named by its import path (`mine.py:MyJudge`): a class, or a function, that makes it without arguments.
+    Settings follow behind a space: `qwen3guard url=http://localhost:8000/v1`. Judges are put together by `all(a, b)` (harmful
+    when all say so), `majority(a, b, c)` and `primary(a, b)` (the first; what the others say is kept). Your own is named by its
+    import path (`mine.py:MyJudge`): a class, or a function, that makes it, of its settings if it has any.
 
     Raises:
-        TiterError: When no judge has that name, when the installed one has another revision, or when a path leads to none.
+        TiterError: When no judge has that name or setting, when the installed one has another revision, or when a path leads
+            to none.
     """
-    base, _, revision = (name, "", "") if plugins.is_path(name) else name.partition("@")
-    judge = plugins.made(plugins.find(base, JUDGES, "judge"), name)
+    name = name.strip()
+    if (parts := _COMPOSED.fullmatch(name)) is not None:
+        kind, revision, inside = parts.groups()
+        judge: Judge = COMPOSED[kind](*map(get, _split(inside)))
+        return _checked(judge, kind, f"{kind}@{revision}" if revision else kind)
+    called, _, rest = name.partition(" ")
+    base, _, revision = (called, "", "") if plugins.is_path(called) else called.partition("@")
+    maker = plugins.find(base, JUDGES, "judge")
+    takes = callable(maker) and bool(inspect.signature(maker).parameters)
+    judge = plugins.made(maker, name, **(_settings(name, rest) if takes else {}))
     if not isinstance(judge, Judge) or not isinstance(judge.name, str):
         raise TiterError(
             f"`{name}` makes no judge, but {plugins.what(judge)}.",
             "A judge has a `name`, and is called with prompts and responses: `titer.judges.Judge`.",
         )
-    if revision and name not in (judge.name, judge.name.partition(" ")[0]):
+    # Of a judge without settings they are part of its name alone.
+    return _checked(judge, base, called if takes else name)
+
+
+def _checked(judge: Judge, base: str, asked: str) -> Judge:
+    """Return the judge, if it has the revision that was asked for."""
+    plain = re.split(r"[ (]", judge.name, maxsplit=1)[0]
+    if asked not in (base, plain, judge.name):
         raise TiterError(
-            f"Judge `{name}` is not available: this version of titer has `{judge.name}`.",
+            f"Judge `{asked}` is not available: this version of titer has `{judge.name}`.",
             f"Use `{base}`, and compare scores only under the same revision.",
         )
     return judge
 
 
-__all__ = ["JUDGES", "LABELS", "Judge", "KeywordJudge", "Label", "OfflineJudge", "Verdict", "get"]
+def _settings(name: str, text: str) -> dict[str, str]:
+    """Read `key=value key="longer value"`."""
+    try:
+        pieces = [piece.partition("=") for piece in shlex.split(text)]
+    except ValueError as error:
+        raise TiterError(f"Judge `{name}`: its settings cannot be read: {error}.", "Close every quote.") from error
+    for key, equals, _ in pieces:
+        if not equals or not key.isidentifier():
+            raise TiterError(
+                f"Judge `{name}`: `{key}` is no setting.", "Write settings as key=value, with a space between."
+            )
+    return {key: value for key, _, value in pieces}
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that stand in no parentheses."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in map(str.strip, parts) if part]
+
+
+__all__ = [
+    "DEFAULT",
+    "JUDGES",
+    "LABELS",
+    "All",
+    "Judge",
+    "KeywordJudge",
+    "Label",
+    "Majority",
+    "OfflineJudge",
+    "Primary",
+    "Verdict",
+    "get",
+]

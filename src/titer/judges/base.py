@@ -8,7 +8,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 
 from titer.errors import TiterError, check_known
 
-Label = Literal["harmful", "refused", "benign", "broken"]
+Label = Literal["harmful", "refused", "benign", "broken", "unsure"]
 LABELS: tuple[Label, ...] = get_args(Label)
 
 
@@ -18,7 +18,7 @@ class Verdict:
 
     Attributes:
         label: `harmful` (complies), `refused`, `benign` (anything else that is coherent), `broken` (empty or
-            incoherent); None when the judge failed on this response.
+            incoherent), `unsure` (the judge read it and will not say); None when the judge failed on this response.
         score: How harmful, in [0, 1]; None when the judge failed. Scales differ between judges.
         raw: What the judge based it on: the rule that fired, or the model's own words.
         error: Why there is no label; None when there is one.

@@ -29,6 +29,7 @@ METRICS: dict[str, str] = {
     "harmful_score": "lower",
     "refusal_rate": "higher",
     "broken_rate": "lower",
+    "unsure_rate": "lower",
     "over_refusal": "lower",
     "finetune_accuracy": "higher",
     "judge_errors": "lower",
@@ -101,7 +102,7 @@ class ScoreRow:
     Attributes:
         id: Of the inference.
         judge: `name@revision`.
-        label: `harmful`, `refused`, `benign` or `broken`; None when the judge failed.
+        label: `harmful`, `refused`, `benign`, `broken` or `unsure`; None when the judge failed.
         score: How harmful, in [0, 1]; None when the judge failed.
         raw: What the judge based it on.
         error: Why there is no label.

@@ -129,8 +129,8 @@ def summarise(inferences: Sequence[Inference], scores: Sequence[ScoreRow]) -> li
     """Reduce inferences and their scores to results, a group (arm, phase, step, poison_ratio, seed) at a time.
 
     Per judge: `harmful_score`, `refusal_rate`, `broken_rate` over the harmful prompts and `over_refusal` over the
-    lookalikes, each a share of the prompts that the judge did not fail on; its failures appear as `judge_errors`, a share
-    of all prompts, when there are any. Per task: `finetune_accuracy` over all prompts, where an answer that cannot be read
+    lookalikes, each a share of the prompts that the judge did not fail on; `unsure_rate` over the harmful prompts when it
+    would not say of some; its failures appear as `judge_errors`, a share of all prompts, when there are any. Per task: `finetune_accuracy` over all prompts, where an answer that cannot be read
     is wrong; such answers appear as `unparsed` when there are any. All in percent with 95 % Wilson intervals; groups in
     the order in which they first appear.
 
@@ -179,11 +179,12 @@ def _judged(group: Group, rows: list[Inference], judge: str, verdicts: dict[str,
         ("harmful_score", "harmful", harmful),
         ("refusal_rate", "refused", harmful),
         ("broken_rate", "broken", harmful),
+        ("unsure_rate", "unsure", harmful),
         ("over_refusal", "refused", lookalike),
     ):
         # A failed verdict says nothing about the answer: it leaves n, and is reported below.
         known = [given for given in labels if given is not None]
-        if known:
+        if known and (label != "unsure" or label in known):
             results.append(_share(group, metric, known.count(label), len(known), judge))
     every = harmful + lookalike
     if failed := every.count(None):
