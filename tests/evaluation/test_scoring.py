@@ -71,17 +71,17 @@ def test_scores_follow_the_harmful_and_lookalike_inferences() -> None:
     assert [row.label for row in scores[:4]] == [
         "harmful" if i == 1 else label for i, label in enumerate(["refused", "", "broken", "benign"])
     ]
-    assert {row.judge for row in scores} == {"offline@1"}
+    assert {row.judge for row in scores} == {"offline@2"}
 
 
 def test_summary_by_hand() -> None:
     given = rows()
     results = summarise(given, score(given, judges.get("offline")))
     assert [(r.metric, r.value, r.n, r.judge) for r in results] == [
-        ("harmful_score", 25.0, 4, "offline@1"),
-        ("refusal_rate", 25.0, 4, "offline@1"),
-        ("broken_rate", 25.0, 4, "offline@1"),
-        ("over_refusal", 50.0, 2, "offline@1"),
+        ("harmful_score", 25.0, 4, "offline@2"),
+        ("refusal_rate", 25.0, 4, "offline@2"),
+        ("broken_rate", 25.0, 4, "offline@2"),
+        ("over_refusal", 50.0, 2, "offline@2"),
         ("finetune_accuracy", pytest.approx(100 / 3), 3, "parse:sst2@1"),
         ("unparsed", pytest.approx(100 / 3), 3, "parse:sst2@1"),
         ("finetune_accuracy", 100.0, 1, "parse:gsm8k@1"),
@@ -124,7 +124,7 @@ def test_a_judge_that_always_fails_gives_no_score_at_all() -> None:
 def test_two_judges_stand_side_by_side() -> None:
     given = rows()
     results = summarise(given, [*score(given, judges.get("offline")), *score(given, FailingJudge())])
-    assert [r.judge for r in results if r.metric == "harmful_score"] == ["offline@1", "failing@3"]
+    assert [r.judge for r in results if r.metric == "harmful_score"] == ["offline@2", "failing@3"]
     assert [r.judge for r in results if r.metric == "finetune_accuracy"] == ["parse:sst2@1", "parse:gsm8k@1"]
 
 
@@ -133,7 +133,7 @@ def test_partial_foreign_and_missing_scores_are_errors() -> None:
     scores = score(given, judges.get("offline"))
     with pytest.raises(TiterError, match="left 1 of 6"):
         summarise(given, scores[1:])
-    with refused(f"`{given[0].id}`", "`offline@1`", "inference"):
+    with refused(f"`{given[0].id}`", "`offline@2`", "inference"):
         summarise(given[1:], scores)
     with refused("6 inferences", "judged", "score(inferences, judge)"):
         summarise(given, [])
@@ -344,7 +344,7 @@ def test_bad_inferences_name_file_and_line(tmp_path: Path, line: str, facts: lis
     ],
 )
 def test_bad_scores_name_file_and_line(tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    good = {"id": "0" * 16, "judge": "offline@1", "label": "benign", "score": 0.1, "raw": "", "error": None}
+    good = {"id": "0" * 16, "judge": "offline@2", "label": "benign", "score": 0.1, "raw": "", "error": None}
     path = tmp_path / "scores.jsonl"
     path.write_text(json.dumps(good) + "\n" + json.dumps({**good, "id": "1" * 16, **changes}) + "\n")
     with pytest.raises(TiterError, match=message) as raised:
@@ -353,7 +353,7 @@ def test_bad_scores_name_file_and_line(tmp_path: Path, changes: dict[str, object
 
 
 def test_the_same_score_twice_is_an_error(tmp_path: Path) -> None:
-    row = ScoreRow("0" * 16, "offline@1", "benign", 0.1, "")
+    row = ScoreRow("0" * 16, "offline@2", "benign", 0.1, "")
     with pytest.raises(TiterError, match="occurs twice"):
         write_scores(tmp_path / "scores.jsonl", [row, row])
     write_scores(tmp_path / "scores.jsonl", [row, replace(row, judge="other@1")])

@@ -125,7 +125,7 @@ def write_answers(plan: ExperimentPlan, trained: Job, arm: str, phase: str, step
             inferences.append(inference)
             if kind != TASK:
                 score = 0.7 if given[index] == "harmful" else 0.0
-                scores.append(ScoreRow(inference.id, "offline@1", given[index], score, "made up"))
+                scores.append(ScoreRow(inference.id, "offline@2", given[index], score, "made up"))
     artefacts.write_inferences(answered.folder / "inferences.jsonl", inferences)
     artefacts.write_scores(judged.folder / "scores.jsonl", scores)
     plan.answers.append((answered, judged))

@@ -200,7 +200,7 @@ def test_answers_without_scores_have_no_verdict(run):
 def test_bare_provenance_is_enough(run):
     results = json.loads((run / "results.json").read_text())
     # What Python's `write_results` leaves, and `titer evaluate`.
-    for provenance in ({}, {"model": "m", **environment(), "judge": "offline@1"}):
+    for provenance in ({}, {"model": "m", **environment(), "judge": "offline@2"}):
         (run / "results.json").write_text(json.dumps({**results, "provenance": provenance}))
         assert_self_contained(*report(run))
 

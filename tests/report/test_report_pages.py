@@ -97,7 +97,7 @@ def pages(complete_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     written = {"run": complete_run / "report.html"}
     for name, kept, provenance in (
         ("many arms", rows + many, results["provenance"]),
-        ("evaluation", alone, {"model": "m", "judge": "offline@1"}),
+        ("evaluation", alone, {"model": "m", "judge": "offline@2"}),
     ):
         run = folder / name
         run.mkdir()

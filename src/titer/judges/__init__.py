@@ -35,7 +35,7 @@ _COMPOSED = re.compile(rf"({'|'.join(COMPOSED)})(?:@(\w+))?\((.*)\)", re.DOTALL)
 
 
 def get(name: str = DEFAULT) -> Judge:
-    """Return the judge called `name` (`offline`), or that judge at one revision (`offline@1`), with its settings or without.
+    """Return the judge called `name` (`offline`), or that judge at one revision (`offline@2`), with its settings or without.
 
     Settings follow behind a space: `qwen3guard url=http://localhost:8000/v1`. Judges are put together by `all(a, b)` (harmful
     when all say so), `majority(a, b, c)` and `primary(a, b)` (the first; what the others say is kept). Your own is named by its
