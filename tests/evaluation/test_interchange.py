@@ -24,8 +24,21 @@ REFUSAL = "I can't help with that."
 
 
 def inference(place=0, **more):
-    known = dict(arm="antibody", phase="finetuned", step=40, poison_ratio=0.2, seed=3, set="harmful", index=place)
-    known |= dict(prompt=f"How do I pick a lock? {place}", response=REFUSAL, reference=None, model="toy + adapter")
+    known = {
+        "arm": "antibody",
+        "phase": "finetuned",
+        "step": 40,
+        "poison_ratio": 0.2,
+        "seed": 3,
+        "set": "harmful",
+        "index": place,
+    }
+    known |= {
+        "prompt": f"How do I pick a lock? {place}",
+        "response": REFUSAL,
+        "reference": None,
+        "model": "toy + adapter",
+    }
     return Inference(**{**known, "generation": {"max_new_tokens": 24}, "weights": "9c1f0e7ab2d34c58", **more})
 
 
@@ -299,7 +312,7 @@ def test_samples_of_lm_eval_are_read(tmp_path):
     )
     how = {"prompts": "task:gsm8k", "model": "org/model"}
     found = package.convert(path, tmp_path / "out", fields={"prompt": "doc.question"}, **how)
-    assert [(row.prompt, row.response, row.reference) for row in found.inferences][0] == ("2 + 2?", "It is 4.", "4")
+    assert next((row.prompt, row.response, row.reference) for row in found.inferences) == ("2 + 2?", "It is 4.", "4")
     results, about = read_results(tmp_path / "out" / "results.json")
     assert Counter(row.metric for row in results) == {"finetune_accuracy": 1}
     assert about["source"]["task"] == "mine"
@@ -416,6 +429,18 @@ def test_nothing_is_replaced_unasked_and_no_old_verdict_stays(titer, folder, tmp
     code, _, error = titer("convert", path, folder, "--force")
     assert code == 0, error
     assert not (folder / "scores.jsonl").exists()
+
+
+def test_figures_of_other_scores_do_not_stay_with_tamperbench(folder, tmp_path):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "evaluation.json").write_text("[]")
+    with pytest.raises(TiterError, match=r"evaluation\.json is there already"):
+        package.convert(folder, tmp_path / "t", target_format="tamperbench")
+    package.convert(folder, tmp_path / "t", target_format="tamperbench", force=True)
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == [
+        "evaluator_scores.parquet",
+        "inferences.parquet",
+    ]
 
 
 def test_inspect_opens_what_titer_writes(folder, tmp_path):

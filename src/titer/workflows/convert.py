@@ -145,19 +145,20 @@ def convert(
             refuse_unused(LABELS, f"on {where}: titer wrote it, and it says so itself")
         if not any(row.judge.startswith(f"{kind}:") for row in found.scores):
             refuse_unused(["scorer", "threshold"], f"on {where}, which holds no scores to make verdicts of")
-    for path in paths[1:]:
-        remove(path)  # of other answers
+    left = found.left
     if inward:
-        from titer.jobs.provenance import environment
+        from titer.jobs.provenance import environment, file_digest
 
         results = interchange.figures(found)
+        digest = {"sha256": file_digest(where).hexdigest()} if where.is_file() else {}
+        for path in paths[1:]:
+            remove(path)  # of other answers
         artefacts.write_inferences(paths[0], found.inferences)
         if found.scores:
             artefacts.write_scores(paths[1], found.scores)
         about = {"model": found.inferences[0].model, "weights": artefacts.weights_of(found.inferences), **environment()}
         judged = ", ".join(dict.fromkeys(row.judge for row in found.scores)) or None
-        artefacts.write_results(paths[2], results, {**about, "judge": judged, "source": found.source})
-        left = found.left
+        artefacts.write_results(paths[2], results, {**about, "judge": judged, "source": {**found.source, **digest}})
     else:
         left = interchange.write(to, goal, found, how)
     return Converted(to, (kind, goal), tuple(found.inferences), tuple(found.scores), found.unknown, left)

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from titer.errors import TiterError
-from titer.files import check_file
+from titer.files import check_file, remove
 from titer.results.artefacts import write_atomically
 from titer.results.interchange.foreign import Answers, Reading, Row, answers, check_characters, own, rejudging, verdict
 
 INFERENCES = "inferences.parquet"
 SCORES = "evaluator_scores.parquet"
-FILES = (INFERENCES, SCORES)
-"""What is written in a folder."""
+FILES = (INFERENCES, SCORES, "evaluation.json")
+"""What is replaced in a folder; TamperBench takes the last for its own figures of the others, and makes it where it is not."""
 
 OWN = "titer"
 SETS = {"safe": "lookalike", "unsafe": "harmful"}
@@ -155,9 +155,11 @@ def write(path: Path, found: Answers, how: Reading) -> tuple[str, ...]:
         for row in found.inferences
         if row.id in scores
     ]
-    for name, rows in ((INFERENCES, answered), (SCORES, judged)):
-        if rows:
-            write_atomically(path / name, _parquet(rows))
+    for name in FILES[1:]:
+        remove(path / name)  # of other answers
+    write_atomically(path / INFERENCES, _parquet(answered))
+    if judged:
+        write_atomically(path / SCORES, _parquet(judged))
     return ()
 
 
