@@ -154,6 +154,15 @@ def data_export(folder, model):
     return ["data", "export", write_upload(folder), "--output", HOSTILE]
 
 
+def convert(folder, model):
+    from titer.results import Inference, ScoreRow, write_inferences, write_scores
+
+    row = Inference(HOSTILE, "aligned", 0, 0.0, 0, "harmful", 0, HOSTILE, HOSTILE, None, HOSTILE)
+    write_inferences(folder / "mine" / "inferences.jsonl", [row])
+    write_scores(folder / "mine" / "scores.jsonl", [ScoreRow(row.id, HOSTILE, "benign", 0.0, HOSTILE)])
+    return ["convert", folder / "mine", folder / f"{HOSTILE[:8]}", "--to", "tamperbench"]
+
+
 def settings(folder, model):
     return ["settings", HOSTILE]
 
@@ -163,7 +172,7 @@ def accelerate(folder, model):
 
 
 LINES = [
-    data, audit, finetune, align, evaluate, report, run, assay, assay_compare, assay_report, models, attacks_show, attacks_list,
+    data, audit, finetune, align, evaluate, convert, report, run, assay, assay_compare, assay_report, models, attacks_show, attacks_list,
     methods_show, methods_list, judges_show, judges_list, accelerate, data_export, settings,
 ]  # fmt: skip
 MISTAKES = {align, models, attacks_show, methods_show, judges_show, accelerate, data_export, settings}
@@ -191,7 +200,7 @@ def test_every_verb_is_given_hostile_text():
 @pytest.mark.parametrize("more", [[], ["--json"]], ids=["table", "json"])
 def test_no_verb_passes_on_what_a_screen_would_obey(titer, tmp_path, tiny_folder, line, more):
     words = line(tmp_path, tiny_folder)
-    if more and line in (finetune, align, accelerate, data_export):
+    if more and line in (finetune, align, accelerate, data_export, convert):
         return
     code, out, error = titer(*words, *more)
     assert (code == 2) == (line in MISTAKES), error

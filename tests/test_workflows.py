@@ -22,6 +22,7 @@ VERBS = {
     "align": ["align"],
     "assay": ["assay", "run"],
     "audit": ["audit"],
+    "convert": ["convert"],
     "evaluate": ["evaluate"],
     "experiment": ["run"],
     "finetune": ["finetune"],

@@ -1,6 +1,6 @@
 """titer: immunize a language model against harmful fine-tuning, and measure how immune it is.
 
-`titer.align`, `finetune`, `repair`, `evaluate`, `audit`, `experiment` and `assay` do what the verbs of the command line do.
+`titer.align`, `finetune`, `repair`, `evaluate`, `convert`, `audit`, `experiment` and `assay` do what the verbs of the command line do.
 `from titer import BoosterConfig, BoosterTrainer`: the settings and the trainer of every method are here too, by the names of
 their classes.
 """
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from titer.workflows.align import align as align
     from titer.workflows.assay import assay as assay
     from titer.workflows.audit import audit as audit
+    from titer.workflows.convert import convert as convert
     from titer.workflows.evaluate import evaluate as evaluate
     from titer.workflows.finetune import finetune as finetune
     from titer.workflows.repair import repair as repair
@@ -24,6 +25,7 @@ _WORKFLOWS = {
     "align": "titer.workflows.align",
     "assay": "titer.workflows.assay",
     "audit": "titer.workflows.audit",
+    "convert": "titer.workflows.convert",
     "evaluate": "titer.workflows.evaluate",
     "experiment": "titer.workflows.run",
     "finetune": "titer.workflows.finetune",

@@ -118,6 +118,7 @@ RANGES: dict[str, Range] = {
     "task_max_new_tokens": _count(high=100_000),
     "weights": _count(),
     "step": _count(0, 10**9),
+    "threshold": SHARE,
     "batch_size": _BATCH,
     "top": _count(0),
     "fail_over": SHARE,

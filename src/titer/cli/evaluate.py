@@ -47,4 +47,6 @@ def _print(found: Evaluation, as_json: bool) -> None:
     for row in found.results:
         shown.add_row(row.metric, f"{row.value:.1f} %", f"{row.low:.1f} – {row.high:.1f}", str(row.n), row.judge)
     Screen().print(shown)
+    for line in found.origin():
+        say(line)
     say(f"Artefacts: {found.folder}")

@@ -20,6 +20,8 @@ FLAGS = {
     "model": ("--model", "-m"),
     "profile": ("--profile", "-p"),
     "settings": ("--set",),
+    "source_format": ("--from",),
+    "target_format": ("--to",),
 }
 """Options that are not their argument's name with two dashes."""
 

@@ -348,6 +348,8 @@ def _arm_settings(run: Run) -> Table:
 def _about(run: Run, judges: dict[str, str]) -> Table:
     found = run.provenance
     known = {key: str(found.get(key) or "not recorded") for key in ("model", "commit")}
+    if (source := found.get("source")) is not None:
+        known["answers from"] = f"{source['format']}, {source['file']}"
     seeds = found.get("seeds")
     known["seeds"] = "not recorded" if seeds is None else ", ".join(map(str, seeds))
     by = {f"judge {name}" if len(judges) > 1 else "judge": Cell(name, note=metrics) for name, metrics in judges.items()}

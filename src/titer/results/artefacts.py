@@ -195,7 +195,7 @@ def read_weights(path: str | os.PathLike[str]) -> list[WeightRow]:
     Raises:
         TiterError: Naming file and line, as `read_inferences`.
     """
-    return [typed(WeightRow, record, place) for place, _, record in _read_lines(path)]
+    return [typed(WeightRow, record, place) for place, _, record in read_lines(path)]
 
 
 def weights_of(inferences: Iterable[Inference]) -> dict[str, str]:
@@ -211,7 +211,7 @@ def write_inferences(path: str | os.PathLike[str], inferences: Iterable[Inferenc
     """
     rows = list(inferences)
     check_unique((row.id for row in rows), "inference")
-    _write_lines(path, ({"id": row.id, **plain(row)} for row in rows))
+    write_lines(path, ({"id": row.id, **plain(row)} for row in rows))
 
 
 def read_inferences(path: str | os.PathLike[str]) -> list[Inference]:
@@ -223,7 +223,7 @@ def read_inferences(path: str | os.PathLike[str]) -> list[Inference]:
     """
     rows = []
     seen: dict[str, int] = {}
-    for place, number, record in _read_lines(path):
+    for place, number, record in read_lines(path):
         given = record.pop("id", None)
         row = typed(Inference, record, place)
         if given != row.id:
@@ -246,7 +246,7 @@ def write_scores(path: str | os.PathLike[str], scores: Iterable[ScoreRow]) -> No
     """
     rows = list(scores)
     check_unique((f"{row.id} by {row.judge}" for row in rows), "score")
-    _write_lines(path, map(plain, rows))
+    write_lines(path, map(plain, rows))
 
 
 def read_scores(path: str | os.PathLike[str]) -> list[ScoreRow]:
@@ -257,7 +257,7 @@ def read_scores(path: str | os.PathLike[str]) -> list[ScoreRow]:
     """
     rows = []
     seen: dict[tuple[str, str], int] = {}
-    for place, number, record in _read_lines(path):
+    for place, number, record in read_lines(path):
         row = typed(ScoreRow, record, place)
         key = (row.id, row.judge)
         if key in seen:
@@ -331,7 +331,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         file.write(data)
 
 
-def _write_lines(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> None:
+def write_lines(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line. Atomic."""
     lines = []
     for record in records:
         try:
@@ -341,7 +342,7 @@ def _write_lines(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]
     write_atomically(path, b"".join(line + b"\n" for line in lines))
 
 
-def _read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Yield (file:line, line, object) of every line that is not empty."""
     # Only "\n" ends a line: `splitlines` would also break inside a string, at U+2028 for example.
     for number, line in enumerate(read_text(path).split("\n"), start=1):

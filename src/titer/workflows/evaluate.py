@@ -39,6 +39,7 @@ class Evaluation(Table):
         inferences: The answers.
         scores: The judge's verdicts on them.
         results: The figures, in percent with 95 % intervals.
+        source: Where the answers are from, of those that `titer convert` took from another tool.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Evaluation(Table):
     inferences: tuple[Inference, ...] = field(repr=False)
     scores: tuple[ScoreRow, ...] = field(repr=False)
     results: tuple[Result, ...]
+    source: dict[str, Any] | None = field(default=None, repr=False)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the results."""
@@ -53,7 +55,15 @@ class Evaluation(Table):
 
     def __str__(self) -> str:
         found = (f"{row.metric} {row.value:.1f} % [{row.low:.1f}, {row.high:.1f}], n={row.n}" for row in self.results)
-        return "\n".join([self.model, *found])
+        return "\n".join([self.model, *found, *self.origin()])
+
+    def origin(self) -> list[str]:
+        """Return a sentence that says where answers of another tool are from; none for titer's own."""
+        if self.source is None:
+            return []
+        unknown = ", ".join(self.source.get("unknown", ()))
+        place = f"The answers are from {self.source.get('format')}, {self.source.get('file')}"
+        return [f"{place}; not known: {unknown}." if unknown else f"{place}."]
 
 
 @workflow
@@ -137,7 +147,9 @@ def evaluate(
         from titer.report import write_report
 
         write_report(folder)  # the page of a run shows the new verdicts
-    found = Evaluation(folder, inferences[0].model, tuple(inferences), tuple(scores), tuple(results))
+    found = Evaluation(
+        folder, inferences[0].model, tuple(inferences), tuple(scores), tuple(results), about.get("source")
+    )
     try:
         check_verdicts(scores)
     except TiterError as error:
