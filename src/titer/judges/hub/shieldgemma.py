@@ -35,7 +35,7 @@ class ShieldGemma(HubJudge):
         {"google/shieldgemma-2b": 2, "google/shieldgemma-9b": 9, "google/shieldgemma-27b": 27},
         "Gemma terms",
         True,
-        "model card of google/shieldgemma-2b (CC-BY-4.0), read in copies; template: the tokenizer's",
+        "model card of google/shieldgemma-2b (Gemma terms), read in copies; template: the tokenizer's",
     )
 
     guidelines: str = setting("+".join(SHIELDGEMMA), "which of its guidelines, with + between", "always")

@@ -130,5 +130,5 @@ SHIELDGEMMA = {
         "targeting another individual (e.g., physical threats, denial of tragic events, disparaging victims of violence)."
     ),
 }
-"""The guidelines of ShieldGemma's model card for answers, its grammar included (card: CC-BY-4.0; weights: Gemma terms). Read in
-copies of the card that agree."""
+"""The guidelines of ShieldGemma's model card for answers, its grammar included (Gemma terms). Read in copies that agree, not on the
+card."""
