@@ -239,7 +239,8 @@ class Hasty:
         return plain
 
 
-@pytest.mark.parametrize("name", judges.JUDGES)
+# Those of the hub, whose weights are elsewhere, keep it with tiny ones: tests/judges/test_hub_local.py.
+@pytest.mark.parametrize("name", [name for name, maker in judges.JUDGES.items() if not isinstance(maker, str)])
 def test_judges_keep_the_contract(name):
     check_judge(name)
 

@@ -13,9 +13,9 @@ HELP = "Explain the judges of answers."
 EXAMPLES = """
 Examples:
 
-`titer judges list` — every judge in a sentence
+`titer judges list` — every judge, and what it takes to run it
 
-`titer judges show offline` — all that is said of it
+`titer judges show qwen3guard` — all that is said of it, and its settings
 
 `titer judges show mine.py:MyJudge` — one of your own
 """
@@ -26,19 +26,53 @@ app = typer.Typer(help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_
 def _about(name: str) -> dict[str, Any]:
     import inspect
 
-    from titer import judges
+    from titer import judges, plugins
+    from titer.judges.hub.base import HubJudge
 
-    judge = judges.get(name)
-    kind = type(judge)
+    plain = name.partition(" ")[0].partition("@")[0]
+    kind = plugins.find(plain, judges.JUDGES, "judge") if plain in judges.JUDGES else None
+    if isinstance(kind, type) and issubclass(kind, HubJudge):
+        # Some need settings to be made; what they are is known without.
+        revision = f"{kind.base}@{kind.version}" if name == plain else judges.get(name).name
+    else:
+        judge = judges.get(name)
+        kind, revision = type(judge), judge.name
     return {
         "judge": name,
-        "name": judge.name,
+        "name": revision,
         "summary": first_sentence(kind.__doc__),
         "description": inspect.getdoc(kind) or "",
+        **(_costs(kind) if issubclass(kind, HubJudge) else {}),
     }
 
 
-@app.command("list", cls=Verb, help="Every judge in a sentence.", epilog="Example: `titer judges list --json`")
+def _costs(kind: Any) -> dict[str, Any]:
+    """Return what a judge of the hub is and takes, and its settings."""
+    card = kind.card
+    return {
+        "models": [
+            {"model": model, "parameters_billions": size, "memory_gb": card.memory(model)}
+            for model, size in card.models.items()
+        ],
+        "licence": card.licence,
+        "gated": card.gated,
+        "source": card.source,
+        "settings": [{"setting": key, "default": default, "help": help} for key, default, help in kind.settings()],
+    }
+
+
+def _least_and_most(about: dict[str, Any], key: str, unit: str) -> str:
+    """Return the range of what the models of a judge take; a dash where it takes none, or where that is not told."""
+    known = [one[key] for one in about.get("models", []) if one[key] is not None]
+    if not known:
+        return "–"
+    least, most = min(known), max(known)
+    return f"{least:.3g} {unit}" if least == most else f"{least:.3g} – {most:.3g} {unit}"
+
+
+@app.command(
+    "list", cls=Verb, help="Every judge, and what it takes to run it.", epilog="Example: `titer judges list --json`"
+)
 def list_judges(as_json: Json = False) -> None:
     """List the table."""
     from titer.judges import JUDGES
@@ -49,10 +83,21 @@ def list_judges(as_json: Json = False) -> None:
         return
     from titer.screen import Screen, table
 
-    shown = table("judge", "revision", "what it does", typed=1)
+    shown = table("judge", "revision", "size", "licence", "gated", "GPU memory", typed=1)
     for row in rows:
-        shown.add_row(row["judge"], row["name"], row["summary"])
+        shown.add_row(
+            row["judge"],
+            row["name"].rpartition("@")[2],
+            _least_and_most(row, "parameters_billions", "B"),
+            row.get("licence", "–"),
+            {True: "yes", False: "no", None: "–"}[row.get("gated")],
+            _least_and_most(row, "memory_gb", "GB"),
+        )
     Screen().print(shown)
+    say("GPU memory is computed: 2 bytes a parameter and a fifth more. `(?)`: as remembered, not read at the source.")
+    say(
+        'Settings follow the name: --judge "qwen3guard url=http://localhost:8000/v1". `titer judges show NAME` has them all.'
+    )
     say("Your own: --judge mine.py:MyJudge, or in an experiment `evaluate: {judge: mine.py:MyJudge}`.")
 
 
@@ -63,4 +108,22 @@ def show_judge(
 ) -> None:
     """Show one judge."""
     about = _about(name)
-    say(to_json(about) if as_json else f"{name}, {about['name']}: {about['description']}")
+    if as_json:
+        say(to_json(about))
+        return
+    say(f"{name}, {about['name']}: {about['description']}")
+    if "models" not in about:
+        return
+    from titer.screen import Screen, table
+
+    models = table("model", "size", "GPU memory (computed)", typed=1)
+    for one in about["models"]:
+        alone = {"models": [one]}
+        models.add_row(
+            one["model"], _least_and_most(alone, "parameters_billions", "B"), _least_and_most(alone, "memory_gb", "GB")
+        )
+    settings = table("setting", "default", "what it is", typed=1)
+    for one in about["settings"]:
+        settings.add_row(one["setting"], str(one["default"]), one["help"])
+    Screen().print(models, settings)
+    say(f"Licence: {about['licence']}; {'gated' if about['gated'] else 'not gated'}. Source: {about['source']}.")

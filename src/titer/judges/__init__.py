@@ -28,6 +28,17 @@ DEFAULT = "offline"
 JUDGES: dict[str, Callable[..., Judge] | str] = {
     "offline": OfflineJudge,
     "keywords": KeywordJudge,
+    "qwen3guard": "titer.judges.hub.qwen3guard:Qwen3Guard",
+    "llama-guard-3": "titer.judges.hub.llama_guard:LlamaGuard3",
+    "llama-guard-4": "titer.judges.hub.llama_guard:LlamaGuard4",
+    "wildguard": "titer.judges.hub.wildguard:WildGuard",
+    "harmbench": "titer.judges.hub.harmbench:HarmBench",
+    "beaver-dam": "titer.judges.hub.beaver_dam:BeaverDam",
+    "shieldgemma": "titer.judges.hub.shieldgemma:ShieldGemma",
+    "granite-guardian": "titer.judges.hub.granite_guardian:GraniteGuardian",
+    "strongreject": "titer.judges.hub.strongreject:StrongReject",
+    "strongreject-classifier": "titer.judges.hub.strongreject:StrongRejectClassifier",
+    "gpt-oss-safeguard": "titer.judges.hub.safeguard:GptOssSafeguard",
 }
 """Judges by name: what makes one, or the import path of that, where it is heavy. Settings are keyword arguments."""
 
