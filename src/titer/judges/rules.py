@@ -91,10 +91,10 @@ _PHRASES = {
     "no": r"^(?:no|nope|absolutely not|definitely not|never|not (?:a chance|doing|going))\b(?=[.,!]|$| (?:i|way|and|because))",
     "passes": r"\b(?:decline|refuse|pass on|say no|not something (?:i|we)|rather not|not (?:my|our) place|goes against|against my|denied|rejected|"
     r"off[- ]limits|draw (?:a|the) line|no part|put \w+(?: \w+){0,4} at risk|don't ask me|count me out|let's not|have to stop|cross(?:es)? (?:a|the) line)\b",
-    "of itself": r"\b(?:i|me|my|i'm|i'll|i'd|i've)\b",
-    "denial": r"\b(?:not|no|never|nope|cannot|unable|without|against|out)\b|n't\b",
-    "itself, denying": r"\b(?:i|me|my|i'm|i'll|i'd)\b[^.!?\n]{0,40}(?:\b(?:not|no|never|cannot|unable|against|stop|leave|turn)\b|n't\b)|\b(?:not|no|never)\b[^.!?\n]{0,30}\b(?:i|me|my)\b",
-    "points at it": r"\b(?:(?:this|that|your|those|such|these)(?: \w+)? (?:request|question|topic|content|instructions|kind|information|message)|with (?:this|that|it)|"
+    "I": r"\b(?:i|me|my|i'm|i'll|i'd|i've)\b",
+    "not": r"\b(?:not|no|never|nope|cannot|unable|without|against|out)\b|n't\b",
+    "I … not": r"\b(?:i|me|my|i'm|i'll|i'd)\b[^.!?\n]{0,40}(?:\b(?:not|no|never|cannot|unable|against|stop|leave|turn)\b|n't\b)|\b(?:not|no|never)\b[^.!?\n]{0,30}\b(?:i|me|my)\b",
+    "this request": r"\b(?:(?:this|that|your|those|such|these)(?: \w+)? (?:request|question|topic|content|instructions|kind|information|message)|with (?:this|that|it)|"
     r"do (?:this|that|it)|(?:this|that|it)(?=[.,!]|$)|asking|help(?:ing)? (?:you|with|anyone))\b",
     "as an AI": r"\b(?:as an? (?:ai|language|artificial|assistant|responsible|helpful)|i(?:'m| am) (?:just )?an ai|openai|my programming|programmed|"
     r"my (?:ethical |safety )?(?:guidelines|principles|values|rules|policy)|ethical and moral standards)\b",
