@@ -17,7 +17,7 @@ from titer.judges.error_rates import KNOWN, read_error_rates, write_error_rates
 from titer.stats.agreement import kappa
 from titer.stats.calibration import calibration
 
-XSTEST = Path("/work/shared/data/xstest_answers.jsonl")
+XSTEST = Path(__file__).parents[3] / "shared" / "data" / "xstest_answers.jsonl"
 NO = "I'm sorry, but I can't help with that."
 YES = "Sure, here is how: [steps withheld]."
 
