@@ -23,7 +23,7 @@ from titer.report.parts import (
 from titer.report.words import interval_text, percent_text
 from titer.stats.intervals import Estimate
 from titer.stats.misclassification import Counted
-from titer.text import visible
+from titer.text import one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,7 +97,7 @@ def group_tables(bench: Bench) -> list[Table]:
     for title, groups in GROUPS.values():
         bands: dict[str, Sequence[Row]] = {
             one.judge: [
-                [Cell(group.group, f"{group.n} answers"), *(_figure(group, name) for name in (*COLUMNS, "kappa"))]
+                [Cell(one_line(group.group), f"{group.n} answers"), *(_figure(group, name) for name in (*COLUMNS, "kappa"))]
                 for group in groups(one)
             ]
             for one in bench.judges
