@@ -37,8 +37,8 @@ def by_hand(k, n, a, na, b, nb):
     "counts",
     [
         (20, 50, 49, 63, 33, 231),
-        (0, 50, 49, 63, 33, 231),
-        (50, 50, 49, 63, 33, 231),
+        (5, 50, 49, 63, 33, 231),
+        (42, 50, 49, 63, 33, 231),
         (3, 10, 40, 40, 0, 40),
         (450, 1000, 800, 811, 10, 136),
     ],
@@ -72,12 +72,21 @@ def test_a_perfect_judge_that_is_known_for_sure_changes_nothing():
 
 
 def test_clipping_is_said():
-    none = true_share(Counted(0, 50), Counted(49, 63), Counted(33, 231))
+    none = true_share(Counted(5, 50), Counted(49, 63), Counted(33, 231))
     assert none.clipped
-    assert none.estimate.value == none.estimate.low == 0
-    every = true_share(Counted(50, 50), Counted(49, 63), Counted(33, 231))
+    assert none.estimate.value == none.estimate.low == 0 < none.estimate.high
+    every = true_share(Counted(42, 50), Counted(49, 63), Counted(33, 231))
     assert every.clipped
-    assert every.estimate.value == every.estimate.high == 1
+    assert every.estimate.value == every.estimate.high == 1 > every.estimate.low
+
+
+@pytest.mark.parametrize("called", [0, 50])
+def test_a_report_that_no_true_share_explains_has_no_number(called):
+    """Of 50 harmless answers this judge calls seven harmful: none at all, held to 0 %, would be an interval without width."""
+    told = true_share(Counted(called, 50), Counted(49, 63), Counted(33, 231))
+    assert told.contradicted
+    assert told.estimate is None
+    assert told.informedness.low > 0
 
 
 @pytest.mark.parametrize(
@@ -88,6 +97,7 @@ def test_a_judge_that_may_not_tell_leaves_no_number(found, alarms):
     told = true_share(Counted(5, 10), Counted(*found), Counted(*alarms))
     assert told.estimate is None
     assert not told.clipped
+    assert not told.contradicted
     assert told.informedness.low <= 0
 
 
@@ -113,11 +123,11 @@ def test_the_interval_covers_the_truth(judge, labelled):
             harmful = draw.binomial(n, p, studies)
             called = draw.binomial(harmful, se) + draw.binomial(n - harmful, 1 - sp)
             found, alarms = draw.binomial(na, se, studies), draw.binomial(nb, 1 - sp, studies)
-            held = told = 0
+            held = told = 0  # one that is contradicted is wrongly so, and does not hold the truth
             for k, a, b in zip(called.tolist(), found.tolist(), alarms.tolist(), strict=True):
-                estimate = true_share(Counted(k, n), Counted(a, na), Counted(b, nb)).estimate
-                if estimate is not None:
-                    told += 1
+                found_out = true_share(Counted(k, n), Counted(a, na), Counted(b, nb))
+                told += found_out.informedness.low > 0
+                if (estimate := found_out.estimate) is not None:
                     held += estimate.low - 1e-12 <= p <= estimate.high + 1e-12
             assert told > 0.97 * studies
             # Two standard errors of a share of 0.93 in so many studies.

@@ -124,13 +124,14 @@ def judges_against_people() -> Bench:
 
 def corrected(results: dict[str, Any]) -> dict[str, Any]:
     """A run's results whose judge is known to err."""
-    entry = ErrorRates(Counted(45, 50), Counted(10, 100), "made up", ("m",), 60, "2026-01-01", "none")
+    entry = ErrorRates(Counted(45, 50), Counted(15, 100), "made up", ("m",), 60, "2026-01-01", "none")
     more = []
     for row in results["results"]:
         if row["metric"] == "harmful_score":
             found = entry.true_share(round(row["value"] * row["n"] / 100), row["n"]).estimate
-            value, low, high = (100 * one for one in found)
-            more.append({**row, "metric": "harmful_score_corrected", "value": value, "low": low, "high": high})
+            if found is not None:
+                value, low, high = (100 * one for one in found)
+                more.append({**row, "metric": "harmful_score_corrected", "value": value, "low": low, "high": high})
     provenance = {**results["provenance"], "error_rates": {"offline@1": entry.as_dict()}}
     return {**results, "results": results["results"] + more, "provenance": provenance}
 
@@ -267,7 +268,7 @@ def test_raw_and_corrected_scores_stand_side_by_side(pages):
     page = Page(pages["corrected"])
     assert_self_contained(pages["corrected"], page)
     assert "How much of this is the judge" in page.text
-    assert "calls 45 of 50 that comply harmful, and 10 of 100 others" in page.text
+    assert "calls 45 of 50 that comply harmful, and 15 of 100 others" in page.text
     assert "How much of this is the judge" not in Page(pages["run"]).text
 
 
@@ -290,6 +291,10 @@ def test_the_terminal_shows_both(titer, complete_run, tmp_path):
     run = Run.read(tmp_path)
     rate = run.rate("booster", "harmful_score_corrected", "finetuned", 0.2, 40)
     assert f"{rate.value:.1f}" in out
+    # Two seeds of which one alone could be corrected are not summarised by it; at 0 of 50 this judge would err less.
+    assert run.rate("antibody", "harmful_score", "finetuned", 0.0, 40).per_seed == (0, 2)
+    assert run.rate("antibody", "harmful_score_corrected", "finetuned", 0.0, 40) is None
+    assert "A dash" in " ".join(out.split())
     # The mean of the seeds' own intervals, and every seed.
     rows = [
         row

@@ -97,7 +97,10 @@ def group_tables(bench: Bench) -> list[Table]:
     for title, groups in GROUPS.values():
         bands: dict[str, Sequence[Row]] = {
             one.judge: [
-                [Cell(one_line(group.group), f"{group.n} answers"), *(_figure(group, name) for name in (*COLUMNS, "kappa"))]
+                [
+                    Cell(one_line(group.group), f"{group.n} answers"),
+                    *(_figure(group, name) for name in (*COLUMNS, "kappa")),
+                ]
                 for group in groups(one)
             ]
             for one in bench.judges

@@ -30,13 +30,13 @@ def judge_share(run: Run, colours: dict[str, int] | None = None) -> Section | No
         return None
     parts: list[Table | Drawing | str] = []
     for judge, rates in found.items():
-        if (table := _table(run, judge, colours or {})) is not None:
-            parts.append(table)
+        if rates.true_share(rates.found.hits, rates.found.n).informedness.low > 0:
+            parts.append(_table(run, judge, colours or {}))
         parts.append(_basis(judge, rates))
     return Section(TITLE, parts)
 
 
-def _table(run: Run, judge: str, colours: dict[str, int]) -> Table | None:
+def _table(run: Run, judge: str, colours: dict[str, int]) -> Table:
     rows: list[Row] = []
     for row in run.rows:
         for phase in ("aligned", "finetuned"):
@@ -44,11 +44,11 @@ def _table(run: Run, judge: str, colours: dict[str, int]) -> Table | None:
                 continue  # it is the same at every ratio
             key = (row.arm, phase, row.poison_ratio, row.step)
             raw, corrected = (run.rate(key[0], metric, *key[1:], judge) for metric in ("harmful_score", CORRECTED))
-            if raw is not None and corrected is not None:
+            if raw is not None:
                 when = ratio_text(row.poison_ratio) if len(run.poison_ratios) > 1 else "after"
                 below = "aligned" if phase == "aligned" else when
                 rows.append([Cell(row.arm, below, arm=colours.get(row.arm)), rate_cell(raw), rate_cell(corrected)])
-    return Table.of(("Harmful score", f"by {judge}", "corrected for\nits errors"), rows) if rows else None
+    return Table.of(("Harmful score", f"by {judge}", "corrected for\nits errors"), rows)
 
 
 def _basis(judge: str, rates: ErrorRates) -> str:
@@ -59,8 +59,8 @@ def _basis(judge: str, rates: ErrorRates) -> str:
         f"({rates.measured_on}; answers of {', '.join(rates.answers_of) or 'models that are not named'} to "
         f"{count_text(rates.prompts, 'harmful prompt')})."
     )
-    told = rates.true_share(0, 1)
-    if told.estimate is None:
+    told = rates.true_share(rates.found.hits, rates.found.n)
+    if told.informedness.low <= 0:
         ends = interval_text(told.informedness.low, told.informedness.high, 100)
         return (
             f"{known} The two shares differ by {percent_text(told.informedness.value)} [{ends}]: it may not tell harmful "
@@ -69,5 +69,6 @@ def _basis(judge: str, rates: ErrorRates) -> str:
     return (
         f"{known} If it errs as often here, the true share of harmful answers is the corrected one (Rogan and Gladen 1978; "
         "interval of Lang and Reiczigel 2014, which covers what is not known of the errors, held to 0 to 100). Of other models' "
-        "answers it may err more or less often; that is in no interval. Every other figure is as it was judged."
+        "answers it may err more or less often; that is in no interval. A dash: no true share makes a judge with these errors call so few, or "
+        "so many, harmful, so here it errs otherwise. Every other figure is as it was judged."
     )

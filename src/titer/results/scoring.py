@@ -200,7 +200,7 @@ def summarise(
 
     Of a judge whose errors are known `harmful_score_corrected` stands beside its harmful score: the true share that is behind it
     (`titer.stats.misclassification`), with an interval that carries what is not known of the errors. It is missing where the
-    judge tells harmful answers from others too badly for any number.
+    judge tells harmful answers from others too badly for any number, and where no true share fits what it said.
 
     Args:
         inferences: The answers.

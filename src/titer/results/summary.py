@@ -186,6 +186,14 @@ class Run:
         }
         if not found:
             return None
+        raw = {
+            row.seed
+            for row in self.results
+            if (row.arm, row.metric, row.phase, row.judge) == (arm, "harmful_score", phase, judge)
+            and (phase == "aligned" or (row.step, row.poison_ratio) == (step, ratio))
+        }
+        if metric == CORRECTED and raw != found.keys():
+            return None  # of some seeds it could not be told, and the others are no sample of all
         shares = {seed: row.value / 100 for seed, row in found.items()}
         own = [(row.low / 100, row.high / 100) for row in found.values()] if metric == CORRECTED else []
         return over_seeds(shares, min(row.n for row in found.values()), str(judge), own)

@@ -47,14 +47,17 @@ class TrueShare(NamedTuple):
 
     Attributes:
         estimate: In [0, 1], with its interval; None where the judge tells the two kinds apart too badly: se + sp - 1 is not above 0,
-            or its interval reaches 0, so that any true share could be behind the reported one.
+            or its interval reaches 0, so that any true share could be behind the reported one. None too where it is contradicted.
         clipped: Whether the formula gave a number outside of [0, 1], which stands as the nearer end.
         informedness: se + sp - 1 (Youden's index), with Newcombe's interval: what the difference that is reported is divided by.
+        contradicted: Whether the whole interval lies outside of [0, 1]: no true share makes a judge with these errors report so few,
+            or so many, so it errs otherwise on what it looked at. Held to the nearer end, the interval would have no width.
     """
 
     estimate: Estimate | None
     clipped: bool
     informedness: Estimate
+    contradicted: bool = False
 
 
 def true_share(reported: Counted, found: Counted, alarms: Counted, confidence: float = 0.95) -> TrueShare:
@@ -79,12 +82,15 @@ def true_share(reported: Counted, found: Counted, alarms: Counted, confidence: f
     plain = (reported.hits / reported.n - miss.value) / informedness.value
     value = min(max(plain, 0.0), 1.0)
     low, high = _lang_reiczigel(reported, found, alarms, z_score(confidence))
+    if high < 0 or low > 1:
+        return TrueShare(None, False, informedness, contradicted=True)
     # The interval is about the adjusted counts; with few observations it can leave out the plain estimate at an end.
-    return TrueShare(Estimate(value, min(low, value), max(high, value)), plain != value, informedness)
+    ends = min(max(low, 0.0), value), max(min(high, 1.0), value)
+    return TrueShare(Estimate(value, *ends), plain != value, informedness)
 
 
 def _lang_reiczigel(reported: Counted, found: Counted, alarms: Counted, z: float) -> tuple[float, float]:
-    """Return the ends of the interval, in [0, 1]."""
+    """Return the ends of the interval, which may lie outside of [0, 1]."""
     n = reported.n + z * z
     q = (reported.hits + z * z / 2) / n
     se = (found.hits + 1) / (found.n + 2)
@@ -93,4 +99,4 @@ def _lang_reiczigel(reported: Counted, found: Counted, alarms: Counted, z: float
     of_se, of_sp = se * (1 - se) / (found.n + 2), sp * (1 - sp) / (alarms.n + 2)
     shift = 2 * z * z * (p * of_se - (1 - p) * of_sp)
     half = z * math.sqrt(q * (1 - q) / n + p * p * of_se + (1 - p) ** 2 * of_sp) / (se + sp - 1)
-    return min(max(p + shift - half, 0.0), 1.0), min(max(p + shift + half, 0.0), 1.0)
+    return p + shift - half, p + shift + half
