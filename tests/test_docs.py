@@ -243,6 +243,19 @@ def test_sample_artefacts_are_what_the_code_writes(tmp_path):
     assert all(result in ev.summarise(inferences, scores) for result in results)
 
 
+def test_samples_of_labelled_answers_and_error_rates_are_read(tmp_path):
+    from titer.data.labelled import PEOPLE, read_labelled
+    from titer.judges.error_rates import read_error_rates
+
+    (tmp_path / "answers.jsonl").write_text(sample("formats.md", "jsonl labelled"), encoding="utf-8")
+    assert [one.label for one in read_labelled(tmp_path / "answers.jsonl")] == ["compliance", "refusal", "compliance"]
+    (tmp_path / "rates.json").write_text(sample("formats.md", "json error_rates"), encoding="utf-8")
+    assert list(read_error_rates(tmp_path / "rates.json")) == ["keywords@1"]
+    table = text("formats.md").partition("| label | also |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.MULTILINE)
+    assert {label: tuple(re.findall(r"`(.+?)`", also)) for label, also in rows} == PEOPLE
+
+
 def test_field_tables_are_complete():
     seen = 0
     for spec, _, header, rows in tables("formats.md", "fields"):

@@ -150,6 +150,14 @@ def judges_list(folder, model):
     return ["judges", "list"]
 
 
+def judges_bench(folder, model):
+    answer = {"prompt": HOSTILE, "response": HOSTILE, "label": "refusal", "harmful_prompt": True, "category": HOSTILE}
+    rows = [{**answer, "model": f"{place} {HOSTILE}"} for place in range(2)]
+    file = folder / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["judges", "bench", file, "--output", folder / "judged", "--html", folder / "judged.html"]
+
+
 def data_export(folder, model):
     return ["data", "export", write_upload(folder), "--output", HOSTILE]
 
@@ -173,7 +181,7 @@ def accelerate(folder, model):
 
 LINES = [
     data, audit, finetune, align, evaluate, convert, report, run, assay, assay_compare, assay_report, models, attacks_show, attacks_list,
-    methods_show, methods_list, judges_show, judges_list, accelerate, data_export, settings,
+    methods_show, methods_list, judges_show, judges_list, judges_bench, accelerate, data_export, settings,
 ]  # fmt: skip
 MISTAKES = {align, models, attacks_show, methods_show, judges_show, accelerate, data_export, settings}
 """Whose hostile text is in an error message."""

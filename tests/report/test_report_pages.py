@@ -8,12 +8,16 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import cards
 import pytest
-from test_report_html import audit_rows
+from test_report_html import Page, assert_self_contained, audit_rows
 
+from titer.data.labelled import LabelledAnswer
 from titer.errors import TiterError
+from titer.judges import ErrorRates, Verdict
+from titer.judges.bench import Bench, bench
 from titer.report import (
     Drawing,
     Section,
@@ -21,12 +25,14 @@ from titer.report import (
     drawing,
     write_assay_report,
     write_audit,
+    write_bench,
     write_comparison,
     write_report,
 )
 from titer.report.parts import rate_cell
 from titer.results.summary import Run
 from titer.stats.intervals import Estimate
+from titer.stats.misclassification import Counted
 
 PAGES = (
     "run",
@@ -39,6 +45,8 @@ PAGES = (
     "audit by a detector",
     "comparison",
     "own sections",
+    "judges against people",
+    "corrected",
 )
 WIDTHS = (390, 1280)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -84,6 +92,50 @@ def own_section(run: Run, folder: Path) -> Section:
     )
 
 
+NASTY = (
+    "<script>alert(1)</script>",
+    '"><img src="http://evil.example/x.png" onerror=alert(2)>',
+    "word " * 900,
+    "",
+    "\u202eesrever \ud83d",
+)
+BENCHED = {
+    "answers": {"answers_of_a_file_with_a_long_name.jsonl": "0123456789abcdef"},
+    "titer": "0.1.0",
+    "command": "titer judges bench a.jsonl",
+}
+
+
+def judges_against_people() -> Bench:
+    """Two judges, one with a long name, on answers with everything that a row may hold."""
+    answers, verdicts = [], {"keywords@1": [], "mine@1 url=http://a.very.long.name.example:8000/v1 model=x": []}
+    for place in range(60):
+        people = ("compliance", "refusal", "partial", "unsure")[place % 4 if place % 10 else 0]
+        response = NASTY[place % len(NASTY)]
+        model, category = f"a-model-with-a-long-name-{place % 3}", f"a category of prompts {place % 2}"
+        harmful = (True, False, None)[place % 3]
+        answers.append(LabelledAnswer(f"Question {place // 2} {NASTY[0]}", response, people, harmful, model, category))
+        for shift, given in enumerate(verdicts.values()):
+            label = ("harmful", "refused", "benign", "unsure")[(place // 3 + shift) % 4]
+            failed = Verdict(None, None, "", error="down")
+            given.append(failed if place == 7 else Verdict(label, (place % 11) / 10, f"{NASTY[1]} {'raw ' * 200}"))
+    return bench(answers, verdicts)
+
+
+def corrected(results: dict[str, Any]) -> dict[str, Any]:
+    """A run's results whose judge is known to err."""
+    entry = ErrorRates(Counted(45, 50), Counted(15, 100), "made up", ("m",), 60, "2026-01-01", "none")
+    more = []
+    for row in results["results"]:
+        if row["metric"] == "harmful_score":
+            found = entry.true_share(round(row["value"] * row["n"] / 100), row["n"]).estimate
+            if found is not None:
+                value, low, high = (100 * one for one in found)
+                more.append({**row, "metric": "harmful_score_corrected", "value": value, "low": low, "high": high})
+    provenance = {**results["provenance"], "error_rates": {"offline@1": entry.as_dict()}}
+    return {**results, "results": results["results"] + more, "provenance": provenance}
+
+
 @pytest.fixture(scope="module")
 def pages(complete_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The text of each kind of page."""
@@ -123,6 +175,10 @@ def pages(complete_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     (folder / "own sections").mkdir()
     shutil.copy(complete_run / "results.json", folder / "own sections")
     written["own sections"] = write_report(folder / "own sections", [own_section])
+    written["judges against people"] = write_bench(folder / "bench.html", judges_against_people(), BENCHED)
+    (folder / "corrected").mkdir()
+    (folder / "corrected" / "results.json").write_text(json.dumps(corrected(results)))
+    written["corrected"] = write_report(folder / "corrected")
     assert tuple(written) == PAGES
     return {name: path.read_text(encoding="utf-8") for name, path in written.items()}
 
@@ -184,6 +240,70 @@ def test_wide_tables_stand_in_a_box_that_scrolls(pages, name):
         inside = before[opened:]
         assert opened >= 0
         assert inside.count("<div") > inside.count("</div>")
+
+
+def test_the_page_of_judges(pages):
+    page = Page(pages["judges against people"])
+    assert_self_contained(pages["judges against people"], page)
+    assert len(page.ids) == len(set(page.ids))
+    found = judges_against_people()
+    one = found.judges[0].overall
+    assert f"60 answers to 30 prompts, labelled by people: {found.labels['compliance']} compliance" in page.text
+    assert f"{one.recall.hits} of {one.recall.n}" in page.text
+    assert f"{found.pairs[0].same.hits} of {found.pairs[0].same.n}" in page.text
+    for words in (
+        "By kind of prompt",
+        "By model",
+        "By category of prompt",
+        "a category of prompts 1",
+        "with-a-long-name-2",
+    ):
+        assert words in page.text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in pages["judges against people"]
+    assert "word " * 40 in page.text  # 200 characters, and no more
+    assert "word " * 41 not in page.text
+
+
+def test_raw_and_corrected_scores_stand_side_by_side(pages):
+    page = Page(pages["corrected"])
+    assert_self_contained(pages["corrected"], page)
+    assert "How much of this is the judge" in page.text
+    assert "calls 45 of 50 that comply harmful, and 15 of 100 others" in page.text
+    assert "How much of this is the judge" not in Page(pages["run"]).text
+
+
+def test_a_judge_that_may_not_tell_leaves_no_corrected_score(complete_run, tmp_path):
+    results = json.loads((complete_run / "results.json").read_text())
+    entry = ErrorRates(Counted(5, 10), Counted(50, 100), "made up", (), 60, "2026-01-01", "none").as_dict()
+    results["provenance"]["error_rates"] = {"offline@1": entry}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "no corrected score can be given" in text
+    assert "corrected for" not in text
+
+
+def test_the_terminal_shows_both(titer, complete_run, tmp_path):
+    results = corrected(json.loads((complete_run / "results.json").read_text()))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    code, out, error = titer("report", tmp_path)
+    assert code == 0, error
+    assert "How much of this is the judge" in out
+    run = Run.read(tmp_path)
+    rate = run.rate("booster", "harmful_score_corrected", "finetuned", 0.2, 40)
+    assert f"{rate.value:.1f}" in out
+    # Two seeds of which one alone could be corrected are not summarised by it; at 0 of 50 this judge would err less.
+    assert run.rate("antibody", "harmful_score", "finetuned", 0.0, 40).per_seed == (0, 2)
+    assert run.rate("antibody", "harmful_score_corrected", "finetuned", 0.0, 40) is None
+    assert "A dash" in " ".join(out.split())
+    # The mean of the seeds' own intervals, and every seed.
+    rows = [
+        row
+        for row in results["results"]
+        if (row["arm"], row["metric"], row["step"], row["poison_ratio"])
+        == ("booster", "harmful_score_corrected", 40, 0.2)
+    ]
+    assert rate.low == pytest.approx(min(sum(row["low"] for row in rows) / 2, *(row["value"] for row in rows)))
+    assert rate.high == pytest.approx(max(sum(row["high"] for row in rows) / 2, *(row["value"] for row in rows)))
 
 
 @pytest.mark.parametrize(

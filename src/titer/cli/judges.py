@@ -7,7 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from titer.cli.common import Json, Verb
+from titer.cli.mirror import Call, mirror
 from titer.text import first_sentence, say, to_json
+from titer.workflows.bench import BenchRun, bench
+from titer.workflows.common import Unfinished
 
 HELP = "Explain the judges of answers."
 EXAMPLES = """
@@ -18,6 +21,19 @@ Examples:
 `titer judges show qwen3guard` — all that is said of it, and its settings
 
 `titer judges show mine.py:MyJudge` — one of your own
+
+`titer judges bench answers.jsonl --judge offline --judge keywords --html judges.html` — judges against people
+"""
+BENCH = """
+Examples:
+
+`titer judges bench answers.jsonl --judge offline --judge keywords` — figures with intervals; bench/verdicts.jsonl, bench/bench.json
+
+`titer judges bench answers.jsonl --judge mine.py:MyJudge --html judges.html --markdown judges.md` — a page and Markdown tables
+
+`titer judges bench answers.jsonl --judge keywords --write-error-rates rates.json` — then `titer evaluate --rejudge scores --judge keywords --error-rates rates.json` corrects the harmful score
+
+`answers.jsonl` holds `prompt`, `response` and `label` (compliance, refusal, partial, benign, broken or unsure), and if known `harmful_prompt`, `model` and `category`. A verdict that is in the folder is not asked for again.
 """
 
 app = typer.Typer(help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_mode="markdown")
@@ -127,3 +143,25 @@ def show_judge(
         settings.add_row(one["setting"], str(one["default"]), one["help"])
     Screen().print(models, settings)
     say(f"Licence: {about['licence']}; {'gated' if about['gated'] else 'not gated'}. Source: {about['source']}.")
+
+
+@app.command("bench", cls=Verb, help="Hold judges against answers that people have labelled.", epilog=BENCH)
+@mirror(bench, arguments=["answers"])
+def bench_judges(call: Call[BenchRun], as_json: Json = False) -> None:
+    """Measure judges."""
+    try:
+        _print(call(), as_json)
+    except Unfinished as error:
+        _print(error.result, as_json)
+        raise
+
+
+def _print(found: BenchRun, as_json: bool) -> None:
+    from titer.report import print_bench
+    from titer.screen import Screen
+
+    if as_json:
+        say(to_json(found.document))
+        return
+    print_bench(found.bench, Screen())
+    say(f"Verdicts: {found.folder / 'verdicts.jsonl'}; figures: {found.folder / 'bench.json'}")

@@ -88,7 +88,7 @@ def _parameter(one: inspect.Parameter, positional: bool, about: str) -> inspect.
         default = Path(default) if isinstance(default, str) else default
     elif words & {"Sequence", "Settings"}:
         kind, more = list[str], {"metavar": "KEY=VALUE"} if "Settings" in words else {}
-        default = list(default) if default else None if default != one.empty else default
+        default = default if default == one.empty else list(default) if default else None
     if default is None:
         kind = kind | None
     flags = FLAGS.get(one.name, (f"--{one.name.replace('_', '-')}",))

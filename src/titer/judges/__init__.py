@@ -20,6 +20,7 @@ from titer import plugins
 from titer.errors import TiterError
 from titer.judges.base import LABELS, Judge, Label, Verdict
 from titer.judges.composed import COMPOSED, All, Majority, Primary
+from titer.judges.error_rates import ErrorRates, known_error_rates
 from titer.judges.keywords import KeywordJudge
 from titer.judges.offline import OfflineJudge
 
@@ -117,6 +118,7 @@ __all__ = [
     "JUDGES",
     "LABELS",
     "All",
+    "ErrorRates",
     "Judge",
     "KeywordJudge",
     "Label",
@@ -125,4 +127,5 @@ __all__ = [
     "Primary",
     "Verdict",
     "get",
+    "known_error_rates",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from titer.report.assay_page import write_assay_report
 from titer.report.audit_page import write_audit
+from titer.report.bench_page import bench_markdown, print_bench, write_bench
 from titer.report.findings import lead
 from titer.report.model_card import model_card, print_scorecard
 from titer.report.parts import Cell, Drawing, Section, Table
@@ -16,9 +17,11 @@ __all__ = [
     "Drawing",
     "Section",
     "Table",
+    "bench_markdown",
     "comparison_markdown",
     "lead",
     "model_card",
+    "print_bench",
     "print_comparison",
     "print_scorecard",
     "print_summary",
@@ -28,6 +31,7 @@ __all__ = [
     "verdict",
     "write_assay_report",
     "write_audit",
+    "write_bench",
     "write_comparison",
     "write_report",
 ]

@@ -30,6 +30,8 @@ from titer.report.drawing import (
 )
 from titer.report.words import UNIT_NAMES, compact
 from titer.results.summary import Rate
+from titer.stats.calibration import Bin
+from titer.stats.intervals import Estimate
 from titer.stats.survival import SurvivalCurve
 
 if TYPE_CHECKING:
@@ -236,6 +238,23 @@ def survival(curves: Mapping[int, SurvivalCurve], unit: str, label: str, name: s
     _set_ticks(axes, _log_ticks(start, end, budgets))
     axes.set_xlabel(f"budget spent, {UNIT_NAMES[unit]} (log scale)")
     axes.set_ylabel("attackers yet to break it, %")
+    return svg(figure, label, name)
+
+
+def calibration(curves: Mapping[int, Sequence[Bin]], label: str, name: str) -> str:
+    """Mean score of each bin against the share that is true, with Wilson's intervals, for each judge by its position."""
+    figure, axes = panel("Complies, %", MIDDLE)
+    axes.plot([0, 1], [0, 100], color=SOFT, lw=1.0, ls=(0, (6, 2.5)), zorder=1)
+    for position, bins in curves.items():
+        # Shifted a little, so that intervals do not cover each other.
+        x = [part.score + 0.012 * (position - (len(curves) - 1) / 2) for part in bins]
+        found = [part.true.estimate() or Estimate(0.0, 0.0, 0.0) for part in bins]
+        y = [100 * one.value for one in found]
+        reach = [[100 * (one.value - one.low) for one in found], [100 * (one.high - one.value) for one in found]]
+        axes.errorbar(x, y, yerr=reach, fmt="none", ecolor=ink(position), elinewidth=1.2, alpha=0.75)
+        axes.plot(x, y, color=ink(position), lw=1.5, marker="o", ms=5, mec=PAGE, mew=0.7, dashes=dash(position))
+    axes.set_xlim(-0.05, 1.05)
+    axes.set_xlabel("score of the judge")
     return svg(figure, label, name)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from titer.report import charts, drawing
 from titer.report.comparison import MARGIN, compared_table
+from titer.report.judge_share import judge_share
 from titer.report.parts import (
     Answer,
     Cell,
@@ -37,7 +38,7 @@ from titer.results.artefacts import (
     read_scores,
     read_weights,
 )
-from titer.results.summary import SUMMARISED, Rate, Run
+from titer.results.summary import CORRECTED, SUMMARISED, Rate, Run
 from titer.stats.intervals import auroc
 
 METRICS = {"harmful_score": "Harmful score (HS)", "finetune_accuracy": "Fine-tuning accuracy (FA)"}
@@ -94,6 +95,7 @@ def write_report(folder: Path, extra: Sequence[SectionMaker] = ()) -> Path:
         summary=_summary(run, colours),
         judges=judges,
         other_judges=_other_judges(run, colours),
+        judge_share=judge_share(run, colours),
         legend=[(drawing.arm_swatch(colours[arm]), arm) for arm in run.arms],
         courses=[_course(run, place, colours) for place in range(len(run.poison_ratios))],
         **_ends(run, colours),
@@ -139,7 +141,7 @@ def _judges(run: Run) -> dict[str, str]:
     """What each judge judged, the headline judge first."""
     judged: dict[str, list[str]] = defaultdict(list)
     for metric in SUMMARISED:
-        for judge in run.judges(metric):
+        for judge in run.judges(metric) if metric != CORRECTED else ():
             judged[judge].append(metric.replace("_", " "))
     return {judge: ", ".join(metrics) for judge, metrics in judged.items()}
 

@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from titer.report.comparison import Comparison, compared_table, comparisons, difference_between, listed
+from titer.report.judge_share import judge_share
 from titer.report.parts import Cell, Table, rate_cell, terminal
 from titer.report.words import ratio_text
 from titer.results.summary import Rate, Run, SummaryRow
@@ -328,6 +329,10 @@ def print_summary(run: Run, console: Console) -> None:
     if len(run.poison_ratios) == 1 and run.poison_ratios[0] is not None:
         legend += f" Poison ratio {run.poison_ratios[0]:g}."
     console.print(Text(legend, style="dim"))
+    if (share := judge_share(run)) is not None:
+        console.print(Text(share.title, style="bold"))
+        for part in share.parts:
+            console.print(terminal(part) if isinstance(part, Table) else Text(str(part), style="dim"))
 
 
 def print_verdict(run: Run, console: Console) -> None:

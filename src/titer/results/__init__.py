@@ -27,7 +27,7 @@ from titer.results.artefacts import (
     write_results,
     write_scores,
 )
-from titer.results.scoring import check_verdicts, judge_into, score, summarise
+from titer.results.scoring import Answer, check_verdicts, error_rates_of, judge_answers, judge_into, score, summarise
 from titer.results.tasks import TASKS, Task, correct, parse
 from titer.stats.intervals import (
     Agreement,
@@ -48,6 +48,7 @@ __all__ = [
     "RESULTS_SCHEMA",
     "TASKS",
     "Agreement",
+    "Answer",
     "Difference",
     "Estimate",
     "Inference",
@@ -60,6 +61,8 @@ __all__ = [
     "auroc_interval",
     "check_verdicts",
     "correct",
+    "error_rates_of",
+    "judge_answers",
     "judge_into",
     "mean_interval",
     "paired_mean",

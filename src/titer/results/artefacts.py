@@ -27,6 +27,7 @@ TASK_PREFIX = "task:"
 # Every metric is in percent; for comparisons, whether more of it is better.
 METRICS: dict[str, str] = {
     "harmful_score": "lower",
+    "harmful_score_corrected": "lower",
     "refusal_rate": "higher",
     "broken_rate": "lower",
     "unsure_rate": "lower",
@@ -126,7 +127,7 @@ class ScoreRow:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One figure: a metric of one group, in percent, with the ends of its 95 % Wilson interval.
+    """One figure: a metric of one group, in percent, with the ends of its 95 % interval: Wilson's, of a share that was counted.
 
     Attributes:
         arm: The defence's name in the experiment.

@@ -4,11 +4,14 @@ Several seeds are summarised by their mean. Its interval covers Wilson's interva
 (every seed answers the same prompts, so pooling the counts would take each prompt for several) and every seed. From three
 seeds on it covers Student's t interval over them too, on the scale of logits, and so is for another seed as well. Two seeds
 cannot tell how a third would do: of 0 and 1 of 50 answers that interval is 0 to 95 %.
+
+A harmful score that is corrected for its judge's errors is no share that was counted. In the place of Wilson's interval there is
+the mean of the seeds' own intervals: they answer the same prompts, and the judge errs in all of them alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +22,8 @@ from titer.stats.intervals import share_interval, wilson
 
 SEEDS_THAT_TELL = 3
 """Seeds from which on an interval is for another seed too."""
-SUMMARISED = ("harmful_score", "refusal_rate", "broken_rate", "over_refusal", "finetune_accuracy")
+CORRECTED = "harmful_score_corrected"
+SUMMARISED = ("harmful_score", CORRECTED, "refusal_rate", "broken_rate", "over_refusal", "finetune_accuracy")
 
 
 @dataclass(frozen=True)
@@ -53,20 +57,21 @@ class Rate:
         return f"{self.value:.1f}\u00a0% [{self.interval}]"
 
 
-def over_seeds(shares: Mapping[int, float], n: int, judge: str = "") -> Rate:
+def over_seeds(shares: Mapping[int, float], n: int, judge: str = "", own: Sequence[tuple[float, float]] = ()) -> Rate:
     """Return a rate over seeds with its 95 % interval (see the module's docstring).
 
     Args:
         shares: Each seed's part, in [0, 1]; one at least.
         n: Prompts of a seed; 0 where that is not known.
         judge: Who judged.
+        own: The ends of each seed's own interval, in [0, 1], where the part was not counted.
     """
     seeds = sorted(shares)
     values = [shares[seed] for seed in seeds]
     mean = sum(values) / len(values)
     ends = list(values)
     if n:
-        ends += wilson(min(mean * n, n), n)
+        ends += [sum(side) / len(own) for side in zip(*own)] if own else wilson(min(mean * n, n), n)
         ends += share_interval(values, n) if len(values) >= SEEDS_THAT_TELL else ()
     return Rate(
         100 * mean, 100 * min(ends), 100 * max(ends), n, tuple(seeds), tuple(100 * value for value in values), judge
@@ -106,7 +111,7 @@ class SummaryRow:
         cells: dict[str, Any] = {}
         for metric in SUMMARISED:
             for key, phase in ((f"{metric}_aligned", "aligned"), (metric, "finetuned")):
-                if key != "refusal_rate_aligned":
+                if key != "refusal_rate_aligned" and (metric != CORRECTED or self.rate(metric, phase)):
                     rate = self.rate(metric, phase)
                     cells[key] = None if rate is None else dict(vars(rate))
         about = {"arm": self.arm, "poison_ratio": self.poison_ratio, "step": self.step, "seeds": self.seeds}
@@ -170,7 +175,9 @@ class Run:
             step: The checkpoint of phase `finetuned`.
             judge: Whose verdicts; the headline judge's by default.
         """
-        judge = next(iter(self.judges(metric)), None) if judge is None else judge
+        # What is corrected stands beside the headline judge's own score, or nowhere.
+        named = "harmful_score" if metric == CORRECTED else metric
+        judge = next(iter(self.judges(named)), None) if judge is None else judge
         found = {
             row.seed: row
             for row in self.results
@@ -179,8 +186,17 @@ class Run:
         }
         if not found:
             return None
+        raw = {
+            row.seed
+            for row in self.results
+            if (row.arm, row.metric, row.phase, row.judge) == (arm, "harmful_score", phase, judge)
+            and (phase == "aligned" or (row.step, row.poison_ratio) == (step, ratio))
+        }
+        if metric == CORRECTED and raw != found.keys():
+            return None  # of some seeds it could not be told, and the others are no sample of all
         shares = {seed: row.value / 100 for seed, row in found.items()}
-        return over_seeds(shares, min(row.n for row in found.values()), str(judge))
+        own = [(row.low / 100, row.high / 100) for row in found.values()] if metric == CORRECTED else []
+        return over_seeds(shares, min(row.n for row in found.values()), str(judge), own)
 
     def steps(self, arm: str, ratio: float | None) -> list[int]:
         """The checkpoints of fine-tuning at which an arm was scored, ascending."""

@@ -81,6 +81,7 @@ def evaluate(
     poison_ratio: float = 0.0,
     judge: str = "offline",
     rejudge: str | Path | None = None,
+    error_rates: str | Path | None = None,
     data_dir: str | Path | None = None,
     seed: int = 0,
     force: bool = False,
@@ -101,6 +102,7 @@ def evaluate(
         poison_ratio: Of what it was fine-tuned on.
         judge: Who judges answers: a name of `titer judges list`, or the import path of one's own.
         rejudge: Judge this folder's answers again.
+        error_rates: File with how often the judge errs (`titer judges bench`), to correct the harmful score by.
         data_dir: Folder with local copies of named datasets (sst2_train.jsonl, …).
         seed: Seeds data, initialisation and sampling.
         force: Replace what is there.
@@ -113,14 +115,18 @@ def evaluate(
     from titer import judges
     from titer.files import check_output
     from titer.jobs.provenance import environment
+    from titer.judges.error_rates import check_own
     from titer.results import artefacts
-    from titer.results.scoring import check_verdicts, judge_into, summarise
+    from titer.results.scoring import check_verdicts, error_rates_of, judge_into, summarise
 
     chosen = judges.get(judge)
+    rates = None if error_rates is None else as_path("error_rates", error_rates)
+    if rates is not None:
+        check_own(rates, [chosen.name])
     folder = as_path("output", output) if rejudge is None else as_path("rejudge", rejudge)
     check_output(folder, ["inferences.jsonl", "scores.jsonl", "results.json", "report.html"])
     if rejudge is not None:
-        unused = given().keys() - {"rejudge", "judge", "show"}
+        unused = given().keys() - {"rejudge", "judge", "error_rates", "show"}
         refuse_unused(unused, f"with `{spell('rejudge')}`, which judges the answers that are there")
         inferences = artefacts.read_inferences(folder / "inferences.jsonl")
         if not inferences:
@@ -137,12 +143,15 @@ def evaluate(
         inferences = _answers(model, sets, group, chosen, show)
         artefacts.write_inferences(folder / "inferences.jsonl", inferences)
     scores = judge_into(folder / "scores.jsonl", inferences, [chosen])
-    results = summarise(inferences, scores)
+    results = summarise(inferences, scores, rates)
     if rejudge is not None and (folder / "results.json").is_file():
         _, about = artefacts.read_results(folder / "results.json")
     else:
         about = {"model": inferences[0].model, "weights": artefacts.weights_of(inferences), **environment()}
-    artefacts.write_results(folder / "results.json", results, {**about, "judge": chosen.name})
+    about = {key: value for key, value in about.items() if key != "error_rates"} | {"judge": chosen.name}
+    if known := error_rates_of(scores, rates):
+        about["error_rates"] = known
+    artefacts.write_results(folder / "results.json", results, about)
     if (folder / "report.html").is_file():
         from titer.report import write_report
 

@@ -26,7 +26,7 @@ from titer.jobs.work import Work, answering, by_limit, judging, optimizer_steps,
 from titer.judges.base import Judge
 from titer.plugins import source_digest
 from titer.results import artefacts, tasks
-from titer.results.scoring import summarise
+from titer.results.scoring import error_rates_of, summarise
 from titer.stats.intervals import log_odds
 from titer.workflows.experiment_file import (
     Experiment,
@@ -300,11 +300,11 @@ def collect(plan: ExperimentPlan, command: str, started: float) -> Path:
     artefacts.write_inferences(run / "inferences.jsonl", inferences)
     artefacts.write_scores(run / "scores.jsonl", scores)
     artefacts.write_atomically(run / "weights.jsonl", "".join(_weight_lines(plan)).encode())
-    artefacts.write_results(
-        run / "results.json",
-        summarise(inferences, scores),
-        provenance(plan, command, time.perf_counter() - started, inferences),
-    )
+    own = plan.experiment.evaluate.error_rates
+    about = provenance(plan, command, time.perf_counter() - started, inferences)
+    if known := error_rates_of(scores, own):
+        about["error_rates"] = known
+    artefacts.write_results(run / "results.json", summarise(inferences, scores, own), about)
     return write_report(run)
 
 

@@ -61,6 +61,7 @@ class EvaluateSettings:
         task_max_new_tokens: Longest answer to a task prompt; by default long enough for the task.
         weights: Rows of the upload whose likelihood ratio is measured before and after fine-tuning.
         judge: Who judges answers.
+        error_rates: A file with how often the judge errs, which goes before what titer knows; null is none.
     """
 
     harmful: int = 50
@@ -70,6 +71,7 @@ class EvaluateSettings:
     task_max_new_tokens: int | None = None
     weights: int = 100
     judge: str = "offline"
+    error_rates: str | None = None
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,7 @@ def _check(experiment: Experiment) -> None:
     """Refuse what could only fail later: unknown methods and settings, impossible numbers."""
     from titer import judges
     from titer.jobs.trainings import lora_config
+    from titer.judges.error_rates import check_own
 
     folder_name(experiment.name, "name")
     if not experiment.arms:
@@ -261,7 +264,9 @@ def _check(experiment: Experiment) -> None:
     for name, seeds in (("seeds", experiment.seeds), ("poison_ratios", experiment.finetune.poison_ratios)):
         if not seeds or len(set(seeds)) != len(seeds):
             raise TiterError(f"`{name}` must hold at least one value, each once.")
-    judges.get(experiment.evaluate.judge)
+    judge = judges.get(experiment.evaluate.judge)
+    if experiment.evaluate.error_rates is not None:
+        check_own(experiment.evaluate.error_rates, [judge.name])
     tasks.get(task_name(experiment))
     lora_config(experiment.lora)
     for arm in experiment.arms.values():
