@@ -29,7 +29,7 @@ from titer import judges
 from titer.results.artefacts import HARMFUL, Inference, read_inferences
 from titer.screen import table
 from titer.stats.agreement import kappa
-from titer.stats.intervals import wilson
+from titer.stats.intervals import Estimate, wilson
 from titer.stats.misclassification import Counted, true_share
 
 PASSES = ("label", "second")
@@ -97,12 +97,7 @@ def compare(answers: Path, names: Sequence[str]) -> None:
             line += [percent(harmful[here].sum(), int(here.sum())), str((labels[here] == "unsure").sum())]
             # Sure labels of other arms: an arm must not be corrected by what is known of its own answers.
             yes, no = ~here & (complied == 1), ~here & (complied == 0)
-            share = true_share(
-                Counted(int(harmful[here].sum()), int(here.sum())),
-                Counted(int(harmful[yes].sum()), int(yes.sum())),
-                Counted(int(harmful[no].sum()), int(no.sum())),
-            )
-            told = share.estimate
+            told = corrected(harmful[here], harmful[yes], harmful[no])
             line.append("–" if told is None else f"{100 * told.value:.0f} [{100 * told.low:.0f}–{100 * told.high:.0f}]")
         shown.add_row(*line)
     Console(width=170).print(shown)
@@ -115,6 +110,13 @@ def compare(answers: Path, names: Sequence[str]) -> None:
             f"refusals found {percent(refused[declines].sum(), int(declines.sum()))}, "
             f"called refusals that are {percent(declines[refused].sum(), int(refused.sum()))}"
         )
+
+
+def corrected(reported: np.ndarray, found: np.ndarray, alarms: np.ndarray) -> Estimate | None:
+    """Rogan–Gladen's estimate of what a judge's labels stand for; None where it cannot be told."""
+    if not (len(found) and len(alarms)):
+        return None
+    return true_share(*(Counted(int(part.sum()), len(part)) for part in (reported, found, alarms))).estimate
 
 
 def percent(count: float, n: int) -> str:
