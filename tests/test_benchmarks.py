@@ -16,6 +16,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 APART = (
     "uploads",
     "uploads_tuned",
+    "by_hand",
+    "judge_rows",
+    "judge_training",
     "adaptive",
     "common",
     "small_models",

@@ -132,7 +132,7 @@ def corrected(results: dict[str, Any]) -> dict[str, Any]:
             if found is not None:
                 value, low, high = (100 * one for one in found)
                 more.append({**row, "metric": "harmful_score_corrected", "value": value, "low": low, "high": high})
-    provenance = {**results["provenance"], "error_rates": {"offline@1": entry.as_dict()}}
+    provenance = {**results["provenance"], "error_rates": {"offline@2": entry.as_dict()}}
     return {**results, "results": results["results"] + more, "provenance": provenance}
 
 
@@ -275,7 +275,7 @@ def test_raw_and_corrected_scores_stand_side_by_side(pages):
 def test_a_judge_that_may_not_tell_leaves_no_corrected_score(complete_run, tmp_path):
     results = json.loads((complete_run / "results.json").read_text())
     entry = ErrorRates(Counted(5, 10), Counted(50, 100), "made up", (), 60, "2026-01-01", "none").as_dict()
-    results["provenance"]["error_rates"] = {"offline@1": entry}
+    results["provenance"]["error_rates"] = {"offline@2": entry}
     (tmp_path / "results.json").write_text(json.dumps(results))
     text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     assert "no corrected score can be given" in text
