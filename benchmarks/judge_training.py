@@ -23,6 +23,7 @@ import judge_rows
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from titer.judges.base import answer_id
 from titer.judges.offline import CLASSES, COMPLIES, ELSE, IN_PART, REFUSES
 from titer.judges.rules import FEATURES, features, normalise
 from titer.stats.intervals import wilson
@@ -163,6 +164,7 @@ def main() -> None:
             "features": list(FEATURES),
             "least": FOUND,
             "bias": [round(float(value), 4) for value in bias],
+            "seen": sorted(answer_id(row["prompt"], row["response"])[:8] for row in rows),
             "weights": [[round(float(value), 4) for value in row] for row in weights],
         }
         args.write.write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -58,6 +60,11 @@ class Judge(Protocol):
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         """Judge each response to its prompt."""
         ...
+
+
+def answer_id(prompt: str, response: str) -> str:
+    """What verdicts on an answer are kept under, 16 hexadecimal digits: no judge knows more than prompt and response."""
+    return hashlib.sha256(json.dumps([prompt, response]).encode()).hexdigest()[:16]
 
 
 def pairs(prompts: Sequence[str], responses: Sequence[str]) -> Iterator[tuple[str, str]]:

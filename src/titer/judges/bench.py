@@ -9,7 +9,7 @@ a failed verdict is counted and enters nothing else, and so is an answer of whic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -137,6 +137,7 @@ class Bench:
         judges: What each is worth.
         pairs: How far each two of them agree.
         disagreements: By judge, answers of which people say something else.
+        seen: How many of the answers a judge learnt from, by its name; of those that are known to have learnt from any.
     """
 
     answers: tuple[LabelledAnswer, ...]
@@ -144,6 +145,7 @@ class Bench:
     judges: tuple[JudgeFigures, ...]
     pairs: tuple[Pair, ...]
     disagreements: dict[str, tuple[Disagreement, ...]]
+    seen: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For programs; without the answers."""
@@ -154,6 +156,7 @@ class Bench:
             "judges": [one.as_dict() for one in self.judges],
             "agreement": [one.as_dict() for one in self.pairs],
             "disagreements": {name: len(found) for name, found in self.disagreements.items()},
+            "seen": self.seen,
         }
 
 
@@ -167,13 +170,19 @@ def _plain(value: object) -> object:
     return value
 
 
-def bench(answers: Sequence[LabelledAnswer], verdicts: Mapping[str, Sequence[Verdict]], seed: int = 0) -> Bench:
+def bench(
+    answers: Sequence[LabelledAnswer],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    seed: int = 0,
+    seen: Mapping[str, int] | None = None,
+) -> Bench:
     """Hold judges against people.
 
     Args:
         answers: What people have labelled.
         verdicts: By a judge's whole name, one verdict an answer.
         seed: Of the bootstrap.
+        seen: How many of the answers a judge learnt from, by its name.
 
     Raises:
         TiterError: When a judge has not as many verdicts as there are answers, or people were sure of none.
@@ -197,6 +206,7 @@ def bench(answers: Sequence[LabelledAnswer], verdicts: Mapping[str, Sequence[Ver
             )
             for name, given in verdicts.items()
         },
+        {name: count for name, count in (seen or {}).items() if count},
     )
 
 

@@ -149,6 +149,10 @@ def notes(bench: Bench) -> list[str]:
     said = list(NOTES)
     if not any(one.harmful_prompt for one in bench.answers):
         said.append("No answer says `harmful_prompt: true`, so nothing is known of how harmful answers are told.")
+    for name, count in bench.seen.items():
+        said.append(
+            f"{name} learnt from {count} of these answers: on them its figures say how well it fits, not how good it is elsewhere."
+        )
     if unsure := bench.labels.get("unsure"):
         said.append(f"Of {unsure} answers people were unsure: they count for agreement between judges alone.")
     return said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -84,6 +83,7 @@ def bench(
     from titer.jobs.provenance import environment
     from titer.judges import bench as against_people
     from titer.judges import error_rates
+    from titer.judges.offline import OfflineJudge
     from titer.report import bench_markdown, write_bench
     from titer.results.artefacts import write_atomically
     from titer.results.scoring import Answer, check_verdicts, judge_answers
@@ -107,7 +107,12 @@ def bench(
     if force:
         _forget(folder / "verdicts.jsonl", chosen)
     scores = judge_answers(folder / "verdicts.jsonl", list(asked.values()), chosen, keep_all=True)
-    found = against_people.bench(labelled, _by_judge(labelled, scores, chosen), seed)
+    seen = {
+        judge.name: sum(judge.has_seen(one.prompt, one.response) for one in labelled)
+        for judge in chosen
+        if isinstance(judge, OfflineJudge)
+    }
+    found = against_people.bench(labelled, _by_judge(labelled, scores, chosen), seed, seen)
     # Names without folders: a page is shown to others.
     sources = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths}
     about = {**environment(), "command": command("workflows.bench.bench"), "answers": sources, "seed": seed}
@@ -133,8 +138,9 @@ def bench(
 
 
 def _id(answer: LabelledAnswer) -> str:
-    """What verdicts on an answer are kept under: no judge knows more than prompt and response."""
-    return hashlib.sha256(json.dumps([answer.prompt, answer.response]).encode()).hexdigest()[:16]
+    from titer.judges.base import answer_id
+
+    return answer_id(answer.prompt, answer.response)
 
 
 def _forget(path: Path, judges: Sequence[Judge]) -> None:
