@@ -334,4 +334,4 @@ def _train(job: Job) -> None:
 
 
 ALIGN = Kind("align", "titer.jobs.trainings:ALIGN", _train)
-FINETUNE = Kind("finetune", "titer.jobs.trainings:FINETUNE", _train, version=3)
+FINETUNE = Kind("finetune", "titer.jobs.trainings:FINETUNE", _train, version=4)

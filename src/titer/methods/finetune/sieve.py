@@ -21,6 +21,8 @@ from titer.ranges import POSITIVE, SHARE, Range
 from titer.train.rows import Encoder
 
 NONE = "none"
+HELPFUL = 3
+"""Helpful answers for each refusal among the rows that are replayed, as in alignment: with one, the model comes to refuse what only looks harmful."""
 
 
 @dataclass
@@ -29,8 +31,8 @@ class SieveConfig(GateConfig):
 
     Args:
         threshold: Rows with P(harmful) above it get weight 0 and the others weight 1; `None` for weights 1 − P.
-        replay: Rows of the alignment data in the batch beside each row of the upload, half of them refusals of harmful prompts
-            and half helpful answers.
+        replay: Rows of the alignment data in the batch beside each row of the upload, a quarter of them refusals of harmful
+            prompts, the others helpful answers.
         ratio: What the current model says of a row at every step, which multiplies its weight by σ(r / τ): `sum`, `mean` or
             `calibrated`, as of Antibody (arXiv 2603.00498), or `none`.
         tau: τ.
@@ -77,13 +79,14 @@ class SieveTrainer(GateTrainer):
         return {} if self.args.ratio == NONE else self.refusal_column(rows, encoder)
 
     def pools(self, encoder: Encoder) -> list[Pool]:
-        """Return the alignment rows, half refusals and half helpful answers."""
+        """Return the alignment rows, as many refusals as leave each its `HELPFUL` helpful answers."""
         if not self.args.replay:
             return []
         harmful = with_refusals(as_texts(self.harmful_rows, "harmful_dataset"), seed=0)
         helpful = as_texts(self.helpful_rows, "helpful_dataset")
-        each = min(len(harmful), len(helpful))
-        rows = alignment_mixture(harmful, helpful, 2 * each, seed=0)
+        refusals = max(1, min(len(harmful), len(helpful) // HELPFUL))
+        answers = min(len(helpful), HELPFUL * refusals)
+        rows = alignment_mixture(harmful, helpful, refusals + answers, answers / (refusals + answers), seed=0)
         return [{"replay": encoder.samples([row.to_training_row() for row in rows], "replay")}]
 
     @property
