@@ -70,20 +70,31 @@ def load_model(
             dtype=torch.bfloat16 if accelerator else torch.float32,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `refuse_strays` names them; the library would only count them
+            ignore_mismatched_sizes=True,  # `whole` names them; the library would only count them
         )
-    model, found = loaded
-    # The library fills what it does not find with random numbers. What may differ, it has taken out: tied heads, buffers.
-    shapes = {
-        key: f"shape {tuple(given)} instead of {tuple(wanted)}" for key, given, wanted in found["mismatched_keys"]
-    }
-    refuse_strays(f"`{name}`", found["missing_keys"], found["unexpected_keys"], shapes)
+    model = whole(name, loaded)
     refuse_nonfinite(f"`{name}`", model.named_parameters())
     if accelerator:
         model.to(torch.accelerator.current_accelerator())
     if adapter is not None:
         model = add_adapter(model, adapter, trainable)
     refuse_lookahead(f"`{name}`", model.eval())
+    return model
+
+
+def whole(name: str, loaded: tuple[Any, dict[str, Any]]) -> Any:
+    """Return the model of `from_pretrained(…, output_loading_info=True, ignore_mismatched_sizes=True)`, if it got all of its weights.
+
+    The library fills what it does not find with random numbers. What may differ, it has taken out: tied heads, buffers.
+
+    Raises:
+        TiterError: When weights are missing, have no place in it or have another shape; names them.
+    """
+    model, found = loaded
+    shapes = {
+        key: f"shape {tuple(given)} instead of {tuple(wanted)}" for key, given, wanted in found["mismatched_keys"]
+    }
+    refuse_strays(f"`{name}`", found["missing_keys"], found["unexpected_keys"], shapes)
     return model
 
 

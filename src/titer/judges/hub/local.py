@@ -102,7 +102,7 @@ class Local:
         import torch
         import transformers
 
-        from titer.models import add_adapter, loading, locate, refuse_strays, split_adapter
+        from titer.models import add_adapter, loading, locate, split_adapter, whole
         from titer.progress import Task
 
         here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -114,15 +114,10 @@ class Local:
                 revision=self.revision if folder is None else None,
                 dtype=self._precision(device),
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # `refuse_strays` names them; the library would only count them
+                ignore_mismatched_sizes=True,  # `whole` names them; the library would only count them
                 **({"device_map": "auto"} if device == "auto" else {}),
             )
-        model, found = loaded
-        shapes = {
-            key: f"shape {tuple(given)} instead of {tuple(wanted)}" for key, given, wanted in found["mismatched_keys"]
-        }
-        # A head that is filled with random numbers would judge at random.
-        refuse_strays(f"`{name}`", found["missing_keys"], found["unexpected_keys"], shapes)
+        model = whole(name, loaded)  # a head that is filled with random numbers would judge at random
         if folder is not None:
             model = add_adapter(model, folder)
         if device != "auto":
