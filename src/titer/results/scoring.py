@@ -133,7 +133,8 @@ def judge_answers(
     found = {key: row for key in wanted if (row := before.get(key)) is not None and row.label is not None}
     if len(found) == len(wanted) and not keep_all:
         found = {}
-    others = [row for key, row in before.items() if key not in set(wanted)] if keep_all else []
+    asked = set(wanted)
+    others = [row for key, row in before.items() if key not in asked] if keep_all else []
 
     def keep() -> list[ScoreRow]:
         rows = [found[key] for key in wanted if key in found]
