@@ -74,7 +74,7 @@ def alignment_mixture(
     _check_enough("refused", refused, lambda rows: rows - round(rows * helpful_ratio), samples, setting)
     _check_enough("helpful", helpful, lambda rows: round(rows * helpful_ratio), samples, setting)
     # All rows are looked at, not the drawn ones only: whether this raises must not depend on the seed.
-    refusals = [_refuse(record, index) for index, record in enumerate(refused)]
+    refusals = refusing(refused)
     return _mix(
         _draw(refusals, samples - n_helpful, f"titer.alignment:refused:{seed}"),
         [replace(record, origin="helpful") for record in _draw(helpful, n_helpful, f"titer.alignment:helpful:{seed}")],
@@ -82,13 +82,21 @@ def alignment_mixture(
     )
 
 
-def _refuse(record: Record, index: int) -> Record:
-    if record.refusal is None:
-        raise TiterError(
-            f"Row {index} of the refused rows has no refusal: {record.prompt_text[:80]!r}.",
-            "Give it a `refusal`, or let `with_refusals` assign generic ones.",
-        )
-    return replace(record, completion=(Message("assistant", record.refusal),), origin="refusal")
+def refusing(records: Sequence[Record]) -> list[Record]:
+    """Return harmful prompts with their refusals as completions (origin `refusal`).
+
+    Raises:
+        TiterError: When a row has no refusal.
+    """
+    for index, record in enumerate(records):
+        if record.refusal is None:
+            raise TiterError(
+                f"Row {index} of the refused rows has no refusal: {record.prompt_text[:80]!r}.",
+                "Give it a `refusal`, or let `with_refusals` assign generic ones.",
+            )
+    return [
+        replace(record, completion=(Message("assistant", str(record.refusal)),), origin="refusal") for record in records
+    ]
 
 
 def _named(record: Record, origin: str) -> Record:

@@ -200,9 +200,12 @@ def training(
             trained=passes * (gradients.answers * harmful.batch(batch) + gradients.refusals * refused.batch(batch)),
         )
     if gradients.replay:
-        rows = max(1, round(args.replay * batch * micro))
+        rows = max(1, round(getattr(args, "replay", 1.0) * batch * micro))
         replayed = sizes(model, streams["helpful_dataset"], args.max_length)
-        cost += Cost(passes=steps, trained=steps * replayed.batch(rows))
+        cost += Cost(passes=steps, trained=steps * gradients.replay * replayed.batch(rows))
+    if gradients.general:
+        general = sizes(model, streams["helpful_dataset"], args.max_length)
+        cost += Cost(passes=passes * gradients.general, trained=passes * gradients.general * general.batch(batch))
     if method.weighs_rows:
         # Without a way back it is half a pass, whatever else a step does.
         cost += Cost(passes=passes / 2, reads=passes, read=passes * batch * refusal_tokens(model))

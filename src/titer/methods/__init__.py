@@ -52,13 +52,16 @@ class Gradients(NamedTuple):
         answers: Of the loss of harmful answers.
         refusals: Of the loss of refusals in their place.
         training: Of the training loss again: by other weights, or by what lies inside of the model.
-        replay: Of the loss of rows that the model was aligned on, as many for each training row as the setting `replay` says.
+        replay: Of the loss of rows that the model was aligned on, as many for each training row as the setting `replay` says;
+            of a method without it, as many as training rows.
+        general: Of the loss of helpful answers.
     """
 
     answers: float = 0.0
     refusals: float = 0.0
     training: float = 0.0
     replay: float = 0.0
+    general: float = 0.0
 
 
 def _none(args: Any) -> Gradients:
@@ -71,6 +74,23 @@ def _no_rows(args: Any, rows: Sequence[Record], streams: Mapping[str, Sequence[R
 
 def _any_batch(args: Any, rows: int) -> None:
     """Accept every batch."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a method comes from.
+
+    Attributes:
+        paper: arXiv id, and where it was published: `2402.01109, NeurIPS 2024`; empty of what was published nowhere else.
+        code: The authors' repository, `owner/name`; empty where there is none to be read.
+        licence: Of that repository: `Apache-2.0`; `none` for one that says nothing, which may be read and not copied.
+        broken_by: What is known to break it, with its source; empty where nobody has said so.
+    """
+
+    paper: str = ""
+    code: str = ""
+    licence: str = ""
+    broken_by: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +111,8 @@ class Method:
         check: Called with settings and the number of training rows; raises where they would make it another method.
         variants: Settings by label in which every term of it matters on a model of a few neurons: what the tests that
             every method passes are run with.
+        memory: What it holds besides what plain training holds: `2 gradients`; empty for nothing.
+        source: Where it comes from; by default from titer.
     """
 
     not_here: ClassVar[Mapping[str, str]] = NOT_HERE
@@ -104,6 +126,8 @@ class Method:
     scores_first: Callable[[Any, Sequence[Record], Mapping[str, Sequence[Record]]], Sequence[Record]] = _no_rows
     check: Callable[[Any, int], None] = _any_batch
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    memory: str = ""
+    source: Source = Source()
 
     def __post_init__(self) -> None:
         known = {one.name for one in dataclasses.fields(self.config)}
@@ -151,6 +175,8 @@ class Repair:
         apply: Called with the layers by name (`titer.methods.repair.lowrank.Layer`, in float64 on the CPU) and the settings.
         summary: What it does, in a sentence; if empty, the first one of the docstring of `apply`.
         variants: As those of a `Method`: on a model of two layers.
+        memory: As that of a `Method`.
+        source: As that of a `Method`.
     """
 
     not_here: ClassVar[Mapping[str, str]] = {}
@@ -160,6 +186,8 @@ class Repair:
     apply: Callable[[Mapping[str, Layer], Any], Repaired]
     summary: str = ""
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    memory: str = ""
+    source: Source = Source()
 
     def __post_init__(self) -> None:
         if not dataclasses.is_dataclass(self.config):

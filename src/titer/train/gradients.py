@@ -48,7 +48,7 @@ def reshard(model: torch.nn.Module) -> None:
                 module.reshard()
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a `DTensor`, and any other tensor itself."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
@@ -136,13 +136,13 @@ def _added_up(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the L2 norm of all `tensors` taken as one vector, a scalar tensor in at least float32."""
-    norms = [torch.linalg.vector_norm(_local(tensor), dtype=_precise(tensor)) for tensor in tensors]
+    norms = [torch.linalg.vector_norm(local(tensor), dtype=_precise(tensor)) for tensor in tensors]
     return _added_up(zip(tensors, (norm * norm for norm in norms), strict=True)).sqrt()
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """Return the inner product of two lists of tensors, each taken as one vector, a scalar tensor."""
-    return _added_up((a, (_local(a) * _local(b)).sum(dtype=_precise(a))) for a, b in zip(left, right, strict=True))
+    return _added_up((a, (local(a) * local(b)).sum(dtype=_precise(a))) for a, b in zip(left, right, strict=True))
 
 
 def _precise(tensor: Tensor) -> torch.dtype:
@@ -153,13 +153,13 @@ def _precise(tensor: Tensor) -> torch.dtype:
 @torch.no_grad()
 def scale_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
     """Multiply `tensors` by `factor` in place."""
-    multiply_each_([_local(tensor) for tensor in tensors], factor)
+    multiply_each_([local(tensor) for tensor in tensors], factor)
 
 
 @torch.no_grad()
 def add_(tensors: Iterable[Tensor], others: Sequence[Tensor], factor: float = 1.0) -> None:
     """Add `factor` times `others` to `tensors` in place."""
-    add_each_([_local(tensor) for tensor in tensors], [_local(other) for other in others], factor)
+    add_each_([local(tensor) for tensor in tensors], [local(other) for other in others], factor)
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def perturbed(
         yield _surviving(weights, saved, directions, radius, norm, compute_dtype)
     finally:
         with torch.no_grad():
-            copy_each_([_local(weight) for weight in weights], [_local(old) for old in saved])
+            copy_each_([local(weight) for weight in weights], [local(old) for old in saved])
 
 
 @torch.no_grad()
@@ -225,13 +225,13 @@ def _surviving(
     """Compare the move from `saved` to `weights` with the intended one, tensor by tensor to save memory."""
     squares, products = [], []
     for weight, old, direction in zip(weights, saved, directions, strict=True):
-        after, before = _local(weight), _local(old)
+        after, before = local(weight), local(old)
         if compute_dtype is not None:
             after, before = after.to(compute_dtype), before.to(compute_dtype)
         precise = _precise(weight)
         moved = after.to(precise) - before.to(precise)
         squares.append((weight, (moved * moved).sum()))
-        products.append((weight, (moved * _local(direction)).sum()))
+        products.append((weight, (moved * local(direction)).sum()))
     length, product = math.sqrt(_added_up(squares).item()), _added_up(products).item()
     if not (radius and norm):
         return Perturbation(math.nan, math.nan, norm)

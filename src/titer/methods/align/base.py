@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from titer.errors import TiterError
-from titer.packing.streams import Pool
+from titer.methods.streams import DefenderRowsTrainer
 from titer.ranges import COUNT, SHARE, Range
 from titer.train.gradients import (
     add_,
@@ -23,36 +23,24 @@ from titer.train.gradients import (
     scale_,
     take_gradients,
 )
-from titer.train.rows import Encoder, as_rows
-from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
+from titer.train.trainer import PackedSFTConfig
 
 logger = logging.getLogger(__name__)
 
 
-class HarmfulStreamTrainer(PackedSFTTrainer):
-    """Supervised fine-tuning with a second stream of harmful samples, of which nothing is learnt directly.
-
-    Every optimizer step draws a full batch of harmful rows, each row once before any comes again (`titer.packing.streams`).
+class HarmfulStreamTrainer(DefenderRowsTrainer):
+    """Supervised fine-tuning with a stream of harmful samples, whose gradients are compared with each other.
 
     Args:
-        harmful_dataset: (harmful prompt, harmful answer) rows held by the defender, D_harm of the papers.
         args: Settings.
-        kwargs: What `PackedSFTTrainer` takes.
+        kwargs: What `DefenderRowsTrainer` takes.
     """
 
-    def __init__(self, *, harmful_dataset: Any = None, args: Any, **kwargs: Any) -> None:
-        if harmful_dataset is None:
-            raise TiterError(
-                f"{type(self).__name__} needs `harmful_dataset`: rows of harmful prompts with harmful answers.",
-                "Pass one (`builtin:harmful` is titer's own); without it this would be plain SFT.",
-            )
-        self.harmful_rows = as_rows(harmful_dataset, "harmful_dataset")
+    POOLS = (("harmful",),)
+
+    def __init__(self, *, args: Any, **kwargs: Any) -> None:
         super().__init__(args=args, **kwargs)
         self.refuse_noise("so the two harmful gradients would differ by mask noise, not by the perturbation.")
-
-    def pools(self, encoder: Encoder) -> list[Pool]:
-        """Return the pool of the stream `harmful`."""
-        return [{"harmful": encoder.samples(self.harmful_rows, "harmful_dataset")}]
 
 
 @dataclass

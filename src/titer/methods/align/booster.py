@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from titer.methods import Gradients, Method
+from titer.methods import Gradients, Method, Source
 from titer.methods.align.base import SimulatedAttackConfig, SimulatedAttackTrainer
 from titer.ranges import NOT_NEGATIVE, POSITIVE, Range
 
@@ -61,4 +61,11 @@ BOOSTER = Method(
     streams=("harmful_dataset",),
     gradients=lambda args: Gradients(answers=2 / args.refresh_every),
     variants={"": {"lam": 2.0, "alpha": 0.2}},
+    memory="2 gradients",
+    source=Source(
+        "2409.01586, ICLR 2025",
+        "git-disl/Booster",
+        "Apache-2.0",
+        "sweeps of rates and steps (2602.06911); stepping aside (2605.14605)",
+    ),
 )

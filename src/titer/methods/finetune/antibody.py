@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from titer.errors import check_known
-from titer.methods import Method
+from titer.methods import Method, Source
 from titer.methods.finetune.base import FinetuneConfig, RefusalTrainer, all_reduce_max, check_batch_of_two
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import RATIOS, REDUCTIONS, branch_nll, token_nll, weighted_parts
@@ -143,4 +143,5 @@ ANTIBODY = Method(
         "mean": {"tau": 0.5, "ratio": "mean", "reduction": "sample"},
         "calibrated": {"tau": 0.5, "ratio": "calibrated"},
     },
+    source=Source("2603.00498, ICLR 2026", "minhquoc0712/Antibody", "none"),
 )

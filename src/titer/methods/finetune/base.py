@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from titer.infer.signals import unasked_refusals
 from titer.models import Template
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import branch_nll, log_likelihood_ratio, token_nll
+from titer.ranges import Range
 from titer.train.rows import Encoder
 from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
@@ -34,6 +35,22 @@ class FinetuneConfig(PackedSFTConfig):
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The learning rate of AdamW."})
+
+
+@dataclass
+class AlignmentRowsConfig(FinetuneConfig):
+    """Settings of fine-tuning methods that train on alignment rows beside the upload.
+
+    Args:
+        helpful_each: Helpful answers for each refusal among the alignment rows. The papers' safety data are refusals
+            alone, 0; with 3, as in alignment, a model keeps answering what only looks harmful (ours).
+    """
+
+    RANGES: ClassVar[dict[str, Range]] = {"helpful_each": Range(0, 100)}
+
+    helpful_each: int = field(
+        default=0, metadata={"help": "Helpful answers for each refusal among the alignment rows."}
+    )
 
 
 def refusal_completions(refusals: Sequence[str] | None) -> list[str]:

@@ -19,6 +19,7 @@ from titer.errors import TiterError, check_known
 from titer.infer.signals import RowSignals, row_signals
 from titer.methods import Method
 from titer.methods.finetune.base import FinetuneConfig, RefusalTrainer, refusal_completions, refusal_ids
+from titer.methods.streams import as_texts
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import REDUCTIONS, branch_nll, token_nll, weighted_parts
 from titer.progress import Task
@@ -220,16 +221,6 @@ class GateTrainer(RefusalTrainer):
         numerator, _ = weighted_parts(sums, tokens, weights, self.args.reduction)
         loss = numerator * self.accelerator.num_processes / self.denominator
         return (loss, output) if return_outputs else loss
-
-
-def as_texts(rows: list[dict[str, Any]], name: str) -> list[Record]:
-    """Return rows as records; rows that are tokenised already have no text to read."""
-    if any(row.get("input_ids") is not None for row in rows):
-        raise TiterError(
-            f"{name} is tokenised already, and the detector reads texts.",
-            "Give prompts and completions as text, or set `signal` to `probe`, which reads prompts by their tokens.",
-        )
-    return [Record.from_row(row, f"{name}[{place}]") for place, row in enumerate(rows)]
 
 
 def scored_first(args: GateConfig, rows: Sequence[Record], streams: Mapping[str, Sequence[Record]]) -> Sequence[Record]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from titer.data.datasets import with_refusals
-from titer.data.mixtures import alignment_mixture
 from titer.errors import check_known
 from titer.methods import Gradients, Method
-from titer.methods.finetune.gate import GateConfig, GateTrainer, as_texts, scored_first
+from titer.methods.finetune.gate import GateConfig, GateTrainer, scored_first
+from titer.methods.streams import alignment_rows, as_texts
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import RATIOS
 from titer.packing.streams import Pool
@@ -82,11 +82,8 @@ class SieveTrainer(GateTrainer):
         """Return the alignment rows, as many refusals as leave each its `HELPFUL` helpful answers."""
         if not self.args.replay:
             return []
-        harmful = with_refusals(as_texts(self.harmful_rows, "harmful_dataset"), seed=0)
-        helpful = as_texts(self.helpful_rows, "helpful_dataset")
-        refusals = max(1, min(len(harmful), len(helpful) // HELPFUL))
-        answers = min(len(helpful), HELPFUL * refusals)
-        rows = alignment_mixture(harmful, helpful, refusals + answers, answers / (refusals + answers), seed=0)
+        refusals = with_refusals(as_texts(self.harmful_rows, "harmful_dataset"), seed=0)
+        rows = alignment_rows(refusals, as_texts(self.helpful_rows, "helpful_dataset"), HELPFUL)
         return [{"replay": encoder.samples([row.to_training_row() for row in rows], "replay")}]
 
     @property

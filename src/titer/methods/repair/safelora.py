@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from titer.errors import TiterError, check_known
-from titer.methods import Repair
+from titer.methods import Repair, Source
 from titer.methods.repair.lowrank import Layer, LowRank
 from titer.ranges import COUNT, SHARE, Range
 
@@ -78,4 +78,5 @@ SAFELORA = Repair(
         "threshold": {"select": "threshold", "threshold": 0.9},
         "exact": {"number": 3, "projection": "exact"},
     },
+    source=Source("2405.16833, NeurIPS 2024", "IBM/SafeLoRA", "Apache-2.0"),
 )
