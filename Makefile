@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types format arrows kinds install clean
+.PHONY: quickstart test lint types format arrows kinds faithfulness contract install clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/titer run quickstart
@@ -12,15 +12,15 @@ test: lint types
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check src tests benchmarks docs/arrows.py docs/kinds.py
-	$(BIN)/ruff format --check src tests benchmarks docs/arrows.py docs/kinds.py
+	$(BIN)/ruff check src tests benchmarks docs/*.py
+	$(BIN)/ruff format --check src tests benchmarks docs/*.py
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev
-	$(BIN)/ruff check --fix src tests benchmarks docs/arrows.py docs/kinds.py
-	$(BIN)/ruff format src tests benchmarks docs/arrows.py docs/kinds.py
+	$(BIN)/ruff check --fix src tests benchmarks docs/*.py
+	$(BIN)/ruff format src tests benchmarks docs/*.py
 
 # The picture of the rooms in docs/architecture.md.
 arrows:
@@ -29,6 +29,14 @@ arrows:
 # The code of each kind of job, with its version: after a change that `tests/test_kinds.py` names.
 kinds: $(VENV)/.installed-dev
 	$(BIN)/python docs/kinds.py
+
+# What papers, their released code and titer do, gathered from the cards into docs/faithfulness.md.
+faithfulness:
+	$(PYTHON) docs/faithfulness.py
+
+# Every method against every rule, into docs/contract.md; a few minutes.
+contract: $(VENV)/.installed-dev
+	$(BIN)/python docs/contract.py
 
 install: $(VENV)/.installed
 

@@ -44,8 +44,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 LORA = {"r": 32, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 
 
-def arguments(about: str, switches: Mapping[str, str] | None = None, **defaults: int) -> argparse.Namespace:
-    """Parse `--quick`, `--json`, `--model`, one flag for each of `switches` and one option for each of `defaults`.
+def arguments(
+    about: str, switches: Mapping[str, str] | None = None, texts: Mapping[str, str] | None = None, **defaults: int
+) -> argparse.Namespace:
+    """Parse `--quick`, `--json`, `--model`, a flag for each of `switches`, an option for each of `texts` and `defaults`.
 
     `about` is the script's docstring: its first paragraph stands above the options, the rest below.
     """
@@ -58,6 +60,8 @@ def arguments(about: str, switches: Mapping[str, str] | None = None, **defaults:
     parser.add_argument("--rounds", type=int, help="how often each contender is measured")
     for name, what in (switches or {}).items():
         parser.add_argument(f"--{name}", action="store_true", help=what)
+    for name, what in (texts or {}).items():
+        parser.add_argument(f"--{name}", help=what)
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     args = parser.parse_args()

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 APART = (
+    "methods",
     "uploads",
     "uploads_tuned",
     "by_hand",
@@ -54,6 +55,23 @@ def test_quick_run_gives_ratios(name):
         # AdamW divides by the size of the gradient, so rounding shows where a gradient is next to nothing.
         assert result["largest_relative_difference"] < 1e-2
         assert result["same_answers"][0] == result["same_answers"][1]
+
+
+def test_methods_are_measured_beside_plain_training():
+    command = [sys.executable, str(BENCHMARKS / "methods.py"), "--quick", "--rounds", "1", "--json", "-"]
+    done = subprocess.run(
+        [*command, "--only", "booster,safelora"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    booster, safelora = json.loads(done.stdout)["lines"]
+    assert (booster["what"], booster["forward"], booster["backward"]) == ("align booster", 3, 3)
+    assert booster["memory"] > 0.5
+    assert safelora["seconds"] > 0
 
 
 def test_families_say_which_layout_and_how_far_it_is_from_right(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ HELP = "Explain the methods that align, fine-tune and repair."
 EXAMPLES = """
 Examples:
 
-`titer methods list` — every method in a sentence
+`titer methods list` — every method, with what it needs and costs and what breaks it
 
 `titer methods show booster` — what it needs, what it costs, its settings
 
@@ -33,8 +34,20 @@ def _about(stage: str, name: str, method: Method | Repair) -> dict[str, Any]:
         "summary": method.about,
         "needs": list(method.needs),
         "gradients": method.gradients_a_step(),  # with the defaults; settings may change it
+        "memory": method.memory,
+        "source": dataclasses.asdict(method.source),
         "classes": [kind.__name__ for kind in method.classes],
     }
+
+
+def _told(about: dict[str, Any]) -> str:
+    """Return what a method does, where it comes from and what breaks it, a line each."""
+    source = about["source"]
+    code = f"{source['code']} ({source['licence']})" if source["code"] else ""
+    lines = [about["summary"], " · ".join(part for part in (source["paper"], code) if part)]
+    if source["broken_by"]:
+        lines.append(f"Broken by: {source['broken_by']}")
+    return "\n".join(line for line in lines if line)
 
 
 def _settings(method: Method | Repair) -> list[dict[str, Any]]:
@@ -46,7 +59,12 @@ def _settings(method: Method | Repair) -> list[dict[str, Any]]:
     return [row for row in settings_of(method.config) if plain.get(row["name"]) != row["default"]]
 
 
-@app.command("list", cls=Verb, help="Every method in a sentence.", epilog="Example: `titer methods list --json`")
+@app.command(
+    "list",
+    cls=Verb,
+    help="Every method: what it does, needs and costs, where it comes from, what breaks it.",
+    epilog="Example: `titer methods list --json`",
+)
 def list_methods(as_json: Json = False) -> None:
     """List the table."""
     from titer.methods import every
@@ -57,10 +75,16 @@ def list_methods(as_json: Json = False) -> None:
         return
     from titer.screen import Screen, table
 
-    shown = table("stage", "method", "what it does", "gradients a step", typed=2)
+    shown = table("stage", "method", "what it does", "needs besides", "gradients", "memory besides", typed=2)
     for row in rows:
-        shown.add_row(row["stage"], row["name"], row["summary"], f"{row['gradients']:g}")
+        needs = "\n".join(row["needs"])
+        shown.add_row(
+            row["stage"], row["name"], _told(row), needs, f"{row['gradients']:g}", row["memory"], end_section=True
+        )
     Screen().print(shown)
+    say(
+        "Gradients: of an optimizer step, with the default settings; plain training takes 1. A licence is the released code's."
+    )
     say("Your own: --method mine.py:NAME, or in an experiment `align: mine.py:NAME`. See docs/writing_a_method.md.")
 
 
@@ -90,7 +114,16 @@ def show_method(
         say(f"{about['stage']} {name}: {about['summary']}\n")
         say(f"  classes    {', '.join(about['classes'])}")
         say(f"  needs      {', '.join(about['needs']) or 'nothing besides the training data'}")
-        say(f"  gradients  {about['gradients']:g} a step\n")
+        say(f"  gradients  {about['gradients']:g} a step")
+        say(f"  memory     {about['memory'] or 'that of plain training'}")
+        source = about["source"]
+        if source["paper"]:
+            say(f"  paper      arXiv {source['paper']}")
+        if source["code"]:
+            say(f"  code       {source['code']}, licence: {source['licence']}")
+        if source["broken_by"]:
+            say(f"  broken by  {source['broken_by']}")
+        say("")
         for row in about["settings"]:
             say(f"  {row['name']:28} {row['default']:12} {row['about']}")
         say("")
