@@ -236,7 +236,11 @@ FINETUNE: dict[str, Method | str] = {
     "gate": "titer.methods.finetune.gate:GATE",
     "sieve": "titer.methods.finetune.sieve:SIEVE",
 }
-REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
+REPAIR: dict[str, Repair | str] = {
+    "safelora": "titer.methods.repair.safelora:SAFELORA",
+    "task_arithmetic": "titer.methods.repair.task_arithmetic:TASK_ARITHMETIC",
+    "safe_merge": "titer.methods.repair.safe_merge:SAFE_MERGE",
+}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
 """The stages whose methods train."""
 STAGES: dict[str, Mapping[str, Method | Repair | str]] = {**TRAINED, "repair": REPAIR}

@@ -89,7 +89,7 @@ class RepairTrial:
         found = pair(read_adapter(aligned, str(base)), read_adapter(tuned, str(base)))
         layer = found[WITHOUT_UPDATE]
         zero = LowRank(layer.update.b[:, :0], layer.update.a[:0])
-        return {**found, WITHOUT_UPDATE: layer._replace(update=zero)}
+        return {**found, WITHOUT_UPDATE: dataclasses.replace(layer, update=zero)}
 
     def apply(self, layers: Mapping[str, Layer]) -> Repaired:
         """Return what it makes of layers."""
@@ -104,6 +104,16 @@ class RepairTrial:
 
 def _bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _tensors(layers: Mapping[str, Layer]) -> list[Tensor]:
+    """Return everything that layers hold."""
+    found: list[Tensor] = []
+    for layer in layers.values():
+        for one in (layer.alignment, layer.update, layer.aligned, layer.tuned):
+            found += [] if one is None else [one.b, one.a]
+        found += layer.inputs or ()
+    return found
 
 
 def a_layer_without_update_stays(trial: RepairTrial) -> None:
@@ -126,9 +136,9 @@ def order_of_layers_does_not_matter(trial: RepairTrial) -> None:
 def what_it_is_given_stays(trial: RepairTrial) -> None:
     """Neither tensors nor files that it reads are changed."""
     layers = trial.layers()
-    before = [factor.clone() for layer in layers.values() for one in layer for factor in (one.b, one.a)]
+    before = [tensor.clone() for tensor in _tensors(layers)]
     trial.apply(layers)
-    after = [factor for layer in layers.values() for one in layer for factor in (one.b, one.a)]
+    after = _tensors(layers)
     assert all(map(torch.equal, before, after)), "it changes the tensors that it is given"
     folders = trial.folders()
     files = [_bytes(folder) for folder in folders]

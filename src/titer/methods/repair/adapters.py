@@ -67,6 +67,12 @@ class Adapter(NamedTuple):
         b, a = (self.factors[layer][factor].double() for factor in "BA")
         return LowRank(b * self.scales[layer], a)
 
+    def own(self, layer: str) -> LowRank:
+        """Return the same matrix as the product of its B and A as they were trained, each times the root of the scale."""
+        b, a = (self.factors[layer][factor].double() for factor in "BA")
+        root = self.scales[layer] ** 0.5
+        return LowRank(b * root, a * root)
+
 
 def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, folder: Path) -> None:
     """Repair a fine-tuned adapter and leave it in `folder/adapter` with the tokenizer, and in `folder/repair.json` what was done.
@@ -204,7 +210,8 @@ def pair(aligned: Adapter, tuned: Adapter) -> dict[str, Layer]:
         before, after = aligned.matrix(name), tuned.matrix(name)
         if (before.b.shape[0], before.a.shape[1]) != (after.b.shape[0], after.a.shape[1]):
             raise TiterError(f"The adapters `{aligned.folder}` and `{tuned.folder}` have other shapes at `{name}`.")
-        layers[name] = Layer(before, (after - before).compact(max(before.norm(), after.norm())))
+        update = (after - before).compact(max(before.norm(), after.norm()))
+        layers[name] = Layer(before, update, aligned.own(name), tuned.own(name))
     if not any(layer.update.rank for layer in layers.values()):
         raise TiterError(
             f"There is nothing to repair: the adapter `{tuned.folder}` is the same as `{aligned.folder}`.",
