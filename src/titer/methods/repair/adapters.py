@@ -7,8 +7,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,19 +17,24 @@ from torch import Tensor
 
 from titer import plugins
 from titer.compat import pattern_key
+from titer.data.records import Record
 from titer.errors import TiterError, check_known, first_line
 from titer.files import put_whole, read_json, replacing, writing
 from titer.methods import Repair, Repaired
+from titer.methods.repair.inputs import STREAM, encoded, with_inputs
 from titer.methods.repair.lowrank import Layer, LowRank
 from titer.models import (
     adapter_weights,
     check_folder,
+    load_model,
     load_tokenizer,
     order_adapter_config,
     refuse_nonfinite,
     refuse_strays,
     split_adapter,
 )
+
+NO_STREAMS: Mapping[str, Sequence[Record]] = MappingProxyType({})
 
 REPORT = "repair.json"
 """Beside the adapter: what a repair did to each layer."""
@@ -74,12 +80,21 @@ class Adapter(NamedTuple):
         return LowRank(b * root, a * root)
 
 
-def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, folder: Path) -> None:
+def repair(
+    model: str,
+    aligned: Path,
+    tuned: Path,
+    method: Repair,
+    config: Any,
+    folder: Path,
+    streams: Mapping[str, Sequence[Record]] = NO_STREAMS,
+    load: Callable[[str, Path], Any] = load_model,
+) -> None:
     """Repair a fine-tuned adapter and leave it in `folder/adapter` with the tokenizer, and in `folder/repair.json` what was done.
 
     The repaired adapter is exact up to the rounding of its file, on the same base, with the config of the tuned one: layers
     that a method leaves alone keep their weights bit for bit. Where a layer needs a larger rank, that of all grows, with zeros.
-    No model is loaded.
+    No model is loaded, except of a method with a stream, whose rows the tuned model runs.
 
     Args:
         model: The base of both adapters.
@@ -88,6 +103,8 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
         method: How to repair.
         config: Its settings.
         folder: Where the result goes; an adapter that lies there is replaced.
+        streams: Rows of the defender's by argument name, for a method that wants them.
+        load: Returns a base with an adapter on it.
 
     Raises:
         TiterError: When the two do not belong together, are no plain LoRA, hold what is no number, or are the same.
@@ -95,6 +112,10 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
     """
     before, after = read_adapter(aligned, model), read_adapter(tuned, model)
     layers = pair(before, after)
+    if method.streams:
+        tuned_model = load(model, after.folder)
+        rows = encoded(streams[STREAM], load_tokenizer(model), tuned_model.config)
+        layers = with_inputs(layers, tuned_model, rows)
     updates, measured = _applied(method, layers, config)
     refuse_nonfinite("The repair", ((name, factor) for name, one in updates.items() for factor in (one.b, one.a)))
     report = {
@@ -113,6 +134,7 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
         "tuned": str(tuned),
         "method": method.config.__name__.removesuffix("Config"),
         "settings": dataclasses.asdict(config),
+        **({"rows": {name: len(streams[name]) for name in method.streams}} if method.streams else {}),
         "layers": report,
     }
     with replacing(folder / REPORT) as file:
@@ -151,17 +173,8 @@ def read_adapter(folder: Path, base: str) -> Adapter:
     """
     from peft import LoraConfig, load_peft_weights
 
-    found, place = split_adapter(str(folder))
-    if place is None:
-        raise TiterError(
-            f"There is no PEFT adapter in `{folder}`.",
-            "A repair takes two adapters on one base model. A whole model that was aligned without an adapter has none.",
-        )
+    place = same_base(folder, base)
     where = f"The adapter `{place}`"
-    if not _same_model(found, base):
-        raise TiterError(
-            f"{where} is on the base model `{found}`, not on `{base}`.", "Repair adapters of one base model."
-        )
     kind = read_json(place / "adapter_config.json").get("peft_type")
     if kind != "LORA":
         raise TiterError(f"{where} is of the kind `{kind}`, not LORA.", "Only LoRA adapters can be repaired.")
@@ -190,6 +203,26 @@ def read_adapter(folder: Path, base: str) -> Adapter:
             raise TiterError(f"{where} is damaged: `{layer}` is no pair of matrices of rank {rank}.", "Save it again.")
         scales[layer] = alpha / (rank**0.5 if config.use_rslora else rank)
     return Adapter(place, config, factors, scales)
+
+
+def same_base(folder: Path, base: str) -> Path:
+    """Return where the adapter lies that a folder holds.
+
+    Raises:
+        TiterError: When there is none, or it is on another base model.
+    """
+    found, place = split_adapter(str(folder))
+    if place is None:
+        raise TiterError(
+            f"There is no PEFT adapter in `{folder}`.",
+            "A repair takes two adapters on one base model. A whole model that was aligned without an adapter has none.",
+        )
+    if not _same_model(found, base):
+        raise TiterError(
+            f"The adapter `{place}` is on the base model `{found}`, not on `{base}`.",
+            "Repair adapters of one base model.",
+        )
+    return place
 
 
 def pair(aligned: Adapter, tuned: Adapter) -> dict[str, Layer]:
