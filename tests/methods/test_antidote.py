@@ -227,3 +227,13 @@ def test_the_estimate_counts_the_tokens_that_are_run(place):
         embedding.remove()
     cost = measuring("repair antidote", str(place.folder / "base"), ROWS).cost
     assert (len(tokens), sum(tokens)) == (cost.reads, pytest.approx(cost.read))
+
+
+def test_without_a_loader_the_tuned_model_is_loaded_as_any_other(place):
+    """In float32 on a CPU: the same numbers go."""
+    config, streams = AntidoteConfig(factors="tuned", dense_ratio=0.2), {"harmful_dataset": ROWS}
+    run(place, config)
+    repairing.run(place, config, ANTIDOTE, output="single", streams=streams)
+    double, single = (difference_to_base(f"{name}/adapter", place.folder) for name in ("out", "single"))
+    for name in LAYERS:
+        assert torch.allclose(double[name], single[name], atol=1e-5)
