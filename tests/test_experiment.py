@@ -337,6 +337,39 @@ def test_repairs_follow_fine_tuning_at_every_scored_step(settings, done, tmp_pat
     assert {name for name in before if not before[name].equal(after[name])}
 
 
+def test_repairs_with_rows_of_the_defender_and_repairs_that_train(settings, tmp_path):
+    from safetensors.torch import load_file
+
+    steps = {
+        "antidote": "{repair: antidote, settings: {dense_ratio: 0.3}}",
+        "patched": "{repair: one_shot, settings: {max_steps: 2, learning_rate: 0.01, bf16: false}}",
+        "both": "{repair: one_shot, settings: {max_steps: 2, learning_rate: 0.01, bf16: false}}, {repair: safelora}",
+    }
+    arms = ", ".join(f"{name}: [{{align: sft}}, {{finetune: sft}}, {step}]" for name, step in steps.items())
+    plan, show, complete = run(settings, tmp_path / "run", [f"arms={{{arms}}}"])
+    assert complete, [job.reason for job in plan.jobs.values()]
+    repairs = [job for job in plan.jobs.values() if job.kind == "repair"]
+    assert len(repairs) == 6  # of two scored steps each; `both` shares its patches with `patched`
+    measured, trained = (
+        [job for job in repairs if job.name.startswith(f"repair {arm}")] for arm in ("antidote", "patched")
+    )
+    assert all(job.work.cost.reads == len(job.records("harmful_dataset")) > 1 for job in measured)
+    assert all(len(job.records("records")) == 1 and job.work.cost.passes == 2 for job in trained)
+    early, last = (load_file(job.folder / "adapter" / "adapter_model.safetensors") for job in trained)
+    (tuned,) = [job.folder for job in plan.jobs.values() if job.kind == "finetune"]
+    for repaired, start in ((early, tuned / "step-2"), (last, tuned / "adapter")):
+        before = load_file(start / "adapter_model.safetensors")
+        assert before.keys() == repaired.keys()
+        assert 0 < max(float((repaired[name] - before[name]).abs().max()) for name in before) < 0.05
+    assert [json.loads(line)["step"] for line in (trained[0].folder / "log.jsonl").read_text().splitlines()] == [1, 2]
+    results = experiments.collect(plan, "titer run", 0.0).parent / "results.json"
+    seen = {(row.arm, row.step) for row in artefacts.read_results(results)[0]}
+    assert {(arm, step) for arm in steps for step in (2, 4)} <= seen
+    _, show, complete = run(settings, tmp_path / "run", [f"arms={{{arms}}}"])
+    assert complete
+    assert {status for _, status in show.seen} == {"cached"}
+
+
 @pytest.mark.parametrize(
     ("steps", "says"),
     [
@@ -349,6 +382,9 @@ def test_repairs_follow_fine_tuning_at_every_scored_step(settings, done, tmp_pat
         ("[{align: sft}, {finetun: sft}]", "`finetune`"),
         ("[{align: sft}, {finetune: sft}, {repair: safelora, settings: {numbr: 2}}]", "`number`"),
         ("[{align: sft}, {finetune: sft}, {repair: safelora, settings: {number: 0}}]", "arms.one[2].settings.number"),
+        ("[{align: sft}, {finetune: sft}, {repair: one_shot, settings: {rwo: 2}}]", "`row`"),
+        ("[{align: sft}, {finetune: sft}, {repair: one_shot, settings: {row: -2}}]", "arms.one[2].settings.row"),
+        ("[{align: sft}, {finetune: sft}, {repair: booster}]", "`booster`"),
         ("{align: sft, finetune: sft, repair_settings: {number: 2}}", "no effect without `arms.one.repair`"),
         ("[align]", "arms.one[0]"),
     ],

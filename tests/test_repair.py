@@ -1,63 +1,29 @@
 """Repairs: Safe LoRA against its formula written out on whole matrices, what a repair refuses, and the folder it leaves."""
 
-import copy
 import json
-from types import SimpleNamespace
 
 import pytest
+import repairing
 import torch
+from repairing import dense, difference_to_base, random, weights
 
 from titer import methods
 from titer.errors import TiterError
 from titer.methods import Repair
-from titer.methods.repair.adapters import read_adapter, repair
+from titer.methods.repair.adapters import read_adapter
 from titer.methods.repair.lowrank import Layer, LowRank
 from titer.methods.repair.safelora import SAFELORA, SafeLoraConfig, safelora
-from titer.testing import check_method, toy_model, toy_tokenizer, write_adapter
+from titer.testing import check_method, write_adapter
 from titer.testing.repairs import LAYERS
-
-MODEL = toy_model(toy_tokenizer())
-
-
-def random(*shape, seed):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def weights(rank, seed, start=None, change=0.3):
-    """Factors of each of the toy's layers, by their names in a file; in float64, far from `start` by `change`."""
-    made = {}
-    for number, layer in enumerate(LAYERS):
-        out, into = MODEL.get_submodule(layer).weight.shape
-        for factor, shape in (("A", (rank, into)), ("B", (out, rank))):
-            name = f"base_model.model.{layer}.lora_{factor}.weight"
-            noise = random(*shape, seed=1000 * seed + 2 * number + (factor == "A"))
-            made[name] = noise if start is None else start[name] + change * noise
-    return made
 
 
 @pytest.fixture
 def place(tmp_path):
-    """A base with an aligned and a tuned adapter of rank 4 and scale 2."""
-    model, tokenizer = toy_model(toy_tokenizer()), toy_tokenizer()
-    model.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    before = weights(4, seed=1)
-    after = weights(4, seed=2, start=before)
-    write_adapter(tmp_path / "aligned", tmp_path / "base", before)
-    write_adapter(tmp_path / "tuned", tmp_path / "base", after)
-    return SimpleNamespace(folder=tmp_path, before=before, after=after)
+    return repairing.two_adapters(tmp_path)
 
 
-def run(place, config=None, method=SAFELORA, aligned="aligned", tuned="tuned", output="out"):
-    folder = place.folder
-    config = config or SafeLoraConfig(number=2)
-    repair(str(folder / "base"), folder / aligned, folder / tuned, method, config, folder / output)
-    return folder / output
-
-
-def dense(weights, layer, scale=2.0):
-    b, a = (weights[f"base_model.model.{layer}.lora_{factor}.weight"] for factor in "BA")
-    return scale * b @ a
+def run(place, config=None, method=SAFELORA, **names):
+    return repairing.run(place, config or SafeLoraConfig(number=2), method, **names)
 
 
 def longhand(v, update, projection):
@@ -66,14 +32,6 @@ def longhand(v, update, projection):
     projected = c @ update
     cosine = (projected * update).sum() / (torch.linalg.norm(projected) * torch.linalg.norm(update))
     return projected, float(cosine)
-
-
-def difference_to_base(adapter, folder):
-    """What PEFT adds to the weight of each layer, in float64."""
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(copy.deepcopy(MODEL).double(), str(folder / adapter)).double()
-    return {layer: model.base_model.model.get_submodule(layer).get_delta_weight("default") for layer in LAYERS}
 
 
 # --- Safe LoRA -------------------------------------------------------------------------------------------------------
@@ -166,7 +124,7 @@ def test_ranks_grow_and_scales_stay_where_an_update_needs_more_than_the_adapter_
         after |= {name: weight[:, :3] for name, weight in after.items() if "q_proj.lora_B" in name}
     write_adapter(place.folder / "b", place.folder / "base", before)
     write_adapter(place.folder / "a", place.folder / "base", after, **lora)
-    run(place, SafeLoraConfig(), Repair(SafeLoraConfig, half), "b", "a")
+    run(place, SafeLoraConfig(), Repair(SafeLoraConfig, half), aligned="b", tuned="a")
     old, new, found = (difference_to_base(name, place.folder) for name in ("b", "a", "out/adapter"))
     for layer in LAYERS:
         wanted = new[layer] if layer == min(LAYERS) else (old[layer] + new[layer]) / 2

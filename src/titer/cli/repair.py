@@ -1,4 +1,4 @@
-"""`titer repair`: undo what fine-tuning did to an aligned adapter's safety, without training."""
+"""`titer repair`: undo what fine-tuning did to an aligned adapter's safety."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from titer.cli.mirror import Call, mirror
 from titer.methods import names
 from titer.text import say
 from titer.workflows.repair import Repaired, repair
+from titer.workflows.training import Training
 
 NAME = "repair"
-HELP = f"Repair a fine-tuned adapter with the aligned one beside it, without training: {names('repair')}."
+HELP = f"Repair a fine-tuned adapter with the aligned one beside it: {names('repair')}."
 EXAMPLES = """
 Examples:
 
@@ -17,13 +18,18 @@ Examples:
 
 `titer repair --method safelora --aligned aligned --model tuned --set select=threshold --set threshold=0.35 --output repaired`
 
+`titer repair --method antidote --harmful advbench --aligned aligned --model tuned --output repaired`
+
+`titer repair --method one_shot --aligned aligned --model tuned --output repaired` — trains, and goes on where it stopped
+
 Both are adapters on one base model; the tuned one went on from the aligned one.
 """
 
 
 @mirror(repair, about={"method": method_help("repair")})
-def command(call: Call[Repaired]) -> None:
+def command(call: Call[Repaired | Training]) -> None:
     """Repair an adapter."""
     done = call()
-    say(f"Changed {done.changed} of {len(done.layers)} layers: {done.folder / 'repair.json'}")
+    if isinstance(done, Repaired):
+        say(f"Changed {done.changed} of {len(done.layers)} layers: {done.folder / 'repair.json'}")
     say(f"Adapter: {done.adapter}")

@@ -28,8 +28,9 @@ from titer.errors import TiterError
 from titer.jobs import trainings
 from titer.jobs.provenance import digest
 from titer.jobs.work import empty_model
-from titer.methods import Method
-from titer.models import Template, load_tokenizer
+from titer.methods import Method, Repair
+from titer.methods.repair.inputs import encoded
+from titer.models import Template, load_config, load_tokenizer
 from titer.train.rows import Encoder
 
 ROWS = 2
@@ -116,6 +117,24 @@ def rehearse(
         except Exception:
             return  # no setting's fault: the run meets it where its traceback is kept, and others go on
         _done.add(step)
+
+
+def rehearse_repair(method: Repair, model_name: str, streams: Mapping[str, Sequence[Record]]) -> None:
+    """Lay out the rows that a repair's tuned model is to run.
+
+    Args:
+        method: How to repair.
+        model_name: The base model, whose tokenizer and config are taken.
+        streams: The rows, by argument name.
+
+    Raises:
+        TiterError: For no rows, and for one that the model cannot run.
+    """
+    for name in method.streams:
+        read = ("repair", model_name, digest(list(streams[name])))
+        if read not in _done:
+            encoded(streams[name], _tokenizer(model_name), load_config(model_name))
+            _done.add(read)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Jobs that train an adapter: align and fine-tune, each from files to files.
+"""Jobs that train an adapter: align, fine-tune and repairs that train, each from files to files.
 
 A training does its work inside a folder of its own and leaves it complete or resumable. Nothing here decides what to run.
 """
@@ -324,7 +324,7 @@ def _train(job: Job) -> None:
         method,
         methods.settings(method, settings["training"], settings["stage"], folder, settings["seed"]),
         job.places["model"],
-        job.needs[0].folder / "adapter" if job.needs else None,
+        job.needs[0].folder / settings.get("adapter", "adapter") if job.needs else None,
         settings["lora"] or {},
         job.records("records"),
         {name: job.records(name) for name in method.streams},
@@ -335,3 +335,4 @@ def _train(job: Job) -> None:
 
 ALIGN = Kind("align", "titer.jobs.trainings:ALIGN", _train)
 FINETUNE = Kind("finetune", "titer.jobs.trainings:FINETUNE", _train, version=4)
+REPAIR = Kind("repair", "titer.jobs.trainings:REPAIR", _train)

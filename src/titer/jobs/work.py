@@ -225,6 +225,13 @@ def _reading(model: str, records: Sequence[Record], refused: bool = True) -> Cos
     return Cost(reads=passes, read=passes * own.shared + len(records) * (each - own.shared))
 
 
+def measuring(kind: str, model: str, records: Sequence[Record]) -> Work:
+    """Return the work of running rows one by one through a model with an adapter, for a repair that weighs by its inputs."""
+    own = sizes(model, records)
+    tokens = len(records) * (own.prompt + own.completion)
+    return Work(kind, model, Cost(reads=len(records), read=tokens))
+
+
 def weighing(kind: str, model: str, records: Sequence[Record]) -> Work:
     """Return the work of scoring each row's answer against a refusal."""
     from titer.infer.signals import TOKENS_PER_ROW

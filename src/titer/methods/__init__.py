@@ -1,7 +1,7 @@
 """What a method is, and the one table of those that come with titer.
 
-A method declares itself once, in its own file: a `Method` (of a stage that trains: align, finetune) or a `Repair`, with
-everything that the rest of titer asks about it. The table
+A method declares itself once, in its own file: a `Method`, which trains (every one of align and finetune, and repairs that do),
+or a `Repair`, with everything that the rest of titer asks about it. The table
 below holds where each declaration stands, and loads it when it is asked for. One that is not titer's is named by its import
 path, `package.module:NAME` or `file.py:NAME`, wherever a method's name may stand.
 """
@@ -108,6 +108,8 @@ class Method:
         weighs_rows: Whether every step scores a refusal of each row, to weigh it by softmax(log ratio / τ) of its settings
             `ratio` and `tau`, which a report then shows.
         scores_first: Called with settings, training rows and streams; returns the rows that it scores before it trains.
+        own_rows: Called with settings and streams; returns the rows that it trains on. A method that has it belongs to the repair
+            stage, where nobody gives it training data: it goes on from the tuned adapter.
         check: Called with settings and the number of training rows; raises where they would make it another method.
         variants: Settings by label in which every term of it matters on a model of a few neurons: what the tests that
             every method passes are run with.
@@ -124,6 +126,7 @@ class Method:
     gradients: Callable[[Any], Gradients] = _none
     weighs_rows: bool = False
     scores_first: Callable[[Any, Sequence[Record], Mapping[str, Sequence[Record]]], Sequence[Record]] = _no_rows
+    own_rows: Callable[[Any, Mapping[str, Sequence[Record]]], Sequence[Record]] | None = None
     check: Callable[[Any, int], None] = _any_batch
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     memory: str = ""
@@ -150,8 +153,8 @@ class Method:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it wants besides the training data."""
-        return self.streams
+        """What it wants besides the training data, or to make them of."""
+        return self.streams if self.own_rows is None else ("tuned adapter", *self.streams)
 
     def gradients_a_step(self) -> float:
         """Return the gradients of an optimizer step with the default settings."""
@@ -168,23 +171,24 @@ Repaired = tuple["Mapping[str, LowRank]", "Mapping[str, Mapping[str, Any]]"]
 
 @dataclass(frozen=True, eq=False)
 class Repair:
-    """A method of the repair stage: it changes what fine-tuning added to an aligned adapter, without training.
+    """A method of the repair stage that does not train: it changes what fine-tuning added to an aligned adapter.
 
     Attributes:
         config: Its settings, a dataclass, with `RANGES` as that of a `Method`. Each field has a `help` in its metadata.
         apply: Called with the layers by name (`titer.methods.repair.lowrank.Layer`, in float64 on the CPU) and the settings.
         summary: What it does, in a sentence; if empty, the first one of the docstring of `apply`.
+        streams: `("harmful_dataset",)`, if layers are to have their `inputs`: the tuned model then runs these rows once.
         variants: As those of a `Method`: on a model of two layers.
         memory: As that of a `Method`.
         source: As that of a `Method`.
     """
 
     not_here: ClassVar[Mapping[str, str]] = {}
-    needs: ClassVar[tuple[str, ...]] = ("aligned adapter", "tuned adapter")
 
     config: type
     apply: Callable[[Mapping[str, Layer], Any], Repaired]
     summary: str = ""
+    streams: tuple[str, ...] = ()
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     memory: str = ""
     source: Source = Source()
@@ -192,6 +196,11 @@ class Repair:
     def __post_init__(self) -> None:
         if not dataclasses.is_dataclass(self.config):
             raise TiterError(f"`{self.config.__name__}` is no dataclass, and the settings of a repair are one.")
+        if not {*self.streams} <= {"harmful_dataset"}:
+            raise TiterError(
+                f"A repair cannot have the streams {', '.join(self.streams)}.",
+                'It may have `streams=("harmful_dataset",)`, under which the inputs of layers are measured.',
+            )
         _check_ranges(self.config)
 
     @property
@@ -203,6 +212,11 @@ class Repair:
     def classes(self) -> tuple[type, ...]:
         """What users import of it."""
         return (self.config,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it wants."""
+        return ("aligned adapter", "tuned adapter", *self.streams)
 
     def gradients_a_step(self) -> float:
         """Return 0: nothing is trained."""
@@ -236,9 +250,15 @@ FINETUNE: dict[str, Method | str] = {
     "gate": "titer.methods.finetune.gate:GATE",
     "sieve": "titer.methods.finetune.sieve:SIEVE",
 }
-REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
+REPAIR: dict[str, Method | Repair | str] = {
+    "safelora": "titer.methods.repair.safelora:SAFELORA",
+    "task_arithmetic": "titer.methods.repair.task_arithmetic:TASK_ARITHMETIC",
+    "safe_merge": "titer.methods.repair.safe_merge:SAFE_MERGE",
+    "antidote": "titer.methods.repair.antidote:ANTIDOTE",
+    "one_shot": "titer.methods.repair.one_shot:ONE_SHOT",
+}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
-"""The stages whose methods train."""
+"""The stages all of whose methods train."""
 STAGES: dict[str, Mapping[str, Method | Repair | str]] = {**TRAINED, "repair": REPAIR}
 
 
@@ -249,7 +269,7 @@ def names(stage: str) -> str:
 
 
 @overload
-def find(stage: Literal["repair"], name: str) -> Repair: ...  # type: ignore[overload-overlap]
+def find(stage: Literal["repair"], name: str) -> Method | Repair: ...  # type: ignore[overload-overlap]
 @overload
 def find(stage: str, name: str) -> Method: ...
 def find(stage: str, name: str) -> Method | Repair:
@@ -259,17 +279,22 @@ def find(stage: str, name: str) -> Method | Repair:
         TiterError: For an unknown name (with a suggestion), or a path that leads to no method.
     """
     method = plugins.find(name, STAGES[stage], f"{stage} method")
-    kind = Method if stage in TRAINED else Repair
-    if not isinstance(method, kind):
-        made_by = {Method: "Method(config, trainer)", Repair: "Repair(config, apply)"}
-        other = isinstance(method, Method | Repair)
+    if not isinstance(method, Method | Repair):
+        made_by = "Method(config, trainer)" if stage in TRAINED else "Repair(config, apply)"
+        raise TiterError(
+            f"`{name}` is no {stage} method, but {plugins.what(method)}.", f"One is a `titer.methods.{made_by}`."
+        )
+    if _repairs(method) == (stage in TRAINED):
         raise TiterError(
             f"`{name}` is no {stage} method, but {plugins.what(method)}.",
-            f"It belongs to the stage `{stages_of(name)[0]}`."
-            if other
-            else f"One is a `titer.methods.{made_by[kind]}`.",
+            f"It belongs to the stage `{stages_of(name)[0]}`.",
         )
     return method
+
+
+def _repairs(method: Any) -> bool:
+    """Whether a method is of the repair stage."""
+    return isinstance(method, Repair) or (isinstance(method, Method) and method.own_rows is not None)
 
 
 def stages_of(name: str) -> list[str]:
@@ -280,7 +305,7 @@ def stages_of(name: str) -> list[str]:
     """
     known = [stage for stage, table in STAGES.items() if name in table]
     if not known and plugins.is_path(name):
-        return ["repair" if isinstance(plugins.load(name), Repair) else "align"]
+        return ["repair" if _repairs(plugins.load(name)) else "align"]
     check_known([] if known else [name], {each for table in STAGES.values() for each in table}, "method")
     return known
 

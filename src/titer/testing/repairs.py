@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from titer import methods
+from titer.data.records import Record
 from titer.errors import TiterError
 from titer.methods import Repair, Repaired
 from titer.methods.repair.adapters import pair, read_adapter, repair
+from titer.methods.repair.inputs import encoded, with_inputs
 from titer.methods.repair.lowrank import Layer, LowRank
 from titer.ranges import numbers, range_of
 from titer.testing.rules import by_name, settings_explain_themselves
-from titer.testing.toy import toy, toy_lora
+from titer.testing.toy import toy, toy_harmful_rows, toy_lora
 
 LAYERS = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(2) for name in "qkv"]
 """What the toy's adapters change."""
@@ -83,13 +85,28 @@ class RepairTrial:
                 write_adapter(place, base, weights)
         return base, aligned, tuned
 
-    def layers(self) -> dict[str, Layer]:
-        """Return what its `apply` is called with; the layer `WITHOUT_UPDATE` has none."""
+    @property
+    def streams(self) -> dict[str, list[Record]]:
+        """The rows that it is given."""
+        rows = [Record.from_row(row) for row in toy_harmful_rows()]
+        return {name: {"harmful_dataset": rows}[name] for name in self.method.streams}
+
+    def read(self) -> dict[str, Layer]:
+        """Return the layers of the two adapters."""
         base, aligned, tuned = self.folders()
         found = pair(read_adapter(aligned, str(base)), read_adapter(tuned, str(base)))
+        if not self.method.streams:
+            return found
+        model, tokenizer = load(str(base), tuned), toy()[1]
+        return with_inputs(found, model, encoded(self.streams["harmful_dataset"], tokenizer, model.config))
+
+    def layers(self) -> dict[str, Layer]:
+        """Return what its `apply` is called with; the layer `WITHOUT_UPDATE` has none."""
+        found = self.read()
         layer = found[WITHOUT_UPDATE]
         zero = LowRank(layer.update.b[:, :0], layer.update.a[:0])
-        return {**found, WITHOUT_UPDATE: layer._replace(update=zero)}
+        inputs = layer.inputs and layer.inputs._replace(update=layer.inputs.update[:0])
+        return {**found, WITHOUT_UPDATE: dataclasses.replace(layer, update=zero, inputs=inputs)}
 
     def apply(self, layers: Mapping[str, Layer]) -> Repaired:
         """Return what it makes of layers."""
@@ -98,12 +115,30 @@ class RepairTrial:
     def repair(self, output: str = "repaired", tuned: Path | None = None) -> Path:
         """Repair the toy's adapter, or another tuned one, and return the folder."""
         base, aligned, own = self.folders()
-        repair(str(base), aligned, tuned or own, self.method, self.config, self.folder / output)
+        how = (self.method, self.config, self.folder / output, self.streams, load)
+        repair(str(base), aligned, tuned or own, *how)
         return self.folder / output
+
+
+def load(base: str, adapter: Path) -> Any:
+    """Return the toy with an adapter on it, in float64, as what is compared with it is computed."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(copy.deepcopy(toy()[0]), str(adapter)).double().eval()
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _tensors(layers: Mapping[str, Layer]) -> list[Tensor]:
+    """Return everything that layers hold."""
+    found: list[Tensor] = []
+    for layer in layers.values():
+        for one in (layer.alignment, layer.update, layer.aligned, layer.tuned):
+            found += [] if one is None else [one.b, one.a]
+        found += layer.inputs or ()
+    return found
 
 
 def a_layer_without_update_stays(trial: RepairTrial) -> None:
@@ -126,9 +161,9 @@ def order_of_layers_does_not_matter(trial: RepairTrial) -> None:
 def what_it_is_given_stays(trial: RepairTrial) -> None:
     """Neither tensors nor files that it reads are changed."""
     layers = trial.layers()
-    before = [factor.clone() for layer in layers.values() for one in layer for factor in (one.b, one.a)]
+    before = [tensor.clone() for tensor in _tensors(layers)]
     trial.apply(layers)
-    after = [factor for layer in layers.values() for one in layer for factor in (one.b, one.a)]
+    after = _tensors(layers)
     assert all(map(torch.equal, before, after)), "it changes the tensors that it is given"
     folders = trial.folders()
     files = [_bytes(folder) for folder in folders]
@@ -138,10 +173,7 @@ def what_it_is_given_stays(trial: RepairTrial) -> None:
 
 def the_adapter_gives_the_logits_of_its_updates(trial: RepairTrial) -> None:
     """The folder, read by PEFT, is the base with aligned weights and the new updates added as whole matrices, in float64."""
-    from peft import PeftModel
-
-    base, aligned, tuned = trial.folders()
-    layers = pair(read_adapter(aligned, str(base)), read_adapter(tuned, str(base)))
+    layers = trial.read()
     updates = trial.apply(layers)[0]
     dense, ids = copy.deepcopy(toy()[0]), torch.arange(24).reshape(2, 12)
     with torch.no_grad():
@@ -149,7 +181,7 @@ def the_adapter_gives_the_logits_of_its_updates(trial: RepairTrial) -> None:
             weight: Any = dense.get_submodule(name).weight
             weight += alignment.dense() + updates.get(name, update).dense()
         expected = dense(ids).logits
-        adapted = PeftModel.from_pretrained(copy.deepcopy(toy()[0]), str(trial.repair() / "adapter")).double()
+        adapted = load("", trial.repair() / "adapter")
         apart = float((adapted(ids).logits - expected).abs().max() / expected.abs().max())
     assert apart < 1e-10, f"logits of the adapter that is written differ by {apart:.1e} from those of its updates"
 

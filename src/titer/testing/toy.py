@@ -130,5 +130,5 @@ def toy_lora(**settings: Any) -> Any:
     """Return a LoRA configuration whose adapter does something from the start."""
     from peft import LoraConfig
 
-    defaults = {"target_modules": ["q_proj", "k_proj", "v_proj"], "init_lora_weights": False}
-    return LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **{**defaults, **settings})
+    defaults = {"target_modules": ["q_proj", "k_proj", "v_proj"], "init_lora_weights": False, "r": 4, "lora_alpha": 8}
+    return LoraConfig(task_type="CAUSAL_LM", **{**defaults, **settings})

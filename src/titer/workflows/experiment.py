@@ -22,8 +22,9 @@ from titer.files import check_output
 from titer.jobs.job import Job
 from titer.jobs.plan import Plan
 from titer.jobs.provenance import environment, judge_key, model_digest
-from titer.jobs.work import Work, answering, by_limit, judging, optimizer_steps, training, weighing
+from titer.jobs.work import Work, answering, by_limit, judging, measuring, optimizer_steps, training, weighing
 from titer.judges.base import Judge
+from titer.methods import Method
 from titer.plugins import source_digest
 from titer.results import artefacts, tasks
 from titer.results.scoring import error_rates_of, summarise
@@ -181,7 +182,9 @@ class _ArmPlanner:
                 self._weigh(step, {**about, "when": when}, upload[:measured], job)
         self.plan.weighed.append((tuned, {**about, "when": "before"}, upload[:measured]))
 
-    def _train(self, step: Step, records: list[Record], start: Job | None, name: str) -> Job:
+    def _train(
+        self, step: Step, records: Sequence[Record], start: Job | None, name: str, adapter: str = "adapter"
+    ) -> Job:
         from titer.jobs import trainings as jobs
         from titer.jobs.rehearsal import rehearse
 
@@ -191,7 +194,7 @@ class _ArmPlanner:
         rehearse(method, values, where, self.model, experiment.lora, records, self.streams)
         args = trainer_args(experiment, step, "unused", self.seed)
         return self.plan.add(
-            {"align": jobs.ALIGN, "finetune": jobs.FINETUNE}[step.stage],
+            {"align": jobs.ALIGN, "finetune": jobs.FINETUNE, "repair": jobs.REPAIR}[step.stage],
             name + self.suffix,
             {
                 "stage": step.stage,
@@ -201,6 +204,7 @@ class _ArmPlanner:
                 "training": values,
                 "lora": experiment.lora if start is None else None,
                 "checkpoints": experiment.finetune.checkpoints if step.stage == "finetune" else [],
+                **({"adapter": adapter} if step.stage == "repair" else {}),
             },
             {"records": records, **{stream: self.streams[stream] for stream in method.streams}},
             [] if start is None else [start],
@@ -209,9 +213,15 @@ class _ArmPlanner:
         )
 
     def _repair(self, step: Step, aligned: Job, tuned: Job, adapter: str, name: str) -> Job:
-        from titer.jobs.repairs import REPAIR
+        from titer.jobs.rehearsal import rehearse_repair
+        from titer.jobs.repairs import REPAIR, own_rows
 
         method = methods.find("repair", step.method)
+        if isinstance(method, Method):
+            rows = own_rows(method, trainer_args(self.experiment, step, "unused", self.seed), self.streams)
+            return self._train(step, rows, tuned, name, adapter)
+        rehearse_repair(method, self.model, self.streams)
+        measured = [row for stream in method.streams for row in self.streams[stream]]
         return self.plan.add(
             REPAIR,
             name + self.suffix,
@@ -220,8 +230,10 @@ class _ArmPlanner:
                 "settings": step.settings,
                 "adapter": adapter,
             },
+            {stream: self.streams[stream] for stream in method.streams},
             needs=[aligned, tuned],
             places={"model": self.model, "method": plugins.absolute(step.method)},
+            work=measuring(f"repair {step.method}", self.model, measured) if measured else None,
         )
 
     def _answer(self, phase: str, step: int, ratio: float, trained: Job, adapter: str) -> None:

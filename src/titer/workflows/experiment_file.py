@@ -13,6 +13,7 @@ from titer import methods, settings
 from titer.data.pools import DataSettings
 from titer.errors import TiterError, check_known
 from titer.files import folder_name
+from titer.methods import Method, Repair
 from titer.ranges import check_settings
 from titer.results import tasks
 
@@ -271,11 +272,13 @@ def _check(experiment: Experiment) -> None:
     lora_config(experiment.lora)
     for arm in experiment.arms.values():
         for step in arm.steps:
-            if step.stage in methods.TRAINED:
-                args = trainer_args(experiment, step, "unused", 0)
-                methods.find(step.stage, step.method).check(args, getattr(experiment, step.stage).samples)
-            else:
+            method: Method | Repair = methods.find(step.stage, step.method)
+            if isinstance(method, Repair):
                 repair_settings(step)
+                continue
+            args = trainer_args(experiment, step, "unused", 0)
+            if method.own_rows is None:  # else its rows are there when the plan is made
+                method.check(args, getattr(experiment, step.stage).samples)
 
 
 def task_name(experiment: Experiment) -> str:
@@ -285,7 +288,7 @@ def task_name(experiment: Experiment) -> str:
 
 def training_settings(experiment: Experiment, step: Step) -> dict[str, Any]:
     """Return the settings of a training: those of every arm, and on top of them the step's own."""
-    return {**getattr(experiment, step.stage).training, **step.settings}
+    return {**_shared(experiment, step), **step.settings}
 
 
 def trainer_args(experiment: Experiment, step: Step, output_dir: str, seed: int) -> Any:
@@ -296,12 +299,17 @@ def trainer_args(experiment: Experiment, step: Step, output_dir: str, seed: int)
 
 def repair_settings(step: Step) -> Any:
     """Return the settings of a repair as its method takes them."""
-    return methods.settings(
-        methods.find("repair", step.method), step.settings, dict.fromkeys(step.settings, step.where)
-    )
+    method: Any = methods.find("repair", step.method)
+    return methods.settings(method, step.settings, dict.fromkeys(step.settings, step.where))
 
 
 def places(experiment: Experiment, step: Step) -> dict[str, str]:
     """Return where each setting of a training stands."""
-    shared = dict.fromkeys(getattr(experiment, step.stage).training, f"{step.stage}.training")
+    shared = dict.fromkeys(_shared(experiment, step), f"{step.stage}.training")
     return {**shared, **dict.fromkeys(step.settings, step.where)}
+
+
+def _shared(experiment: Experiment, step: Step) -> dict[str, Any]:
+    """Return the settings that every arm's training of a stage has; those of repairs have none in common."""
+    training: dict[str, Any] = {} if step.stage == "repair" else getattr(experiment, step.stage).training
+    return training

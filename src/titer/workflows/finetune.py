@@ -17,7 +17,7 @@ from titer.workflows.common import (
     spell,
     workflow,
 )
-from titer.workflows.training import Training, train
+from titer.workflows.training import Training, defence_streams, train
 
 
 @workflow
@@ -56,7 +56,6 @@ def finetune(
     """
     from titer import methods
     from titer.data import load
-    from titer.data.pools import DataSettings, defence_pools
     from titer.files import check_output
     from titer.models import split_adapter
 
@@ -71,9 +70,6 @@ def finetune(
     values = as_values("settings", settings)
     args = methods.settings(chosen, values, spell("settings"), str(output / "checkpoints"), seed)
     records = load(dataset, data_dir=copies)
-    streams = {}
-    if chosen.streams:
-        pools = defence_pools(DataSettings(harmful=harmful, helpful=helpful, lookalikes=lookalikes), seed, copies)
-        streams = {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}
+    streams = defence_streams(harmful, helpful, lookalikes, seed, copies) if chosen.streams else {}
     base, adapter = split_adapter(model)
     return train("finetune", method, chosen, values, args, base, adapter, {}, records, streams, output, show)

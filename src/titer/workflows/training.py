@@ -100,3 +100,21 @@ def train(
     log = tuple(json.loads(line) for line in read_text(output / "log.jsonl").splitlines())
     weights = output / "sample_weights.jsonl"
     return Training(output, name, output / "adapter", log, weights if weights.is_file() else None)
+
+
+def defence_streams(
+    harmful: str, helpful: Sequence[str], lookalikes: str, seed: int, copies: Path | None
+) -> dict[str, list[Record]]:
+    """Return the rows that the defender holds by the arguments that trainers have for them.
+
+    Args:
+        harmful: The dataset of harmful requests.
+        helpful: Those of helpful answers.
+        lookalikes: That of harmless prompts that look harmful.
+        seed: Seeds who holds which.
+        copies: Folder with local copies of named datasets.
+    """
+    from titer.data.pools import DataSettings, defence_pools
+
+    pools = defence_pools(DataSettings(harmful=harmful, helpful=[*helpful], lookalikes=lookalikes), seed, copies)
+    return {"harmful_dataset": pools["defence"], "helpful_dataset": pools["helpful"]}

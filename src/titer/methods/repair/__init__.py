@@ -1,4 +1,4 @@
-"""Repair-stage methods: what a provider does to a fine-tuned adapter, with the aligned one beside it and without training."""
+"""Repair-stage methods: what a provider does to a fine-tuned adapter, mostly without training."""
 
 from typing import Any
 

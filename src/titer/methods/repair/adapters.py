@@ -7,8 +7,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,19 +17,24 @@ from torch import Tensor
 
 from titer import plugins
 from titer.compat import pattern_key
+from titer.data.records import Record
 from titer.errors import TiterError, check_known, first_line
 from titer.files import put_whole, read_json, replacing, writing
 from titer.methods import Repair, Repaired
+from titer.methods.repair.inputs import STREAM, encoded, with_inputs
 from titer.methods.repair.lowrank import Layer, LowRank
 from titer.models import (
     adapter_weights,
     check_folder,
+    load_model,
     load_tokenizer,
     order_adapter_config,
     refuse_nonfinite,
     refuse_strays,
     split_adapter,
 )
+
+NO_STREAMS: Mapping[str, Sequence[Record]] = MappingProxyType({})
 
 REPORT = "repair.json"
 """Beside the adapter: what a repair did to each layer."""
@@ -67,13 +73,28 @@ class Adapter(NamedTuple):
         b, a = (self.factors[layer][factor].double() for factor in "BA")
         return LowRank(b * self.scales[layer], a)
 
+    def own(self, layer: str) -> LowRank:
+        """Return the same matrix as the product of its B and A as they were trained, each times the root of the scale."""
+        b, a = (self.factors[layer][factor].double() for factor in "BA")
+        root = self.scales[layer] ** 0.5
+        return LowRank(b * root, a * root)
 
-def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, folder: Path) -> None:
+
+def repair(
+    model: str,
+    aligned: Path,
+    tuned: Path,
+    method: Repair,
+    config: Any,
+    folder: Path,
+    streams: Mapping[str, Sequence[Record]] = NO_STREAMS,
+    load: Callable[[str, Path], Any] = load_model,
+) -> None:
     """Repair a fine-tuned adapter and leave it in `folder/adapter` with the tokenizer, and in `folder/repair.json` what was done.
 
     The repaired adapter is exact up to the rounding of its file, on the same base, with the config of the tuned one: layers
     that a method leaves alone keep their weights bit for bit. Where a layer needs a larger rank, that of all grows, with zeros.
-    No model is loaded.
+    No model is loaded, except of a method with a stream, whose rows the tuned model runs.
 
     Args:
         model: The base of both adapters.
@@ -82,6 +103,8 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
         method: How to repair.
         config: Its settings.
         folder: Where the result goes; an adapter that lies there is replaced.
+        streams: Rows of the defender's by argument name, for a method that wants them.
+        load: Returns a base with an adapter on it.
 
     Raises:
         TiterError: When the two do not belong together, are no plain LoRA, hold what is no number, or are the same.
@@ -89,6 +112,10 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
     """
     before, after = read_adapter(aligned, model), read_adapter(tuned, model)
     layers = pair(before, after)
+    if method.streams:
+        tuned_model = load(model, after.folder)
+        rows = encoded(streams[STREAM], load_tokenizer(model), tuned_model.config)
+        layers = with_inputs(layers, tuned_model, rows)
     updates, measured = _applied(method, layers, config)
     refuse_nonfinite("The repair", ((name, factor) for name, one in updates.items() for factor in (one.b, one.a)))
     report = {
@@ -107,6 +134,7 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
         "tuned": str(tuned),
         "method": method.config.__name__.removesuffix("Config"),
         "settings": dataclasses.asdict(config),
+        **({"rows": {name: len(streams[name]) for name in method.streams}} if method.streams else {}),
         "layers": report,
     }
     with replacing(folder / REPORT) as file:
@@ -145,17 +173,8 @@ def read_adapter(folder: Path, base: str) -> Adapter:
     """
     from peft import LoraConfig, load_peft_weights
 
-    found, place = split_adapter(str(folder))
-    if place is None:
-        raise TiterError(
-            f"There is no PEFT adapter in `{folder}`.",
-            "A repair takes two adapters on one base model. A whole model that was aligned without an adapter has none.",
-        )
+    place = same_base(folder, base)
     where = f"The adapter `{place}`"
-    if not _same_model(found, base):
-        raise TiterError(
-            f"{where} is on the base model `{found}`, not on `{base}`.", "Repair adapters of one base model."
-        )
     kind = read_json(place / "adapter_config.json").get("peft_type")
     if kind != "LORA":
         raise TiterError(f"{where} is of the kind `{kind}`, not LORA.", "Only LoRA adapters can be repaired.")
@@ -186,6 +205,26 @@ def read_adapter(folder: Path, base: str) -> Adapter:
     return Adapter(place, config, factors, scales)
 
 
+def same_base(folder: Path, base: str) -> Path:
+    """Return where the adapter lies that a folder holds.
+
+    Raises:
+        TiterError: When there is none, or it is on another base model.
+    """
+    found, place = split_adapter(str(folder))
+    if place is None:
+        raise TiterError(
+            f"There is no PEFT adapter in `{folder}`.",
+            "A repair takes two adapters on one base model. A whole model that was aligned without an adapter has none.",
+        )
+    if not _same_model(found, base):
+        raise TiterError(
+            f"The adapter `{place}` is on the base model `{found}`, not on `{base}`.",
+            "Repair adapters of one base model.",
+        )
+    return place
+
+
 def pair(aligned: Adapter, tuned: Adapter) -> dict[str, Layer]:
     """Return the layers that two adapters change, in the order of the tuned one.
 
@@ -204,7 +243,8 @@ def pair(aligned: Adapter, tuned: Adapter) -> dict[str, Layer]:
         before, after = aligned.matrix(name), tuned.matrix(name)
         if (before.b.shape[0], before.a.shape[1]) != (after.b.shape[0], after.a.shape[1]):
             raise TiterError(f"The adapters `{aligned.folder}` and `{tuned.folder}` have other shapes at `{name}`.")
-        layers[name] = Layer(before, (after - before).compact(max(before.norm(), after.norm())))
+        update = (after - before).compact(max(before.norm(), after.norm()))
+        layers[name] = Layer(before, update, aligned.own(name), tuned.own(name))
     if not any(layer.update.rank for layer in layers.values()):
         raise TiterError(
             f"There is nothing to repair: the adapter `{tuned.folder}` is the same as `{aligned.folder}`.",

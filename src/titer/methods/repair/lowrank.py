@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,13 +78,39 @@ class LowRank:
         return left, upper @ other.T, right
 
 
-class Layer(NamedTuple):
-    """One matrix of a model that two adapters on the same base change.
+class Inputs(NamedTuple):
+    """How large the inputs of a layer's matrices are on rows of the defender's, under the tuned model.
+
+    Each is a root mean square over all tokens of the rows, prompts and answers.
+
+    Attributes:
+        x: Of the layer's inputs, by feature, `(in,)`.
+        update: Of A x with the A of `Layer.update`, `(update.rank,)`.
+        tuned: Of A x with the A of `Layer.tuned`, `(tuned.rank,)`.
+    """
+
+    x: Tensor
+    update: Tensor
+    tuned: Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One matrix of a model that two adapters on the same base change. Iterated over, it is V and ΔW.
 
     Attributes:
         alignment: V, what the aligned adapter adds to the base's weight, scale included.
         update: ΔW, what fine-tuning changed since: the tuned adapter less the aligned one. Its rank is 0 where it is zero.
+        aligned: The aligned adapter's own B and A, as they were trained, each times the root of its scale; their product is V.
+        tuned: The tuned adapter's, likewise; their product is V + ΔW.
+        inputs: How large the inputs are on the rows of `harmful_dataset`, of a repair that declares this stream.
     """
 
     alignment: LowRank
     update: LowRank
+    aligned: LowRank | None = None
+    tuned: LowRank | None = None
+    inputs: Inputs | None = None
+
+    def __iter__(self) -> Iterator[LowRank]:
+        return iter((self.alignment, self.update))

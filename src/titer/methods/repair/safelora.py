@@ -46,10 +46,12 @@ def project(v: LowRank, update: LowRank, projection: str) -> LowRank:
     return LowRank(basis @ (basis.T @ update.b), update.a)
 
 
-def safelora(
-    layers: Mapping[str, Layer], config: SafeLoraConfig
-) -> tuple[dict[str, LowRank], dict[str, dict[str, Any]]]:
-    """Replace ΔW by C ΔW where cos(ΔW, C ΔW) is small (arXiv 2405.16833, Sec. 3); other layers keep their update."""
+def similarities(layers: Mapping[str, Layer], projection: str) -> tuple[dict[str, float], dict[str, LowRank]]:
+    """Return cos(ΔW, C ΔW) and C ΔW of each layer that fine-tuning changed.
+
+    Raises:
+        TiterError: For a layer that the aligned adapter does not change: there is no subspace to compare with.
+    """
     cosines, projected = {}, {}
     for name, (v, update) in layers.items():
         if not update.rank:
@@ -59,9 +61,17 @@ def safelora(
                 f"The aligned adapter does not change `{name}`, so there is no subspace to project onto.",
                 "Repair with an adapter whose alignment trained every layer that fine-tuning trains.",
             )
-        projected[name] = c_update = project(v, update, config.projection)
+        projected[name] = c_update = project(v, update, projection)
         length = c_update.norm() * update.norm()
         cosines[name] = c_update.inner(update) / length if length else 0.0
+    return cosines, projected
+
+
+def safelora(
+    layers: Mapping[str, Layer], config: SafeLoraConfig
+) -> tuple[dict[str, LowRank], dict[str, dict[str, Any]]]:
+    """Replace ΔW by C ΔW where cos(ΔW, C ΔW) is small (arXiv 2405.16833, Sec. 3); other layers keep their update."""
+    cosines, projected = similarities(layers, config.projection)
     if config.select == "threshold":
         chosen = [name for name, cosine in cosines.items() if cosine <= config.threshold]
     else:
