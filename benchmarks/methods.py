@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from rich.table import Table
 
 from titer import methods
 from titer.attacks.fleet import shared_copy
+from titer.data import load as load_records
 from titer.data.builtin import general, harmful
 from titer.jobs.provenance import environment
 from titer.methods import Method, Repair
@@ -144,22 +146,26 @@ def training(stage: str, name: str, method: Method, args: Any, model: Any, token
     }
 
 
-def repairing(name: str, method: Repair, model: Any, rounds: int) -> dict[str, Any]:
-    """Time a repair of an adapter of the model's shapes."""
+def repairing(name: str, method: Repair, model: Any, tokenizer: Any, rounds: int) -> dict[str, Any]:
+    """Time a repair of an adapter of the model's shapes, with the pass over the defender's rows where it wants one."""
+    from titer.compat import adapted_layers
+    from titer.methods.repair.inputs import encoded, with_inputs
     from titer.methods.repair.lowrank import Layer, LowRank
 
-    aligned, layers = adapted(model).state_dict(), {}
-    for key, a in aligned.items():
-        if "lora_A" in key:
-            b = aligned[key.replace("lora_A", "lora_B")].double()
-            v = LowRank(b * LORA["lora_alpha"] / LORA["r"], a.double())
-            layers[key] = Layer(v, LowRank(torch.randn_like(b) * 1e-3, a.double()))
+    tuned, layers, scale = adapted(model), {}, LORA["lora_alpha"] / LORA["r"]
+    for layer, module in adapted_layers(tuned.base_model.model):
+        b, a = (part["default"].weight.detach().double() for part in (module.lora_B, module.lora_A))
+        own = LowRank(b * scale**0.5, a * scale**0.5)
+        update = LowRank(torch.randn_like(b) * 1e-3, a)
+        layers[layer] = Layer(LowRank(b * scale, a) - update, update, own, own)
+    records = load_records("builtin:harmful")[:EVERY_STREAM]
     config, seconds = method.config(), []
     for _ in range(rounds):
         start = time.perf_counter()
-        method.apply(layers, config)
+        given = with_inputs(layers, tuned, encoded(records, tokenizer, model.config)) if method.streams else layers
+        method.apply(given, config)
         seconds.append(time.perf_counter() - start)
-    return {"what": f"repair {name}", "layers": len(layers), "seconds": round(sorted(seconds)[rounds // 2], 3)}
+    return {"what": f"repair {name}", "layers": len(layers), "seconds": round(statistics.median(seconds), 3)}
 
 
 def told(line: dict[str, Any], about: dict[str, Any]) -> str:
@@ -200,7 +206,7 @@ def main() -> None:
         if name == "sft" or (args.only and name not in args.only.split(",")):
             continue
         if isinstance(method, Repair):
-            lines.append(repairing(name, method, model, args.rounds))
+            lines.append(repairing(name, method, model, tokenizer, args.rounds))
         else:
             lines.append(training(stage, name, method, args, model, tokenizer, rows))
     own = environment()
