@@ -186,7 +186,7 @@ def test_errors_in_a_stream_name_it(booster):
 def test_alignment_without_harmful_rows(request, name):
     with pytest.raises(TiterError, match="needs `harmful_dataset`") as error:
         request.getfixturevalue(name)(None)
-    assert "plain SFT" in error.value.hint
+    assert "another method" in error.value.hint
 
 
 @pytest.mark.parametrize("missing", ["harmful_dataset", "helpful_dataset"])

@@ -40,6 +40,11 @@ class Server:
                     outer.most = max(outer.most, outer.at_once)
                 try:
                     status, content, *more = now(body) if callable(now) else now
+                finally:
+                    # Before the answer leaves: who has it may ask again at once.
+                    with outer.lock:
+                        outer.at_once -= 1
+                try:
                     if status == 0:
                         self.close_connection = True
                         return
@@ -54,9 +59,6 @@ class Server:
                     self.wfile.write(data)
                 except (BrokenPipeError, ConnectionResetError):
                     pass
-                finally:
-                    with outer.lock:
-                        outer.at_once -= 1
 
             def log_message(self, *_):
                 pass
