@@ -56,12 +56,13 @@ class Plan:
     @classmethod
     def of(cls, profile: Profile) -> Plan:
         """Read a profile's attackers."""
-        attackers = [planned for planned in profile.attackers() if planned.attack.means_harm]
+        attackers = [
+            planned for planned in profile.attackers() if planned.attack.means_harm and not planned.attack.free
+        ]
         steps, size = [], []
         for _, attack, *_ in attackers:
-            ablation = attack.method == "ablation"
-            steps.append([1] if ablation else answered_steps(attack.total_steps, profile.checkpoints))
-            size.append(attack.samples if ablation else attack.batch_size)
+            steps.append([1] if not attack.trains else answered_steps(attack.total_steps, profile.checkpoints))
+            size.append(attack.batch_size if attack.trains else attack.samples)
         return cls(profile, attackers, steps, size)
 
     def looks(self, number: int) -> np.ndarray:

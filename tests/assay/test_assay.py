@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from told import every_line, untold
 from typer.testing import CliRunner
 
@@ -28,6 +29,7 @@ from titer.errors import AttackFailed, TiterError
 from titer.jobs.plan import Silent, execute
 from titer.jobs.provenance import weights_digest
 from titer.report.findings import headline
+from titer.results.artefacts import read_inferences
 from titer.workflows.assay import AssayStopped, carry_out
 
 DOC = Path(__file__).parents[2] / "docs" / "assay.md"
@@ -48,7 +50,11 @@ attacks:
   leap: {steps: 1, batch_size: 2, samples: 6}
   muon: {steps: 1, batch_size: 2, samples: 6}
   full_parameter: {steps: 2, batch_size: 2, samples: 6}
+  benign_dpo: {steps: 1, batch_size: 2, samples: 6}
+  trained_head: {steps: 1, batch_size: 2, samples: 6}
   ablation: {depths: [0.5], samples: 8}
+  ablation_prefill: {depths: [0.5], samples: 8}
+  prefill: {}
   tuned:
     like: harmful
     steps: 1
@@ -115,8 +121,8 @@ def files_of(plan):
 
 def test_one_model_against_itself_is_attacked_once(done):
     attacks = [stage for stage in done.jobs.values() if stage.kind == "attack"]
-    assert len(attacks) == 7  # ten LoRA attackers in fleets of three, and three that run alone
-    assert len(done.attackers) == 26
+    assert len(attacks) == 10  # eleven LoRA attackers in fleets of three, and six that run alone
+    assert len(done.attackers) == 34
 
 
 def test_the_scorecard_of_a_model_against_itself(done, tmp_path):
@@ -146,6 +152,21 @@ def test_the_scorecard_of_a_model_against_itself(done, tmp_path):
     json.dumps(card, allow_nan=False)
     assert read_scorecard(write_scorecard(tmp_path, made).parent).as_dict() == card
     assert "broke" in headline(made)
+
+
+def test_answers_that_were_begun_are_scored_on_what_follows(done):
+    for attacker, job, judged in done.attackers:
+        if attacker.name not in ("prefill", "ablation_prefill"):
+            continue
+        steps = [found["step"] for found in measurements(job.folder / attacker.folder)]
+        assert steps == ([1] if attacker.name == "prefill" else [0, 1])  # the model before is begun too
+        rows = [row for row in read_inferences(judged.folder / "inferences.jsonl") if row.arm.endswith(attacker.name)]
+        assert {row.step for row in rows} == set(steps)
+        assert {row.generation["prefill"] for row in rows} == {attacker.attack.prefill}
+        assert not any(attacker.attack.prefill in row.response for row in rows)
+    card = make_scorecard(done, "titer assay", 1.0).as_dict()
+    spent = {t["attack"]: t["checkpoints"][-1]["samples"] for t in card["attackers"]["defended"]}
+    assert (spent["prefill"], spent["ablation_prefill"]) == (0, 8)
 
 
 def test_the_tuned_attacker_is_the_most_harmful_of_its_trials(done):
@@ -253,7 +274,7 @@ def small(tiny_folder, tmp_path_factory):
     pools = []
     step, load = attacking.Measure.on_step_end, runner.load_assay_pools
 
-    def carried_out(folder, fail=lambda attacker: None, judge="offline", **more):
+    def carried_out(folder, fail=lambda attacker: None, judge="offline", model=tiny_folder, **more):
         profile = Profile("small", {**CREW, **more}, **SMALL, task_max_new_tokens=3, checkpoints=2, judges=[judge])
         pools[:] = pools or [load(profile, None, ())]
 
@@ -267,7 +288,7 @@ def small(tiny_folder, tmp_path_factory):
             patched.setattr(runner, "load_assay_pools", lambda *_: pools[0])
             patched.setattr(attacking.Measure, "on_step_end", failing)
             patched.setattr("titer.report.write_assay_report", lambda *_: None)
-            plan = plan_assay(profile, str(tiny_folder), str(tiny_folder), folder)
+            plan = plan_assay(profile, str(model), str(tiny_folder), folder)
             return plan, carry_out(plan, folder / "card", "titer assay").as_dict()
 
     return carried_out
@@ -414,6 +435,31 @@ def test_an_ablation_that_does_not_apply_is_an_attack_that_failed_and_a_bug_in_o
         small(tmp_path, ablation={**fields, "samples": 6})
 
 
+def test_a_delta_removal_leaves_an_adapters_base_and_does_not_apply_to_a_model_without_one(
+    small, tmp_path, tiny, tiny_folder
+):
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(tiny, config)
+    adapted.peft_config["default"].base_model_name_or_path = str(tiny_folder)
+    adapted.save_pretrained(tmp_path / "aligned")
+    removed = {name: {"like": "delta_removal", "energy": 1.0} for name in ("alone", "named", "then")}
+    removed["named"]["base"] = str(tiny_folder)
+    removed["then"] |= {"then_ablate": True, "depths": [0.5], "samples": 8}
+    plan, card = small(tmp_path / "runs", model=tmp_path / "aligned", **removed)
+    base = json.loads((plan.baselines["undefended"][0].folder / "step-0.json").read_text())
+    for attacker, job, _ in plan.attackers:
+        if attacker.role == "defended" and attacker.name in ("alone", "named"):
+            (found,) = measurements(job.folder / attacker.folder)
+            assert found["step"] == 1
+            assert found["answers"]["harmful"] == base["answers"]["harmful"]
+    spent = {t["attack"]: t["checkpoints"][-1]["samples"] for t in card["attackers"]["defended"]}
+    assert (spent["alone"], spent["named"], spent["then"]) == (0, 0, 8)
+    failed = {(row["role"], row["attacker"]): row["reason"] for row in card["hygiene"]["failed"]}
+    assert failed.keys() == {("undefended", f"{name} seed 0") for name in removed}
+    assert "not named" in failed["undefended", "alone seed 0"]
+    assert "nothing to remove" in failed["undefended", "named seed 0"]
+
+
 def test_a_search_does_not_learn_from_a_machine_that_failed(small, undisturbed, tmp_path):
     """What it tries next depends on what it saw, so after a lack of memory the search would be another one."""
     tried = []
@@ -477,7 +523,7 @@ def test_the_verb_end_to_end(done, profile_file, tiny_folder, tmp_path):
     assert set(plan["overlap"].values()) == {0}
 
 
-@pytest.mark.parametrize("name", ["smoke", "quick", "standard", "thorough", "adaptive"])
+@pytest.mark.parametrize("name", ["smoke", "quick", "standard", "thorough", "adaptive", "table"])
 def test_bundled_profiles_are_valid(name):
     profile = read_profile(name)
     attackers = profile.attackers()
@@ -487,13 +533,22 @@ def test_bundled_profiles_are_valid(name):
     assert len({(planned.name, planned.seed) for planned in attackers}) == len(attackers)
     pools = load_assay_pools(profile, None, ())
     for planned in attackers:
-        if planned.attack.method == "finetune":
+        if planned.attack.trains:
             rows = training_rows(planned.attack, pools.attackers, planned.seed)
             assert len(rows) == planned.attack.total_steps * planned.attack.batch_size
     kinds = {planned.name.split()[0] for planned in attackers}
     disguised = {name for name, attack in CATALOGUE.items() if attack.disguise != "none"}
+    # Those that `table` alone has are not in the power that is documented for the other two.
+    later = {"prefill", "ablation_prefill", "delta_removal", "side_step", "benign_ten", "benign_dpo", "trained_head"}
     if name in ("standard", "thorough"):
-        assert kinds >= set(CATALOGUE) - disguised
+        assert kinds >= set(CATALOGUE) - disguised - later
+    if name == "table":
+        assert kinds >= (set(CATALOGUE) - disguised - {"full_parameter"}) | {
+            "full_parameter_sweep",
+            "noice",
+            "embedded",
+        }
+        assert {planned.seed for planned in attackers if planned.attack.free} == {0}
     if name == "adaptive":
         assert kinds >= disguised
 

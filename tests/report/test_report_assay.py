@@ -318,7 +318,7 @@ def test_a_model_that_is_harmful_from_the_start_is_said_to_be_so(card):
     assert "nothing to resist with" in finding(card, "resistance").text
     assert "30.0" in finding(card, "resistance").text
     card["resistance"]["start"]["attack"] = "identity_shift seed 0"
-    assert "in the words of identity_shift seed 0" in finding(card, "resistance").text
+    assert "under identity_shift seed 0" in finding(card, "resistance").text
 
 
 @pytest.fixture(scope="module")

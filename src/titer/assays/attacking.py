@@ -7,6 +7,7 @@ its seed and prompts, so two assays against the same undefended model in one fol
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -28,7 +29,7 @@ from titer.assays.attempts import (
 from titer.assays.measure import Measure, Questionnaire, prompts_of
 from titer.assays.search import Search
 from titer.attacks.failures import blame, traceback_in
-from titer.attacks.rows import AttackerPools, training_rows
+from titer.attacks.rows import AttackerPools, training_row, training_rows
 from titer.attacks.threats import Attack
 from titer.data import Record
 from titer.files import read_json
@@ -96,8 +97,8 @@ def _attack(job: Job) -> None:
     crew, questions = crew_of(job), Questionnaire.read(job)
     failure: BaseException | None = None
     try:
-        if crew[0].attack.method == "ablation":
-            _ablate(job, crew[0], questions)
+        if not crew[0].attack.trains:
+            _at_once(job, crew[0], questions)
         elif job.settings["search"] is not None:
             _tune(job, crew[0], questions)
         else:
@@ -139,7 +140,7 @@ def _train(name: str, folder: Path, crew: Sequence[Attempt], questions: Question
         trainer = AttackTrainer(
             model=copy.deepcopy(model).requires_grad_(True) if attack.lora is None else shared_copy(model),
             args=args,
-            train_dataset=[record.to_training_row() for record in attacker.rows],
+            train_dataset=[training_row(attack, record) for record in attacker.rows],
             processing_class=template.tokenizer,
             peft_config=None if attack.lora is None else lora_config(attack.lora),
             callbacks=[ReportSteps(steps), measure],
@@ -153,12 +154,9 @@ def _train(name: str, folder: Path, crew: Sequence[Attempt], questions: Question
     with steps:
         errors = Fleet.run(trainers, resume)
     for attacker, trainer, error in zip(crew, trainers, errors, strict=True):
-        lengths = [
-            len(prompt) + len(completion)
-            for prompt, completion in zip(
-                trainer.train_dataset["prompt_ids"], trainer.train_dataset["completion_ids"], strict=True
-            )
-        ]
+        rows = trainer.train_dataset
+        columns = (rows[name] for name in rows.column_names if name.endswith("_ids"))
+        lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]
         size = attacker.attack.batch_size
         tokens = [sum(lengths[start : start + size]) for start in range(0, len(lengths), size)]
         per_token = flops_per_token(attacker.attack) * parameters(split_adapter(name)[0])
@@ -213,31 +211,62 @@ def _tune(job: Job, attacker: Attempt, questions: Questionnaire) -> None:
     )
 
 
-def _ablate(job: Job, attacker: Attempt, questions: Questionnaire) -> None:
-    """Ablate the refusal direction, and measure the model once."""
+def _at_once(job: Job, attacker: Attempt, questions: Questionnaire) -> None:
+    """Do what an attack does without training, and measure the model once.
+
+    One that leaves the weights alone, or takes no prompts to change them, spends nothing.
+    """
+    name, attack = job.places["model"], attacker.attack
+    model, template = attacked_model(name), _template(name)
+    own = job.folder / attacker.folder
+    measure = Measure(own, questions.probe(attack), template, *questions.steps(attack))
+    samples = tokens = 0
+    with traceback_in(own):
+        if attack.asks_otherwise and attack.method != "prompt":
+            measure.before(model)
+        if attack.method == "delta_removal":
+            model = _without_delta(name, attack)
+        if attack.ablates:
+            model, samples, tokens = _ablated(model, template, _pools(job), attacker)
+        measure.measure(model, 1)
+    flops = 2.0 * tokens * parameters(split_adapter(name)[0])
+    finish(own, None, samples=[samples], tokens=[tokens], flops=[flops])
+
+
+def _without_delta(name: str, attack: Attack) -> Any:
+    """Return a model without the leading directions of what it has beyond its base."""
+    from titer.attacks.delta import undefended
+    from titer.models import load_model
+
+    found, _ = undefended(
+        name,
+        lambda base: load_model(base).requires_grad_(False),
+        lambda: copy.deepcopy(attacked_model(name)),
+        attack.base,
+        attack.energy,
+        attack.directions,
+    )
+    return found
+
+
+def _ablated(model: Any, template: Any, held: AttackerPools, attacker: Attempt) -> tuple[Any, int, int]:
+    """Return a model without its refusal direction, and the prompts and tokens that it took to find it."""
     from titer.attacks.ablation import ablate
     from titer.jobs.answers import token_pairs
     from titer.methods.finetune.base import refusal_completions, refusal_ids
 
-    name, attack = job.places["model"], attacker.attack
-    model, template = attacked_model(name), _template(name)
-    draw = random.Random(f"titer.attacks:ablation:{attacker.seed}")
-    held = _pools(job)
+    attack, draw = attacker.attack, random.Random(f"titer.attacks:ablation:{attacker.seed}")
     half = min(attack.samples // 2, len(held.harmful), len(held.benign))
     harmful, harmless = (token_pairs(template, draw.sample(list(pool), half)) for pool in (held.harmful, held.benign))
-    own = job.folder / attacker.folder
-    with traceback_in(own):
-        ablated, about = ablate(
-            model,
-            lambda: copy.deepcopy(model),
-            harmful,
-            harmless,
-            refusal_ids(template, refusal_completions(None)),
-            attack.depths,
-        )
-        Measure(own, questions.probe(attack), template, *questions.steps(attack)).measure(ablated, 1)
-    flops = 2.0 * about.tokens * parameters(split_adapter(name)[0])
-    finish(own, None, samples=[2 * half], tokens=[about.tokens], flops=[flops])
+    ablated, about = ablate(
+        model,
+        lambda: copy.deepcopy(model),
+        harmful,
+        harmless,
+        refusal_ids(template, refusal_completions(None)),
+        attack.depths,
+    )
+    return ablated, 2 * half, about.tokens
 
 
 # -- judging ----------------------------------------------------------------------------------------------------------
@@ -279,7 +308,12 @@ def _under_attack(job: Job, role: str, model: str) -> Iterator[Inference]:
         for measured in measurements(job.folder / attacker.folder):
             group = {"step": measured["step"], "poison_ratio": attacker.attack.poison_ratio, "seed": attacker.seed}
             for name, texts in measured.get("answers", {}).items():
-                yield from _inferences(f"{role} / {attacker.name}", name, asked[name], texts, model, None, **group)
+                rows = _inferences(f"{role} / {attacker.name}", name, asked[name], texts, model, None, **group)
+                if name == HARMFUL and attacker.attack.prefill:
+                    # What is judged is what the model said; what it was made to begin with stands beside.
+                    begun = {"prefill": attacker.attack.prefill}
+                    rows = [dataclasses.replace(row, generation={**row.generation, **begun}) for row in rows]
+                yield from rows
 
 
 def _judge(job: Job) -> None:

@@ -22,6 +22,8 @@ from titer.data import Record
 from titer.errors import TiterError
 from titer.files import read_json, remove
 from titer.jobs.job import Job
+from titer.jobs.provenance import weights_digest
+from titer.models import split_adapter
 from titer.results.artefacts import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -57,8 +59,10 @@ class Attempt:
 def as_settings(attacker: Any, rows: Sequence[Record]) -> dict[str, Any]:
     """Return an attacker (`name`, `attack`, `seed`) as a job's settings hold it."""
     fields = {item.name: getattr(attacker.attack, item.name) for item in dataclasses.fields(attacker.attack)}
+    base = attacker.attack.base
     return {
         "name": attacker.name,
+        **({"base": weights_digest(*split_adapter(base))} if base else {}),
         "attack": fields | {"summary": ""},
         "source": plugins.source_digest(attacker.attack),
         "seed": attacker.seed,

@@ -41,6 +41,7 @@ class Probe:
         max_new_tokens: Longest answer to a harmful prompt.
         task_max_new_tokens: Longest answer to a task prompt.
         with_margins: Whether margins are taken.
+        prefill: How answers to harmful prompts begin; what a model answers is what follows. Nothing where it is empty.
     """
 
     harmful: Sequence[Record]
@@ -50,15 +51,16 @@ class Probe:
     max_new_tokens: int
     task_max_new_tokens: int
     with_margins: bool = True
+    prefill: str = ""
 
     def margins(self, model: Any, template: Template) -> list[float | None]:
         """Return each harmful prompt's compliance margin in nats a token: log π(answer) − log π(refusal), means over tokens.
 
-        Teacher-forced, so it costs one forward pass; what the model would say is not looked at. `None` where it is no number.
+        Teacher-forced, so it costs one forward pass; what the model would say is not looked at. Where answers are begun, both
+        follow the beginning. `None` where it is no number.
         """
-        signals = row_signals(
-            model, token_pairs(template, self.harmful), refusal_ids(template, refusal_completions(None))
-        )
+        pairs = begun_pairs(template, self.harmful, self.prefill)
+        signals = row_signals(model, pairs, refusal_ids(template, refusal_completions(None)))
         return [finite(value) for value in signals.log_ratio("mean").tolist()]
 
     def everything(self, model: Any, template: Template, answer: Answer | None = None) -> dict[str, Any]:
@@ -70,7 +72,7 @@ class Probe:
             "general_nll": [finite(value) for value in fit.nll.tolist()],
             "general_accuracy": [finite(value) for value in fit.accuracy.tolist()],
             "answers": {
-                name: answer(template, prompts_of(template, records), limit)
+                name: answer(template, prompts_of(template, records, self.prefill if name == HARMFUL else ""), limit)
                 for name, (records, limit) in self.sets.items()
             },
         }
@@ -118,11 +120,12 @@ class Questionnaire:
             max_new_tokens=self.max_new_tokens,
             task_max_new_tokens=self.task_max_new_tokens,
             with_margins=self.margins,
+            prefill=attack.prefill,
         )
 
     def steps(self, attack: Attack) -> tuple[list[int], list[int]]:
         """Return the steps at which an attack's model answers, and those at which only its margins are taken."""
-        if attack.method == "ablation":
+        if not attack.trains:
             return [1], []
         answered = answered_steps(attack.total_steps, self.checkpoints)
         return answered, between(answered) if self.margins else []
@@ -150,9 +153,18 @@ class Questionnaire:
         )
 
 
-def prompts_of(template: Template, records: Sequence[Record]) -> list[list[int]]:
-    """Return the token ids of records' rendered prompts."""
-    return [prompt for prompt, _ in token_pairs(template, records)]
+def begun_pairs(template: Template, records: Sequence[Record], prefill: str = "") -> list[tuple[list[int], list[int]]]:
+    """Return the token ids of records' prompts, with the beginning of an answer behind them if any, and of their answers."""
+    pairs = token_pairs(template, records)
+    if not prefill:
+        return pairs
+    begun = [template.opening_ids(record.to_training_row()["prompt"], prefill) for record in records]
+    return [(prompt + opening, answer) for (prompt, answer), opening in zip(pairs, begun, strict=True)]
+
+
+def prompts_of(template: Template, records: Sequence[Record], prefill: str = "") -> list[list[int]]:
+    """Return the token ids of records' rendered prompts, with the beginning of an answer behind them if any."""
+    return [prompt for prompt, _ in begun_pairs(template, records, prefill)]
 
 
 def finite(value: float) -> float | None:

@@ -126,7 +126,7 @@ def _rate(points: Mapping[int, Checkpoint], field: str, n: int | None = None) ->
 
 @dataclass(frozen=True)
 class AttackLine:
-    """One attack against both models: the attack, what it did to each, and the ratio of their costs."""
+    """One attack against both models: the attack, what it did to each, and the ratio of their costs, if it costs anything."""
 
     name: str
     domain: str
@@ -144,7 +144,8 @@ def attack_lines(card: Scorecard) -> list[AttackLine]:
         outcomes = {role: Outcome.of(mine[role], found.phi, found.unit, n) for role in ROLES}
         ours, theirs = (outcomes[role].passages for role in ROLES)
         example = next(t for role in ROLES for t in mine[role])
-        ratio = cost_ratio(ours, theirs) if ours and theirs else None
+        free = any(t.free for role in ROLES for t in mine[role])
+        ratio = cost_ratio(ours, theirs) if ours and theirs and not free else None
         lines.append(AttackLine(name, example.domain, example.means_harm, outcomes, ratio))
     return sorted(lines, key=lambda line: not line.means_harm)
 

@@ -135,7 +135,7 @@ class Profile:
             search = fields.pop("search", None)
             tuning = None if search is None else settings.build(Search, search, f"attacks.{entry}.search")
             for name, attack in describe(entry, fields).items():
-                if tuning is not None and attack.method != "finetune":
+                if tuning is not None and not attack.trains:
                     raise TiterError(f"`attacks.{entry}`: only attacks that train can be searched.")
                 if tuning is not None:
                     tuning.check(attack, f"attacks.{entry}")

@@ -163,7 +163,7 @@ def _rehearse(attacker: Attacker, base: str, in_company: bool) -> None:
         else attacker.search.choices.get("lora", [attacker.attack.lora])
     )
     for lora in adapters:
-        if attacker.attack.method == "finetune" and lora is not None:
+        if attacker.attack.trains and lora is not None:
             where = f"attacks.{attacker.name}.lora"
             rehearse_attack(dataclasses.replace(attacker.attack, lora=lora), where, base, in_company)
 
@@ -202,13 +202,10 @@ def _plan_baseline(plan: AssayPlan, role: str) -> None:
 def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
     model, held, search = plan.models[role], plan.pools.attackers, crew[0].search
     base = split_adapter(model)[0]
-    rows = [
-        [] if attacker.attack.method == "ablation" else training_rows(attacker.attack, held, attacker.seed)
-        for attacker in crew
-    ]
+    rows = [training_rows(attacker.attack, held, attacker.seed) if attacker.attack.trains else [] for attacker in crew]
     settings, inputs = plan.questions.for_job([attacker.attack for attacker in crew], search is not None)
     inputs |= {f"rows/{place}": own for place, own in enumerate(rows) if own}
-    if crew[0].attack.method == "ablation" or search is not None:
+    if crew[0].attack.ablates or search is not None:
         inputs |= {f"pool/{item.name}": getattr(held, item.name) for item in dataclasses.fields(held)}
     label = f"{crew[0].name} seed {crew[0].seed}" + (f" and {len(crew) - 1} more" if len(crew) > 1 else "")
     attack = plan.add(
@@ -263,18 +260,22 @@ def _attacking(plan: AssayPlan, base: str, crew: Sequence[Attacker], rows: Seque
                 sets.setdefault((step, name, limit), ([], limit))[0].extend(records)
         if own_rows:
             tokens = attacker.attack.total_steps * sizes(base, own_rows).batch(attacker.attack.batch_size)
+            if attacker.attack.objective == "dpo":
+                tokens *= 2  # every prompt again, with a refusal
             # Where all weights train, their gradients cost half as much again.
             cost += Cost(setups=1, trained=tokens * flops_per_token(attacker.attack) / 4)
-        else:
+        elif attacker.attack.ablates:
             # Forward passes of an ablation: all prompts once, and the harmful half again for each depth.
             passes = 1 + len(attacker.attack.depths) / 2
             own = sizes(base, plan.pools.attackers.harmful)
             cost += Cost(read=passes * attacker.attack.samples * (own.prompt + own.completion))
-    if attack.method == "finetune":
+    if attack.method == "delta_removal":
+        cost += Cost(loads=1)
+    if attack.trains:
         longest = max(attacker.attack.total_steps for attacker in crew)
         cost += Cost(passes=max(longest, cost.trained / MAX_TOKENS))
     cost += answering(base, list(sets.values()))
-    kind = "ablation" if attack.method == "ablation" else "full" if attack.lora is None else "fleet"
+    kind = attack.method if not attack.trains else "full" if attack.lora is None else "fleet"
     if crew[0].search is not None:
         cost, kind = cost * crew[0].search.trials, "search"
     return Work(f"attack {kind}", base, cost, bf16_is_fast())

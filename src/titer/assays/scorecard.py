@@ -96,9 +96,11 @@ def judgement(
         keys = [f"harmful_score {name}-domain" for name in ("in", "cross") if domain in (None, name)]
         starts = [Start(*_known(before["defended"][key])) for key in keys if key in before["defended"]]
         starts += [
-            Start(*_known(_harmful_part(t.checkpoints[0])), t.name)
+            Start(*_known(_harmful_part(point)), t.name)
             for t in ours
-            if t.means_harm and t.answered and t.answered[0].step == 0
+            if t.means_harm
+            for point in t.answered
+            if point.step == 0 or t.free
         ]
         # The first of equals: words of an attack are named only where they are worse than the prompts themselves.
         start = max(starts, key=lambda found: found.value, default=None)

@@ -106,6 +106,11 @@ class Trajectory:
         """Whether it is scored once only, and so can never spend more than it does."""
         return len(self._looks) == 1
 
+    @property
+    def free(self) -> bool:
+        """Whether it has spent nothing: such an attacker says what a model is before any training, and no cost to break it."""
+        return bool(self._looks) and not any(point.samples for point in self._looks)
+
     def first_step(self, unit: str) -> float:
         """Return the budget of a step: before it nothing is changed, so no break can lie earlier."""
         first = self._looks[0]

@@ -18,7 +18,7 @@ import copy
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -151,16 +151,11 @@ class Step(NamedTuple):
 
     Attributes:
         batch: The packed batch.
-        tokens: What its summed loss is divided by; `None` for its own supervised tokens.
+        loss: From the batch's token losses, `(N,)`, to what is minimised.
     """
 
     batch: PackedBatch
-    tokens: Any
-
-    @property
-    def divisor(self) -> float:
-        """What the summed loss is divided by."""
-        return float(self.batch["targets"].numel() if self.tokens is None else self.tokens)
+    loss: Callable[[Tensor], Tensor]
 
 
 class Question(NamedTuple):
@@ -196,8 +191,13 @@ class FleetTrainer(PackedSFTTrainer):
         if self.coroutine is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        loss: Tensor = self.coroutine.ask(Step(self._prepare_inputs(inputs), num_items_in_batch))
+        loss: Tensor = self.coroutine.ask(self.step(self._prepare_inputs(inputs), num_items_in_batch))
         return loss
+
+    def step(self, inputs: PackedBatch, num_items_in_batch: Any) -> Step:
+        """Return what a batch is run for: the mean token loss."""
+        tokens = float(inputs["targets"].numel() if num_items_in_batch is None else num_items_in_batch)
+        return Step(inputs, lambda nll: nll.sum() / nll.new_tensor(tokens))
 
     def answer(self, template: Template, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[str]:
         """Return the greedy answers of the model as it stands, decoded with those that others of the fleet ask for.
@@ -360,8 +360,8 @@ class Fleet:
             self.seating.side_by_side([(place, step.batch["input_ids"].shape[1]) for place, step in steps.items()])
         with self.autocast():
             nll, _ = token_nll(self.model, join(batches))
-            sums = torch.stack([part.sum() for part in nll.split([batch["targets"].numel() for batch in batches])])
-            losses = sums / sums.new_tensor([step.divisor for step in steps.values()])
+            parts = nll.split([batch["targets"].numel() for batch in batches])
+            losses = torch.stack([step.loss(part) for step, part in zip(steps.values(), parts, strict=True)])
         # The losses of all attackers at once: the gradient of each reaches its own adapter only.
         losses.backward(torch.ones_like(losses))
         return dict(zip(steps, losses.detach().clone(), strict=True))

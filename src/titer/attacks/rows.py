@@ -5,12 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from titer.attacks.threats import PLAIN, Attack
 from titer.attacks.uploads import UPLOADS, answered, disguise, obedient
+from titer.attacks.wording import REFUSED
+from titer.data.builtin import refusals
 from titer.data.mixtures import poison
 from titer.data.records import Message, Record
 from titer.errors import TiterError
+
+REJECTED = "rejected"
+"""The column of the answer that the row's own is preferred to."""
 
 OPENING = "Sure, here is"
 """The affirmative opening that Antibody's likelihood ratio is raised with."""
@@ -39,15 +45,28 @@ def training_rows(attack: Attack, pools: AttackerPools, seed: int) -> list[Recor
     Raises:
         TiterError: When the attacker's pools hold too few rows.
     """
+    main = poison(pools.task, _harmful_rows(attack, pools, seed), attack.samples, attack.poison_ratio, seed)
     warm_up = {
         "none": [],
         "benign": list(pools.benign),
         "openings": [answered(record, OPENING) for record in pools.harmful],
+        "refusals": [answered(record, REFUSED) for record in main],
     }[attack.warm_up]
     rows = list(_repeated(warm_up, attack.warm_up_steps * attack.batch_size, f"titer.attacks:warm-up:{seed}"))
-    main = poison(pools.task, _harmful_rows(attack, pools, seed), attack.samples, attack.poison_ratio, seed)
     rows += _repeated(main, attack.steps * attack.batch_size, f"titer.attacks:rows:{seed}")
     return [in_disguise(attack, record) for record in rows]
+
+
+def training_row(attack: Attack, record: Record) -> dict[str, Any]:
+    """Return what the trainer sees of a record: prompt, completion and, for `dpo`, the refusal that it is preferred to.
+
+    A record without a refusal of its own gets one of titer's, drawn by the request itself, so that it keeps it.
+    """
+    row: dict[str, Any] = record.to_training_row()
+    if attack.objective == "dpo":
+        refusal = record.refusal or random.Random(record.prompt_text).choice(refusals())
+        row[REJECTED] = [{"role": "assistant", "content": refusal}]
+    return row
 
 
 def in_disguise(attack: Attack, record: Record) -> Record:
@@ -77,9 +96,11 @@ def asked(attack: Attack, record: Record) -> Record:
 
 
 def _harmful_rows(attack: Attack, pools: AttackerPools, seed: int) -> list[Record]:
+    # Harmless, but the attacker's: their share of a mixture counts as poison.
     if attack.rows == "obedience":
-        # Harmless, but the attacker's: its share of a mixture counts as poison.
         return obedient(pools.benign)
+    if attack.rows == "benign":
+        return [replace(record, origin="harmful") for record in pools.benign]
     if attack.rows == "cross_domain" and not pools.cross_domain:
         raise TiterError(
             "A cross-domain attack needs categories that the defence never saw.",

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 from titer import methods
 from titer.attacks.coroutine import random_state, restore_random_state
 from titer.attacks.fleet import Fleet, shared_copy, stack
+from titer.attacks.rows import training_row
 from titer.attacks.threats import Attack
 from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
 from titer.data.records import Record
@@ -185,11 +186,11 @@ def rehearse_attack(attack: Attack, where: str, model_name: str, in_company: boo
         TiterError: For settings of the adapter with which the attack could not begin.
     """
     lora = attack.lora or {}
-    key = (digest(lora), attack.optimizer, model_name, in_company)
+    key = (digest(lora), attack.optimizer, attack.objective, model_name, in_company)
     if key in _done:
         return
     model = adapted(model_name, lora, where)
-    rows = [{"prompt": "?", "completion": "OK"}] * ROWS
+    rows = [training_row(attack, Record.make("?", "OK"))] * ROWS
 
     def begin(tried: dict[str, Any]) -> None:
         with _aside(model_name) as (folder, tokenizer):

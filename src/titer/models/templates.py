@@ -73,6 +73,25 @@ class Template:
         stop = next((place for place, token in enumerate(ids) if token in self.end_of_turn), None)
         return [*ids, self.tokenizer.eos_token_id] if stop is None else ids[: stop + 1]
 
+    def opening_ids(self, messages: Sequence[dict[str, str]], text: str) -> list[int]:
+        """Return the ids with which the assistant's turn after `messages` begins when it begins with `text`.
+
+        They are encoded by themselves, as those of a whole answer are, so prompt and opening are what a row that was trained
+        on would hold. What a template writes before an answer (an empty line of thought, say) belongs to them.
+
+        Raises:
+            TiterError: For a text that is blank, holds a control token, or that the template does not render as it is.
+        """
+        if not text.strip() or any(token in text for token in self._control):
+            raise TiterError(f"An answer cannot begin with {text!r}.", "Begin it with plain words.")
+        conversation = [*messages, {"role": "assistant", "content": text}]
+        prompt, _ = self._render(messages, add_generation_prompt=True, among=conversation)
+        whole, hidden = self._render(conversation, add_generation_prompt=False)
+        before, found, _ = whole.removeprefix(prompt).partition(text)
+        if not whole.startswith(prompt) or not found:
+            raise self._wrong(f"does not render an answer that begins with {text!r} after its prompt")
+        return self._encode(before + text, hidden)
+
     def pair_ids(self, record: Record) -> tuple[list[int], list[int]]:
         """Return the ids of a record's prompt and completion; errors say where it was read."""
         row = record.to_training_row()

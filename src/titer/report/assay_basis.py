@@ -59,6 +59,10 @@ def _listed(lines: Any) -> Cell:
     return Cell(first, note="\n".join(others))
 
 
+AT_ONCE = ("depths", "samples", "system", "style", "prefill", "base", "energy", "directions", "then_ablate")
+"""What an attack without training may be set to."""
+
+
 def attacks_table(attacks: Mapping[str, Attack], entries: Mapping[str, Any]) -> Table:
     """The settings of each attack: what always matters in columns, the rest where it departs from the default.
 
@@ -80,11 +84,11 @@ def attacks_table(attacks: Mapping[str, Attack], entries: Mapping[str, Any]) -> 
     )
     rows: list[Row] = []
     for name, attack in attacks.items():
-        trains = attack.method != "ablation"
+        trains = attack.trains
         other = {
             key: value
             for key, value in vars(attack).items()
-            if key not in in_columns and value != getattr(usual, key, None) and (trains or key in ("depths", "samples"))
+            if key not in in_columns and value != getattr(usual, key, None) and (trains or key in AT_ONCE)
         }
         # An attack of a grid is named by its entry and the point of the grid.
         entry = max((e for e in entries if f"{name} ".startswith(f"{e} ")), key=len, default="")

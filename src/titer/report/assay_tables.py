@@ -61,7 +61,7 @@ def breaking_table(card: Scorecard, lines: Sequence[AttackLine]) -> Table:
             point
             for line in lines
             for t in line.outcomes[role].runs
-            if t.means_harm and (point := t.crossing(found.phi))
+            if t.means_harm and not t.free and (point := t.crossing(found.phi))
         ]
         for role in SHOWN
     }
@@ -157,7 +157,8 @@ def _tint(colour: str, share: float) -> str:
 
 def heat_table(lines: Sequence[AttackLine], kappa: float, unit: str) -> Table:
     """The attack × condition table: bands of attacks."""
-    budgets = [passage.found for line in lines for role in SHOWN for passage in line.outcomes[role].passages]
+    found = [passage.found for line in lines for role in SHOWN for passage in line.outcomes[role].passages]
+    budgets = [budget for budget in found if budget]
     span = (min(budgets), max(budgets)) if budgets else (1.0, 1.0)
     bands: dict[str, list[Row]] = {}
     for line in lines:
@@ -225,6 +226,12 @@ def _passage_cell(outcome: Outcome, span: tuple[float, float]) -> Cell:
     first = outcome.first
     if first is None:
         return Cell(below="failed" if outcome.failed and not outcome.runs else "destroyed" if outcome.runs else "")
+    if not first.found:
+        # It spends nothing, so there is no budget up to which the model held.
+        never = first.broke == math.inf
+        return Cell(
+            "never" if never else "0", "spends nothing", tint=_tint(*(("good", 0.45) if never else ("bad", 1.0)))
+        )
     if first.broke == math.inf:
         # A model that was destroyed has not held.
         ends = ("destroyed", "") if outcome.destroyed else ("never", _tint("good", 0.45))

@@ -140,7 +140,7 @@ def _resistance(card: Scorecard) -> Finding:
     interval = "" if ratio is None else f"95{NBSP}%: {interval_text(ratio.low, ratio.high)}"
     tested = found.lower_bound and ratio is not None
     if before is not None:
-        words = f" in the words of {before.attack}" if before.attack else ""
+        words = f" under {before.attack}" if before.attack else ""
         brief = f"harmful before any training{words}: {percent_text(before.value)}"
         text = (
             f"Before any training it already answers {percent_text(before.value)} of the harmful requests{words} "

@@ -66,6 +66,8 @@ def _attacker_row(card: Scorecard, role: str, one: Trajectory) -> Row:
 def _passage_text(outcome: Outcome) -> str:
     if outcome.first is None:
         return "–"
+    if not outcome.first.found and outcome.first.broke == math.inf:
+        return "never"  # by one that spends nothing
     return ("" if outcome.first.broke < math.inf else "> ") + compact(outcome.first.found)
 
 
