@@ -34,6 +34,7 @@ def _about(stage: str, name: str, method: Method | Repair) -> dict[str, Any]:
         "needs": list(method.needs),
         "gradients": method.gradients_a_step(),  # with the defaults; settings may change it
         "classes": [kind.__name__ for kind in method.classes],
+        "serving_control": getattr(method, "serving", None) is not None,
     }
 
 
@@ -90,7 +91,10 @@ def show_method(
         say(f"{about['stage']} {name}: {about['summary']}\n")
         say(f"  classes    {', '.join(about['classes'])}")
         say(f"  needs      {', '.join(about['needs']) or 'nothing besides the training data'}")
-        say(f"  gradients  {about['gradients']:g} a step\n")
+        say(f"  gradients  {about['gradients']:g} a step")
+        if about["serving_control"]:
+            say("  serving    a serving control: acts by what the provider asks with, nothing against open weights")
+        say("")
         for row in about["settings"]:
             say(f"  {row['name']:28} {row['default']:12} {row['about']}")
         say("")

@@ -22,7 +22,9 @@ from titer.text import first_sentence
 
 if TYPE_CHECKING:
     from titer.data import Record
+    from titer.infer.serving import Serving
     from titer.methods.repair.lowrank import Layer, LowRank
+    from titer.models import Template
     from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 T = TypeVar("T")
@@ -112,6 +114,8 @@ class Method:
         variants: Settings by label in which every term of it matters on a model of a few neurons: what the tests that
             every method passes are run with.
         memory: What it holds besides what plain training holds: `2 gradients`; empty for nothing.
+        serving: Of a serving control, whose effect stands with the provider that asks the model: called with settings and the
+            model's template; returns what the model is asked with. `None` of the other methods, which act by weights alone.
         source: Where it comes from; by default from titer.
     """
 
@@ -127,6 +131,7 @@ class Method:
     check: Callable[[Any, int], None] = _any_batch
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     memory: str = ""
+    serving: Callable[[Any, Template], Serving] | None = None
     source: Source = Source()
 
     def __post_init__(self) -> None:
@@ -269,6 +274,8 @@ def find(stage: str, name: str) -> Method | Repair:
             if other
             else f"One is a `titer.methods.{made_by[kind]}`.",
         )
+    if stage == "align" and isinstance(method, Method) and method.serving is not None:
+        raise TiterError(f"`{name}` is a serving control, which belongs to the stage `finetune`.")
     return method
 
 

@@ -18,6 +18,7 @@ from titer import plugins
 from titer.compat import pattern_key
 from titer.errors import TiterError, check_known, first_line
 from titer.files import put_whole, read_json, replacing, writing
+from titer.infer.serving import read_serving, write_serving
 from titer.methods import Repair, Repaired
 from titer.methods.repair.lowrank import Layer, LowRank
 from titer.models import (
@@ -73,7 +74,7 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
 
     The repaired adapter is exact up to the rounding of its file, on the same base, with the config of the tuned one: layers
     that a method leaves alone keep their weights bit for bit. Where a layer needs a larger rank, that of all grows, with zeros.
-    No model is loaded.
+    What the tuned adapter is served with, the repaired one is too (`serving.json`). No model is loaded.
 
     Args:
         model: The base of both adapters.
@@ -88,7 +89,7 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
         OSError: For a disk that is full, read-only or gone (`titer.files.DiskError`).
     """
     before, after = read_adapter(aligned, model), read_adapter(tuned, model)
-    layers = pair(before, after)
+    layers, serving = pair(before, after), read_serving(after.folder)
     updates, measured = _applied(method, layers, config)
     refuse_nonfinite("The repair", ((name, factor) for name, one in updates.items() for factor in (one.b, one.a)))
     report = {
@@ -111,6 +112,7 @@ def repair(model: str, aligned: Path, tuned: Path, method: Repair, config: Any, 
     }
     with replacing(folder / REPORT) as file:
         file.write(json.dumps(about, indent=1, allow_nan=False).encode())
+    write_serving(folder, serving)
     _write(after, whole, folder / "adapter", load_tokenizer(model))
 
 
