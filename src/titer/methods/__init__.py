@@ -240,6 +240,7 @@ FINETUNE: dict[str, Method | str] = {
     "antibody": "titer.methods.finetune.antibody:ANTIBODY",
     "gate": "titer.methods.finetune.gate:GATE",
     "sieve": "titer.methods.finetune.sieve:SIEVE",
+    "ptst": "titer.methods.finetune.ptst:PTST",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
