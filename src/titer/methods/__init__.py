@@ -241,6 +241,7 @@ FINETUNE: dict[str, Method | str] = {
     "gate": "titer.methods.finetune.gate:GATE",
     "sieve": "titer.methods.finetune.sieve:SIEVE",
     "ptst": "titer.methods.finetune.ptst:PTST",
+    "bea": "titer.methods.finetune.bea:BEA",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
