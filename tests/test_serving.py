@@ -284,9 +284,12 @@ def test_evaluate_asks_an_adapter_with_what_lies_beside_it_and_says_so(titer, do
     rows = artefacts.read_inferences(tmp_path / "with" / "inferences.jsonl")
     assert {row.generation["serving"] for row in rows} == {system_digest(PROMPT)}
     assert Run.read(tmp_path / "with").serving == {rows[0].arm: "a safety prompt"}
-    code, told, error = titer("evaluate", "--rejudge", tmp_path / "with", "--judge", "keywords")
-    assert code == 0, error
-    assert not untold(told, "serving control", "a safety prompt")
+    for gone, about in ((False, "a safety prompt"), (True, system_digest(PROMPT))):
+        if gone:
+            (tmp_path / "with" / "results.json").unlink()
+        code, told, error = titer("evaluate", "--rejudge", tmp_path / "with", "--judge", "keywords")
+        assert code == 0, error
+        assert not untold(told, "serving control", about)
 
 
 def test_evaluate_can_leave_it_off(titer, done, tmp_path):

@@ -134,6 +134,7 @@ def evaluate(
         check_own(rates, [chosen.name])
     folder = as_path("output", output) if rejudge is None else as_path("rejudge", rejudge)
     check_output(folder, ["inferences.jsonl", "scores.jsonl", "results.json", "report.html"])
+    serving = None
     if rejudge is not None:
         unused = given().keys() - {"rejudge", "judge", "error_rates", "show"}
         refuse_unused(unused, f"with `{spell('rejudge')}`, which judges the answers that are there")
@@ -158,8 +159,14 @@ def evaluate(
         _, about = artefacts.read_results(folder / "results.json")
     else:
         about = {"model": inferences[0].model, "weights": artefacts.weights_of(inferences), **environment()}
-        if serving is not None:
-            about["serving"] = {inferences[0].arm: {"about": serving.about}}
+        # Judged again for want of results, answers tell that they were served, and not with what.
+        served = {
+            row.arm: f"a system prompt of SHA-256 {hashed}…"
+            for row in inferences
+            if (hashed := row.generation.get("serving"))
+        }
+        if served:
+            about["serving"] = {arm: {"about": serving.about if serving else found} for arm, found in served.items()}
     about = {key: value for key, value in about.items() if key != "error_rates"} | {"judge": chosen.name}
     if known := error_rates_of(scores, rates):
         about["error_rates"] = known
