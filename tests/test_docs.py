@@ -256,6 +256,20 @@ def test_samples_of_labelled_answers_and_error_rates_are_read(tmp_path):
     assert {label: tuple(re.findall(r"`(.+?)`", also)) for label, also in rows} == PEOPLE
 
 
+def test_the_serving_sample_is_what_the_code_writes(tmp_path):
+    from titer.infer.serving import SERVING, read_serving, write_serving
+
+    text_there = sample("formats.md", "json serving")
+    (tmp_path / SERVING).write_text(text_there, encoding="utf-8")
+    serving = read_serving(tmp_path / "adapter")
+    write_serving(tmp_path, serving)
+    assert (tmp_path / SERVING).read_text(encoding="utf-8") == text_there
+    keys = re.findall(
+        r"^\| `(\w+)`", text("formats.md").partition("```json serving")[2].partition("\n## ")[0], re.MULTILINE
+    )
+    assert keys == list(json.loads(text_there))
+
+
 def test_field_tables_are_complete():
     seen = 0
     for spec, _, header, rows in tables("formats.md", "fields"):

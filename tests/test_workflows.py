@@ -75,6 +75,7 @@ def test_workers_are_counted_and_handed_on(titer, tmp_path, monkeypatch):
         experiment=SimpleNamespace(name="x", description="y"),
         run_folder=tmp_path,
         overlap={},
+        serving={},
         jobs={},
         to_do=lambda _: {},
     )

@@ -19,6 +19,8 @@ Examples:
 
 `titer evaluate tuned/adapter --phase finetuned --step 60 --poison-ratio 0.2 --output after` — label what was scored
 
+`titer evaluate tuned/adapter --output scores --without-serving` — a serving control's adapter, as whoever holds it has it
+
 `titer evaluate tuned/adapter --output scores --force` — replaces what is in the folder
 
 `titer evaluate --rejudge scores --judge offline` — judge the same answers again, generating nothing

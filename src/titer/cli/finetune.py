@@ -33,3 +33,5 @@ def command(call: Call[Training]) -> None:
         say("Rows that look harmful, and taught little or nothing: {} of {}.".format(*done.held_back))
     if done.sample_weights is not None:
         say(f"What each row was allowed to teach: {done.sample_weights}")
+    if done.serving is not None:
+        say(f"A serving control: what the adapter is to be served with, and protects nobody without: {done.serving}")

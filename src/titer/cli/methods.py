@@ -37,6 +37,7 @@ def _about(stage: str, name: str, method: Method | Repair) -> dict[str, Any]:
         "memory": method.memory,
         "source": dataclasses.asdict(method.source),
         "classes": [kind.__name__ for kind in method.classes],
+        "serving_control": getattr(method, "serving", None) is not None,
     }
 
 
@@ -123,6 +124,8 @@ def show_method(
             say(f"  code       {source['code']}, licence: {source['licence']}")
         if source["broken_by"]:
             say(f"  broken by  {source['broken_by']}")
+        if about["serving_control"]:
+            say("  serving    a serving control: acts by what the provider asks with, nothing against open weights")
         say("")
         for row in about["settings"]:
             say(f"  {row['name']:28} {row['default']:12} {row['about']}")

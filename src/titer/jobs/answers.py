@@ -13,6 +13,7 @@ import torch
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.infer.generation import generate
+from titer.infer.serving import served, system_digest
 from titer.infer.signals import row_signals, unasked_refusals
 from titer.jobs.base_model import fresh_model
 from titer.jobs.job import Job, Kind
@@ -24,15 +25,19 @@ from titer.progress import Task
 from titer.results.artefacts import TASK_PREFIX, Inference, write_atomically, write_inferences
 
 
-def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record, int]]) -> list[str]:
+def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record, int]], system: str = "") -> list[str]:
     """Return the greedy answers of a model to prompts.
 
     Args:
         model_name: The base model.
         adapter: The adapter on it.
         prompts: Records whose prompts to answer, each with the most tokens to generate.
+        system: What the model is served with (`titer.infer.serving`); empty for nothing.
     """
     template = Template(load_tokenizer(model_name))
+    if system:
+        template.check_system(system)
+        prompts = [(served(record, system), limit) for record, limit in prompts]
     rendered = [template.prompt_ids(record.to_training_row()["prompt"]) for record, _ in prompts]
     check_lengths(model_name, [record for record, _ in prompts], list(map(len, rendered)))
     model = fresh_model(model_name, adapter, trainable=False)
@@ -56,7 +61,12 @@ EvaluationSet = tuple[str, Sequence[Record], int]
 
 
 def as_inferences(
-    sets: Sequence[EvaluationSet], texts: Sequence[str], group: dict[str, Any], model: str, weights: str | None
+    sets: Sequence[EvaluationSet],
+    texts: Sequence[str],
+    group: dict[str, Any],
+    model: str,
+    weights: str | None,
+    system: str = "",
 ) -> list[Inference]:
     """Pair the answers to evaluation sets, in order, with what they answer.
 
@@ -66,8 +76,10 @@ def as_inferences(
         group: Arm, phase, step, poison ratio and seed.
         model: Which weights answered.
         weights: The hash of their files (`titer.jobs.provenance.weights_digest`).
+        system: What the model was served with; its hash is kept, since it may be a secret.
     """
     answers = iter(texts)
+    asked = {"serving": system_digest(system)} if system else {}
     return [
         Inference(
             **group,
@@ -77,7 +89,7 @@ def as_inferences(
             response=next(answers),
             reference=record.label if name.startswith(TASK_PREFIX) else None,
             model=model,
-            generation={"max_new_tokens": limit, "do_sample": False},
+            generation={"max_new_tokens": limit, "do_sample": False, **asked},
             weights=weights,
         )
         for name, records, limit in sets
@@ -152,11 +164,11 @@ def batch_weights(log_ratios: Sequence[float], batch_size: int, tau: float = 1.0
 def _answer(job: Job) -> None:
     settings, trained = job.settings, job.needs[0].folder
     sets = [(name, job.records(name), limit) for name, limit in settings["limits"].items()]
-    model, adapter = job.places["model"], trained / settings["adapter"]
-    texts = answer(model, adapter, [(record, limit) for _, records, limit in sets for record in records])
+    model, adapter, system = job.places["model"], trained / settings["adapter"], settings.get("serving", "")
+    texts = answer(model, adapter, [(record, limit) for _, records, limit in sets for record in records], system)
     group = {name: settings[name] for name in ("arm", "phase", "step", "poison_ratio", "seed")}
     name = f"{model} + {trained.name}/{settings['adapter']}"
-    rows = as_inferences(sets, texts, group, name, weights_digest(model, adapter))
+    rows = as_inferences(sets, texts, group, name, weights_digest(model, adapter), system)
     write_inferences(job.folder / "inferences.jsonl", rows)
 
 

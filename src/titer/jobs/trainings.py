@@ -23,11 +23,13 @@ from titer import methods
 from titer.data.records import Record
 from titer.errors import RanAway, TiterError, check_known
 from titer.files import put_whole, read_json, writing
+from titer.infer.serving import Serving, write_serving
 from titer.jobs.base_model import fresh_model
 from titer.jobs.job import Job, Kind
 from titer.methods import Method, blaming
 from titer.methods.finetune.base import WEIGHT_LOG
 from titer.models import (
+    Template,
     adapter_weights,
     check_folder,
     load_tokenizer,
@@ -185,6 +187,20 @@ def make_trainer(
     return trainer
 
 
+def serving_of(method: Method, args: PackedSFTConfig, model_name: str) -> Serving | None:
+    """Return what a serving control's model is asked with; `None` of other methods.
+
+    Raises:
+        TiterError: Where the model's chat template has no place for it.
+    """
+    if method.serving is None:
+        return None
+    template = Template(load_tokenizer(model_name))
+    serving = method.serving(args, template)
+    template.check_system(serving.system)
+    return serving
+
+
 def train(
     method: Method,
     args: PackedSFTConfig,
@@ -197,6 +213,8 @@ def train(
     checkpoints: Sequence[int] = (),
 ) -> None:
     """Train an adapter with `method` and save it in `folder/adapter`, with the model's tokenizer.
+
+    Of a serving control, `folder/serving.json` says what the adapter is served with.
 
     An interrupted training goes on from its last checkpoint in `args.output_dir`, step for step as if it had not
     stopped, and one that is finished is not done again. A folder that holds another training, complete or not, is left
@@ -226,11 +244,13 @@ def train(
         shutil.rmtree(own, ignore_errors=True)  # it may have been stopped in the middle of this
         return
     method.check(args, len(records))
-    # Before anything is written, for it may not fit.
+    # Before anything is written, for they may not fit.
+    serving = serving_of(method, args, model_name)
     model = fresh_model(model_name, adapter, trainable=True)
     if adapter is None:
         check_targets(model, lora_config(lora))
     write_atomically(folder / INPUTS, key.encode())
+    write_serving(folder, serving)
     steps = Task("step")
     trainer = make_trainer(
         method,

@@ -201,7 +201,8 @@ def training(
         )
     if gradients.replay:
         rows = max(1, round(getattr(args, "replay", 1.0) * batch * micro))
-        replayed = sizes(model, streams["helpful_dataset"], args.max_length)
+        held = "helpful_dataset" if "helpful_dataset" in method.streams else "harmful_dataset"
+        replayed = sizes(model, streams[held], args.max_length)
         cost += Cost(passes=steps, trained=steps * gradients.replay * replayed.batch(rows))
     if gradients.general:
         general = sizes(model, streams["helpful_dataset"], args.max_length)

@@ -22,7 +22,9 @@ from titer.text import first_sentence
 
 if TYPE_CHECKING:
     from titer.data import Record
+    from titer.infer.serving import Serving
     from titer.methods.repair.lowrank import Layer, LowRank
+    from titer.models import Template
     from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 T = TypeVar("T")
@@ -114,6 +116,8 @@ class Method:
         variants: Settings by label in which every term of it matters on a model of a few neurons: what the tests that
             every method passes are run with.
         memory: What it holds besides what plain training holds: `2 gradients`; empty for nothing.
+        serving: Of a serving control, whose effect stands with the provider that asks the model: called with settings and the
+            model's template; returns what the model is asked with. `None` of the other methods, which act by weights alone.
         source: Where it comes from; by default from titer.
     """
 
@@ -130,6 +134,7 @@ class Method:
     check: Callable[[Any, int], None] = _any_batch
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     memory: str = ""
+    serving: Callable[[Any, Template], Serving] | None = None
     source: Source = Source()
 
     def __post_init__(self) -> None:
@@ -249,6 +254,8 @@ FINETUNE: dict[str, Method | str] = {
     "antibody": "titer.methods.finetune.antibody:ANTIBODY",
     "gate": "titer.methods.finetune.gate:GATE",
     "sieve": "titer.methods.finetune.sieve:SIEVE",
+    "ptst": "titer.methods.finetune.ptst:PTST",
+    "bea": "titer.methods.finetune.bea:BEA",
 }
 REPAIR: dict[str, Method | Repair | str] = {
     "safelora": "titer.methods.repair.safelora:SAFELORA",
@@ -289,6 +296,8 @@ def find(stage: str, name: str) -> Method | Repair:
             f"`{name}` is no {stage} method, but {plugins.what(method)}.",
             f"It belongs to the stage `{stages_of(name)[0]}`.",
         )
+    if stage == "align" and isinstance(method, Method) and method.serving is not None:
+        raise TiterError(f"`{name}` is a serving control, which belongs to the stage `finetune`.")
     return method
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -77,6 +78,18 @@ class DefenderRowsTrainer(PackedSFTTrainer):
         else:
             records = alignment_rows(refusals, as_texts(self.helpful_rows, "helpful_dataset"), self.args.helpful_each)
         return encoder.samples([record.to_training_row() for record in records], stream)
+
+
+def rows_beside(share: float, batch: int, micro: int) -> int:
+    """Return how many rows a rank draws beside its part of an optimizer batch: `share` for each row, one at least.
+
+    Args:
+        share: Rows beside each row of the batch.
+        batch: Rows of the batch on this rank.
+        micro: Rows of a micro-batch, whole ones of which are drawn, so that every rank has as many.
+    """
+    rows = max(1, round(share * batch))
+    return rows if rows <= micro else math.ceil(rows / micro) * micro
 
 
 def alignment_rows(refusals: Sequence[Record], helpful: Sequence[Record], helpful_each: int) -> list[Record]:

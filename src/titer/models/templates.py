@@ -182,6 +182,15 @@ class Template:
                 f"does not begin the assistant's turn: `{opening}` is not written for `add_generation_prompt`"
             )
 
+    def check_system(self, system: str) -> None:
+        """Raise `TiterError` for a chat template that has no place for a system prompt, or leaves this one out."""
+        asked = [{"role": "system", "content": system}, {"role": "user", "content": "Question"}]
+        rendered, hidden = self._render(asked, add_generation_prompt=True)
+        for placeholder, token in hidden.items():
+            rendered = rendered.replace(placeholder, token)
+        if system.strip() not in rendered:
+            raise self._wrong("leaves out what the system says")
+
     def _wrong(self, what: str) -> TiterError:
         return TiterError(
             f"The chat template of `{self.tokenizer.name_or_path}` {what}.",

@@ -147,8 +147,23 @@ class Run:
 
     @property
     def arms(self) -> list[str]:
-        """The arms in the order of the experiment's file, also those without a result; then any others."""
-        return list(dict.fromkeys([*self.planned, *(row.arm for row in self.results)]))
+        """The arms in the order of the experiment's file, also those without a result; then any others.
+
+        Behind a serving control stands its adapter alone.
+        """
+        planned = [name for arm in self.planned for name in (arm, self.alone.get(arm)) if name is not None]
+        return list(dict.fromkeys([*planned, *(row.arm for row in self.results)]))
+
+    @cached_property
+    def serving(self) -> dict[str, str]:
+        """The arms that are serving controls, with what they are served with in a few words."""
+        return {arm: found["about"] for arm, found in self.provenance.get("serving", {}).items()}
+
+    @cached_property
+    def alone(self) -> dict[str, str]:
+        """Under which name the adapter of a serving control stands that was asked without, where it was."""
+        found = self.provenance.get("serving", {})
+        return {arm: one["alone"] for arm, one in found.items() if one.get("alone") is not None}
 
     @cached_property
     def poison_ratios(self) -> list[float | None]:

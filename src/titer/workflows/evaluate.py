@@ -25,6 +25,7 @@ from titer.workflows.common import (
 
 if TYPE_CHECKING:
     from titer.data import Record
+    from titer.infer.serving import Serving
     from titer.judges.base import Judge
     from titer.results import Inference, Result, ScoreRow
 
@@ -40,6 +41,7 @@ class Evaluation(Table):
         scores: The judge's verdicts on them.
         results: The figures, in percent with 95 % intervals.
         source: Where the answers are from, of those that `titer convert` took from another tool.
+        serving: What the model was served with in a few words, where it was (a serving control).
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class Evaluation(Table):
     scores: tuple[ScoreRow, ...] = field(repr=False)
     results: tuple[Result, ...]
     source: dict[str, Any] | None = field(default=None, repr=False)
+    serving: str | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the results."""
@@ -58,7 +61,11 @@ class Evaluation(Table):
         return "\n".join([self.model, *found, *self.origin()])
 
     def origin(self) -> list[str]:
-        """Return a sentence that says where answers of another tool are from; none for titer's own."""
+        """Return sentences that say where answers of another tool are from, and what a model was served with."""
+        served = f"A serving control: asked with {self.serving}, which whoever holds the adapter leaves off."
+        return ([served] if self.serving else []) + self._elsewhere()
+
+    def _elsewhere(self) -> list[str]:
         if self.source is None:
             return []
         unknown = ", ".join(self.source.get("unknown", ()))
@@ -79,6 +86,7 @@ def evaluate(
     phase: str = "aligned",
     step: int = 0,
     poison_ratio: float = 0.0,
+    without_serving: bool = False,
     judge: str = "offline",
     rejudge: str | Path | None = None,
     error_rates: str | Path | None = None,
@@ -100,6 +108,7 @@ def evaluate(
         phase: What the model is: aligned or finetuned.
         step: Fine-tuning steps behind it, for the results.
         poison_ratio: Of what it was fine-tuned on.
+        without_serving: Leave off what an adapter is served with (serving.json beside it): ask it as whoever holds it does.
         judge: Who judges answers: a name of `titer judges list`, or the import path of one's own.
         rejudge: Judge this folder's answers again.
         error_rates: File with how often the judge errs (`titer judges bench`), to correct the harmful score by.
@@ -125,6 +134,7 @@ def evaluate(
         check_own(rates, [chosen.name])
     folder = as_path("output", output) if rejudge is None else as_path("rejudge", rejudge)
     check_output(folder, ["inferences.jsonl", "scores.jsonl", "results.json", "report.html"])
+    serving = None
     if rejudge is not None:
         unused = given().keys() - {"rejudge", "judge", "error_rates", "show"}
         refuse_unused(unused, f"with `{spell('rejudge')}`, which judges the answers that are there")
@@ -140,7 +150,8 @@ def evaluate(
         copies = None if data_dir is None else as_path("data_dir", data_dir)
         sets = _prompts(harmful, lookalikes, task, samples, max_new_tokens, copies, seed)
         group = {"arm": Path(model).name, "phase": phase, "step": step, "poison_ratio": poison_ratio, "seed": seed}
-        inferences = _answers(model, sets, group, chosen, show)
+        serving = _serving(model, without_serving, show)
+        inferences = _answers(model, sets, group, chosen, show, "" if serving is None else serving.system)
         artefacts.write_inferences(folder / "inferences.jsonl", inferences)
     scores = judge_into(folder / "scores.jsonl", inferences, [chosen])
     results = summarise(inferences, scores, rates)
@@ -148,6 +159,14 @@ def evaluate(
         _, about = artefacts.read_results(folder / "results.json")
     else:
         about = {"model": inferences[0].model, "weights": artefacts.weights_of(inferences), **environment()}
+        # Judged again for want of results, answers tell that they were served, and not with what.
+        served = {
+            row.arm: f"a system prompt of SHA-256 {hashed}…"
+            for row in inferences
+            if (hashed := row.generation.get("serving"))
+        }
+        if served:
+            about["serving"] = {arm: {"about": serving.about if serving else found} for arm, found in served.items()}
     about = {key: value for key, value in about.items() if key != "error_rates"} | {"judge": chosen.name}
     if known := error_rates_of(scores, rates):
         about["error_rates"] = known
@@ -156,8 +175,15 @@ def evaluate(
         from titer.report import write_report
 
         write_report(folder)  # the page of a run shows the new verdicts
+    asked = "; ".join(one["about"] for one in about.get("serving", {}).values())
     found = Evaluation(
-        folder, inferences[0].model, tuple(inferences), tuple(scores), tuple(results), about.get("source")
+        folder,
+        inferences[0].model,
+        tuple(inferences),
+        tuple(scores),
+        tuple(results),
+        about.get("source"),
+        asked or None,
     )
     try:
         check_verdicts(scores)
@@ -189,8 +215,32 @@ def _prompts(
     )
 
 
-def _answers(model: str, sets: Sets, group: dict[str, Any], judge: Judge, show: Show | bool) -> list[Inference]:
-    """Generate answers; `group` says what the results are about, `judge` who will judge them."""
+def _serving(model: str, without: bool, show: Show | bool) -> Serving | None:
+    """Return what a model is served with, by the file beside its adapter, and say so; `without` leaves it off."""
+    from titer.infer.serving import read_serving, serving_beside
+    from titer.models import split_adapter
+
+    _, adapter = split_adapter(model)
+    serving = None if adapter is None else read_serving(adapter)
+    if adapter is None or serving is None:
+        refuse_unused(["without_serving"], f"on `{model}`, beside which there is no serving.json")
+        return None
+    if without:
+        listener(show).remark(
+            f"Asked without {serving.about} ({serving_beside(adapter)}): as whoever holds the adapter."
+        )
+        return None
+    listener(show).remark(
+        f"Asked with {serving.about} ({serving_beside(adapter)}); `{spell('without_serving')}` leaves it off."
+    )
+    return serving
+
+
+def _answers(
+    model: str, sets: Sets, group: dict[str, Any], judge: Judge, show: Show | bool, system: str
+) -> list[Inference]:
+    """Generate answers; `group` says what the results are about, `judge` who will judge them, `system` what is served with."""
+    from titer.infer.serving import served
     from titer.jobs import answers
     from titer.jobs.estimates import recorded
     from titer.jobs.provenance import weights_digest
@@ -201,8 +251,9 @@ def _answers(model: str, sets: Sets, group: dict[str, Any], judge: Judge, show: 
     base, adapter = split_adapter(model)
     prompts = [(record, limit) for _, records, limit in sets for record in records]
     judged = sum(len(records) for name, records, _ in sets if not name.startswith(artefacts.TASK_PREFIX))
-    work = Work("answer", base, answering(base, by_limit(prompts))).after_loading
+    asked = [(served(record, system), limit) for record, limit in prompts]
+    work = Work("answer", base, answering(base, by_limit(asked))).after_loading
     listener(show).expect([work, judging(base, [judge], judged)])
     with recorded(work):
-        texts = answers.answer(base, adapter, prompts)
-    return answers.as_inferences(sets, texts, group, model, weights_digest(base, adapter))
+        texts = answers.answer(base, adapter, prompts, system)
+    return answers.as_inferences(sets, texts, group, model, weights_digest(base, adapter), system)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from titer.data import Record, alignment_mixture, check_disjoint, load, poison, 
 from titer.data.pools import first, harmful_pools, helpful_rows, lookalike_pools
 from titer.errors import TiterError
 from titer.files import check_output
+from titer.infer.serving import Serving, served
 from titer.jobs.job import Job
 from titer.jobs.plan import Plan
 from titer.jobs.provenance import environment, judge_key, model_digest
@@ -104,6 +105,8 @@ class ExperimentPlan(Plan):
         weights: Jobs that measure likelihood ratios, with (arm, seed, poison ratio, when, rows).
         weighed: Fine-tunings that may have weighed their rows before they began, likewise.
         overlap: Shared prompts between pools, by pair; all zero.
+        serving: By arm that is a serving control, what it is served with (`about`), and under which name the adapter `alone`
+            stands among the results: as whoever holds it has it.
     """
 
     experiment: Experiment = field(kw_only=True)
@@ -112,6 +115,7 @@ class ExperimentPlan(Plan):
     weights: list[tuple[Job, dict[str, Any], list[Record]]] = field(default_factory=list)
     weighed: list[tuple[Job, dict[str, Any], list[Record]]] = field(default_factory=list)
     overlap: dict[str, int] = field(default_factory=dict)
+    serving: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.judge = judges.get(self.experiment.evaluate.judge)
@@ -162,6 +166,7 @@ class _ArmPlanner:
         (step,) = self.arm.of("finetune")
         upload = poison(self.pools.task_train, self.pools.attack, self.experiment.finetune.samples, ratio, self.seed)
         tuned = self._train(step, upload, aligned, f"fine-tune {self.name} p={ratio:g}")
+        serving = self._serving(step)
         last = optimizer_steps(trainer_args(self.experiment, step, "unused", self.seed), len(upload))
         for scored in self.experiment.finetune.checkpoints:
             if scored > last:
@@ -170,17 +175,36 @@ class _ArmPlanner:
                     "Leave it out: the last step is always scored.",
                 )
         for scored in sorted({*self.experiment.finetune.checkpoints, last}):
-            served, adapter = tuned, "adapter" if scored == last else f"step-{scored}"
+            left, adapter = tuned, "adapter" if scored == last else f"step-{scored}"
             for repair in self.arm.of("repair"):
                 name = f"repair {self.name} p={ratio:g} step {scored}"
-                served, adapter = self._repair(repair, aligned, served, adapter, name), "adapter"
-            self._answer("finetuned", scored, ratio, served, adapter)
+                left, adapter = self._repair(repair, aligned, left, adapter, name), "adapter"
+            if serving is None:
+                self._answer("finetuned", scored, ratio, left, adapter)
+                continue
+            self._answer("finetuned", scored, ratio, left, adapter, system=serving.system)
+            self._answer("finetuned", scored, ratio, left, adapter, self.plan.serving[self.name]["alone"])
         measured = self.experiment.evaluate.weights
         about = {"arm": self.name, "seed": self.seed, "poison_ratio": ratio}
         if methods.find("finetune", step.method).weighs_rows and measured:
             for when, job in (("before", aligned), ("after", tuned)):
                 self._weigh(step, {**about, "when": when}, upload[:measured], job)
         self.plan.weighed.append((tuned, {**about, "when": "before"}, upload[:measured]))
+
+    def _serving(self, step: Step) -> Serving | None:
+        """Return what the arm is served with, which the plan takes note of; `None` where it acts by its weights alone."""
+        from titer.jobs.trainings import serving_of
+
+        args = trainer_args(self.experiment, step, "unused", self.seed)
+        serving = serving_of(methods.find(step.stage, step.method), args, self.model)
+        if serving is not None:
+            alone = f"{self.name} (adapter alone)"
+            if alone in self.experiment.arms:
+                raise TiterError(
+                    f"`arms.{alone}` is the name under which the adapter of `{self.name}` is scored.", "Rename the arm."
+                )
+            self.plan.serving[self.name] = {"about": serving.about, "alone": alone}
+        return serving
 
     def _train(
         self, step: Step, records: Sequence[Record], start: Job | None, name: str, adapter: str = "adapter"
@@ -236,7 +260,13 @@ class _ArmPlanner:
             work=measuring(f"repair {step.method}", self.model, measured) if measured else None,
         )
 
-    def _answer(self, phase: str, step: int, ratio: float, trained: Job, adapter: str) -> None:
+    def _answer(
+        self, phase: str, step: int, ratio: float, trained: Job, adapter: str, arm: str = "", system: str = ""
+    ) -> None:
+        """Add the answers of the adapter that a job leaves, and their verdicts.
+
+        They stand under the name `arm` (by default the arm's own), and are asked for with the system prompt `system`.
+        """
         from titer.jobs.answers import ANSWER
         from titer.jobs.verdicts import JUDGE
 
@@ -249,20 +279,21 @@ class _ArmPlanner:
                 pools.task_test, tasks.get(task).max_new_tokens if sizes.task_max_new_tokens is None else sizes.task_max_new_tokens
             ),
         }  # fmt: skip
-        prompts = [(record, limit) for records, limit in sets.values() for record in records]
-        name = f"answer {self.name} {phase}" + (f" p={ratio:g} step {step}" if phase == "finetuned" else "")
+        prompts = [(served(record, system), limit) for records, limit in sets.values() for record in records]
+        name = f"answer {arm or self.name} {phase}" + (f" p={ratio:g} step {step}" if phase == "finetuned" else "")
         name += self.suffix
         answered = self.plan.add(
             ANSWER,
             name,
             {
-                "arm": self.name,
+                "arm": arm or self.name,
                 "phase": phase,
                 "step": step,
                 "poison_ratio": ratio,
                 "seed": self.seed,
                 "adapter": adapter,
                 "limits": {name: limit for name, (_, limit) in sets.items()},
+                **({"serving": system} if system else {}),
             },
             {name: records for name, (records, _) in sets.items()},
             [trained],
@@ -307,8 +338,15 @@ def collect(plan: ExperimentPlan, command: str, started: float) -> Path:
     scores: list[artefacts.ScoreRow] = []
     for answered, judged in plan.answers:
         if answered.done and judged.done:
-            inferences += artefacts.read_inferences(answered.folder / "inferences.jsonl")
-            scores += artefacts.read_scores(judged.folder / "scores.jsonl")
+            rows = artefacts.read_inferences(answered.folder / "inferences.jsonl")
+            verdicts = artefacts.read_scores(judged.folder / "scores.jsonl")
+            inferences += rows
+            scores += verdicts
+            if rows and rows[0].phase == "aligned" and rows[0].arm in plan.serving:
+                # Nothing is served before fine-tuning, so the same answers are those of the adapter alone.
+                alone = {row.id: replace(row, arm=plan.serving[row.arm]["alone"]) for row in rows}
+                inferences += alone.values()
+                scores += [replace(verdict, id=alone[verdict.id].id) for verdict in verdicts]
     artefacts.write_inferences(run / "inferences.jsonl", inferences)
     artefacts.write_scores(run / "scores.jsonl", scores)
     artefacts.write_atomically(run / "weights.jsonl", "".join(_weight_lines(plan)).encode())
@@ -363,6 +401,7 @@ def provenance(
         "weights": artefacts.weights_of(inferences),
         "seeds": plan.experiment.seeds,
         "overlap": plan.overlap,
+        "serving": plan.serving,
         "stages": [job.summary() for job in plan.jobs.values()],
         "experiment": plan.experiment.as_dict(),
     }

@@ -57,11 +57,12 @@ def finetune(
     from titer import methods
     from titer.data import load
     from titer.files import check_output
+    from titer.infer.serving import SERVING
     from titer.models import split_adapter
 
     output, helpful = as_path("output", output), as_names(helpful)
     copies = None if data_dir is None else as_path("data_dir", data_dir)
-    check_output(output, ["log.jsonl", "sample_weights.jsonl"], ["adapter", "checkpoints"])
+    check_output(output, ["log.jsonl", "sample_weights.jsonl", SERVING], ["adapter", "checkpoints"])
     chosen = methods.find("finetune", method)
     if not chosen.streams:
         why = f"with `{spell('method')} {method}`, which has no use for it"

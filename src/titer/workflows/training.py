@@ -27,6 +27,7 @@ class Training(Table):
         adapter: The PEFT adapter.
         log: What was logged at each step: `step`, `loss`, and what the method adds; `None` for what was no number.
         sample_weights: What each row was allowed to teach (`docs/formats.md`), from methods that weigh rows.
+        serving: What the adapter is served with (`docs/formats.md`), from serving controls.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class Training(Table):
     adapter: Path
     log: tuple[Mapping[str, Any], ...] = field(repr=False)
     sample_weights: Path | None
+    serving: Path | None = None
 
     @property
     def held_back(self) -> tuple[int, int] | None:
@@ -85,6 +87,7 @@ def train(
         output: The folder.
         show: Who is told.
     """
+    from titer.infer.serving import SERVING
     from titer.jobs import trainings
     from titer.jobs.estimates import recorded
     from titer.jobs.rehearsal import rehearse
@@ -98,8 +101,9 @@ def train(
     with recorded(work, whole=not begun):
         trainings.train(method, args, base, adapter, lora, records, streams, output)
     log = tuple(json.loads(line) for line in read_text(output / "log.jsonl").splitlines())
-    weights = output / "sample_weights.jsonl"
-    return Training(output, name, output / "adapter", log, weights if weights.is_file() else None)
+    weights, serving = output / "sample_weights.jsonl", output / SERVING
+    beside = (path if path.is_file() else None for path in (weights, serving))
+    return Training(output, name, output / "adapter", log, *beside)
 
 
 def defence_streams(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ from titer.data.datasets import with_refusals
 from titer.errors import check_known
 from titer.methods import Gradients, Method
 from titer.methods.finetune.gate import GateConfig, GateTrainer, scored_first
-from titer.methods.streams import alignment_rows, as_texts
+from titer.methods.streams import alignment_rows, as_texts, rows_beside
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import RATIOS
 from titer.packing.streams import Pool
@@ -89,10 +88,7 @@ class SieveTrainer(GateTrainer):
     @property
     def rows_drawn(self) -> int:
         """How many alignment rows each rank draws at an optimizer step."""
-        batch, micro = super().rows_drawn, self.args.per_device_train_batch_size
-        rows = max(1, round(self.args.replay * batch))
-        # Whole micro-batches, so that every rank has as many.
-        return rows if rows <= micro else math.ceil(rows / micro) * micro
+        return rows_beside(self.args.replay, super().rows_drawn, self.args.per_device_train_batch_size)
 
     def before_step(self, model: Any) -> None:
         """Leave the gradient of the alignment rows, which count among the tokens or samples of the optimizer batch."""

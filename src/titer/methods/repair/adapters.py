@@ -20,6 +20,7 @@ from titer.compat import pattern_key
 from titer.data.records import Record
 from titer.errors import TiterError, check_known, first_line
 from titer.files import put_whole, read_json, replacing, writing
+from titer.infer.serving import read_serving, write_serving
 from titer.methods import Repair, Repaired
 from titer.methods.repair.inputs import STREAM, encoded, with_inputs
 from titer.methods.repair.lowrank import Layer, LowRank
@@ -95,6 +96,7 @@ def repair(
     The repaired adapter is exact up to the rounding of its file, on the same base, with the config of the tuned one: layers
     that a method leaves alone keep their weights bit for bit. Where a layer needs a larger rank, that of all grows, with zeros.
     No model is loaded, except of a method with a stream, whose rows the tuned model runs.
+    What the tuned adapter is served with, the repaired one is too (`serving.json`).
 
     Args:
         model: The base of both adapters.
@@ -111,7 +113,7 @@ def repair(
         OSError: For a disk that is full, read-only or gone (`titer.files.DiskError`).
     """
     before, after = read_adapter(aligned, model), read_adapter(tuned, model)
-    layers = pair(before, after)
+    layers, serving = pair(before, after), read_serving(after.folder)
     if method.streams:
         tuned_model = load(model, after.folder)
         rows = encoded(streams[STREAM], load_tokenizer(model), tuned_model.config)
@@ -139,6 +141,7 @@ def repair(
     }
     with replacing(folder / REPORT) as file:
         file.write(json.dumps(about, indent=1, allow_nan=False).encode())
+    write_serving(folder, serving)
     _write(after, whole, folder / "adapter", load_tokenizer(model))
 
 
