@@ -236,6 +236,7 @@ FINETUNE: dict[str, Method | str] = {
     "gate": "titer.methods.finetune.gate:GATE",
     "sieve": "titer.methods.finetune.sieve:SIEVE",
     "star_dss": "titer.methods.finetune.star_dss:STAR_DSS",
+    "toss": "titer.methods.finetune.toss:TOSS",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
