@@ -240,6 +240,7 @@ FINETUNE: dict[str, Method | str] = {
     "star_dss": "titer.methods.finetune.star_dss:STAR_DSS",
     "lox": "titer.methods.finetune.lox:LOX",
     "toss": "titer.methods.finetune.toss:TOSS",
+    "adaptive_kl": "titer.methods.finetune.adaptive_kl:ADAPTIVE_KL",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
