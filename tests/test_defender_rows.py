@@ -1,5 +1,7 @@
 """Rows that a defender holds, and the model as it was: what methods stand on."""
 
+import copy
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from titer.methods.reference import ReferenceTrainer
 from titer.methods.streams import DefenderRowsTrainer
 from titer.packing.losses import branch_nll, token_nll
 from titer.testing import Trial, same, weights
+from titer.testing.toy import toy
 
 
 class Every(ReferenceTrainer, DefenderRowsTrainer):
@@ -72,6 +75,19 @@ def test_the_reference_is_the_model_that_training_began_with(tmp_path, with_lora
     assert not same(weights(trainer.model), start)
     assert trainer.restored
     assert trainer.apart < 1e-12
+
+
+def test_under_autocast_neither_is_taken_for_the_other(tmp_path):
+    """Autocast keeps rounded copies of weights for as long as it is on."""
+    trainer = Trial(EVERY, {}, tmp_path).train(model=copy.deepcopy(toy()[0]).float(), max_steps=2)
+    [batch] = trainer.micro_batches
+    with torch.autocast("cpu", torch.bfloat16):
+        before, _ = token_nll(trainer.model, batch)
+        with trainer.reference():
+            inside, _ = token_nll(trainer.model, batch)
+        after, _ = token_nll(trainer.model, batch)
+    assert torch.equal(before, after)
+    assert (before - inside).abs().max() > 0.01
 
 
 def test_the_reference_scores_every_answer_token(tmp_path):

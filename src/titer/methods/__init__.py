@@ -119,6 +119,7 @@ class Method:
         serving: Of a serving control, whose effect stands with the provider that asks the model: called with settings and the
             model's template; returns what the model is asked with. `None` of the other methods, which act by weights alone.
         source: Where it comes from; by default from titer.
+        lora_only: Whether it is one of LoRA adapters alone, and refuses to train a model's own weights.
     """
 
     not_here: ClassVar[Mapping[str, str]] = NOT_HERE
@@ -136,6 +137,7 @@ class Method:
     memory: str = ""
     serving: Callable[[Any, Template], Serving] | None = None
     source: Source = Source()
+    lora_only: bool = False
 
     def __post_init__(self) -> None:
         known = {one.name for one in dataclasses.fields(self.config)}
@@ -263,6 +265,10 @@ REPAIR: dict[str, Method | Repair | str] = {
     "safe_merge": "titer.methods.repair.safe_merge:SAFE_MERGE",
     "antidote": "titer.methods.repair.antidote:ANTIDOTE",
     "one_shot": "titer.methods.repair.one_shot:ONE_SHOT",
+    "star_dss": "titer.methods.finetune.star_dss:STAR_DSS",
+    "lox": "titer.methods.finetune.lox:LOX",
+    "toss": "titer.methods.finetune.toss:TOSS",
+    "adaptive_kl": "titer.methods.finetune.adaptive_kl:ADAPTIVE_KL",
 }
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
 """The stages all of whose methods train."""

@@ -77,8 +77,11 @@ class ReferenceTrainer(PackedSFTTrainer):
         try:
             with torch.no_grad():
                 copy_each_([local(weight.detach()) for weight in weights], [local(old) for old in start])
+                # Autocast keeps rounded copies of weights for as long as it is on, and those made here have no gradient.
+                torch.clear_autocast_cache()
                 yield
         finally:
+            torch.clear_autocast_cache()
             reshard(self.model)
             with torch.no_grad():
                 copy_each_([local(weight.detach()) for weight in weights], saved)

@@ -180,18 +180,25 @@ def _without_times(line: dict[str, Any]) -> dict[str, Any]:
 
 def prompts_are_never_trained_on(trial: Trial) -> None:
     """The targets of all passes, taken together, are the completions and refusals given, and nothing else."""
-    from titer.packing.losses import token_nll as original
+    from titer.packing.losses import token_logits, token_nll
 
     seen: list[tuple[int, ...]] = []
 
-    def watching(model: Any, batch: Any, **forward: Any) -> Any:
-        for number in batch["branch"].unique().tolist():
-            seen.append(tuple(batch["targets"][batch["branch"] == number].tolist()))
-        return original(model, batch, **forward)
+    def watching(original: Any) -> Any:
+        def watched(model: Any, batch: Any, **forward: Any) -> Any:
+            for number in batch["branch"].unique().tolist():
+                seen.append(tuple(batch["targets"][batch["branch"] == number].tolist()))
+            return original(model, batch, **forward)
+
+        return watched
 
     homes = {kind.__module__ for kind in trial.method.trainer.__mro__}
-    watched = [home for home in homes if getattr(sys.modules[home], "token_nll", None) is original]
-    patches = [mock.patch.object(sys.modules[home], "token_nll", watching) for home in watched]
+    patches = [
+        mock.patch.object(sys.modules[home], original.__name__, watching(original))
+        for home in homes
+        for original in (token_nll, token_logits)
+        if getattr(sys.modules[home], original.__name__, None) is original
+    ]
     for patch in patches:
         patch.start()
     try:
