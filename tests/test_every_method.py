@@ -76,4 +76,8 @@ def test_what_is_declared_is_what_stands_in_the_table(titer):
     rows = {(row["stage"], row["name"]): row for row in json.loads(out)}
     assert list(rows) == [(stage, name) for stage, name, _ in methods.every()]
     booster = rows["align", "booster"]
-    assert (booster["gradients"], booster["memory"], booster["source"]["code"]) == (3, "2 gradients", "git-disl/Booster")
+    assert (booster["gradients"], booster["memory"], booster["source"]["code"]) == (
+        3,
+        "2 gradients",
+        "git-disl/Booster",
+    )

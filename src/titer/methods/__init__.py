@@ -256,19 +256,19 @@ FINETUNE: dict[str, Method | str] = {
     "antibody": "titer.methods.finetune.antibody:ANTIBODY",
     "gate": "titer.methods.finetune.gate:GATE",
     "sieve": "titer.methods.finetune.sieve:SIEVE",
-    "ptst": "titer.methods.finetune.ptst:PTST",
+    "adaptive_kl": "titer.methods.finetune.adaptive_kl:ADAPTIVE_KL",
     "bea": "titer.methods.finetune.bea:BEA",
+    "lox": "titer.methods.finetune.lox:LOX",
+    "ptst": "titer.methods.finetune.ptst:PTST",
+    "star_dss": "titer.methods.finetune.star_dss:STAR_DSS",
+    "toss": "titer.methods.finetune.toss:TOSS",
 }
 REPAIR: dict[str, Method | Repair | str] = {
     "safelora": "titer.methods.repair.safelora:SAFELORA",
-    "task_arithmetic": "titer.methods.repair.task_arithmetic:TASK_ARITHMETIC",
-    "safe_merge": "titer.methods.repair.safe_merge:SAFE_MERGE",
     "antidote": "titer.methods.repair.antidote:ANTIDOTE",
     "one_shot": "titer.methods.repair.one_shot:ONE_SHOT",
-    "star_dss": "titer.methods.finetune.star_dss:STAR_DSS",
-    "lox": "titer.methods.finetune.lox:LOX",
-    "toss": "titer.methods.finetune.toss:TOSS",
-    "adaptive_kl": "titer.methods.finetune.adaptive_kl:ADAPTIVE_KL",
+    "safe_merge": "titer.methods.repair.safe_merge:SAFE_MERGE",
+    "task_arithmetic": "titer.methods.repair.task_arithmetic:TASK_ARITHMETIC",
 }
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
 """The stages all of whose methods train."""
