@@ -235,6 +235,7 @@ FINETUNE: dict[str, Method | str] = {
     "antibody": "titer.methods.finetune.antibody:ANTIBODY",
     "gate": "titer.methods.finetune.gate:GATE",
     "sieve": "titer.methods.finetune.sieve:SIEVE",
+    "safe_instr": "titer.methods.finetune.safe_instr:SAFE_INSTR",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}

@@ -71,12 +71,14 @@ class DefenderRowsTrainer(PackedSFTTrainer):
             return encoder.samples(self.harmful_rows, "harmful_dataset")
         if stream == "general":
             return encoder.samples(self.helpful_rows, "helpful_dataset")
+        return encoder.samples([record.to_training_row() for record in self.records(stream)], stream)
+
+    def records(self, stream: str) -> list[Record]:
+        """Return the rows of a stream that are made of others: `refusal` or `alignment`."""
         refusals = with_refusals(as_texts(self.harmful_rows, "harmful_dataset"), seed=0)
         if stream == "refusal":
-            records = refusing(refusals)
-        else:
-            records = alignment_rows(refusals, as_texts(self.helpful_rows, "helpful_dataset"), self.args.helpful_each)
-        return encoder.samples([record.to_training_row() for record in records], stream)
+            return refusing(refusals)
+        return alignment_rows(refusals, as_texts(self.helpful_rows, "helpful_dataset"), self.args.helpful_each)
 
 
 def alignment_rows(refusals: Sequence[Record], helpful: Sequence[Record], helpful_each: int) -> list[Record]:
