@@ -236,6 +236,9 @@ FINETUNE: dict[str, Method | str] = {
     "gate": "titer.methods.finetune.gate:GATE",
     "sieve": "titer.methods.finetune.sieve:SIEVE",
     "safe_instr": "titer.methods.finetune.safe_instr:SAFE_INSTR",
+    "vlguard_mix": "titer.methods.finetune.vlguard_mix:VLGUARD_MIX",
+    "lisa": "titer.methods.finetune.lisa:LISA",
+    "constrained_sft": "titer.methods.finetune.constrained_sft:CONSTRAINED_SFT",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
