@@ -55,6 +55,7 @@ class Gradients(NamedTuple):
         replay: Of the loss of rows that the model was aligned on, as many for each training row as the setting `replay` says;
             of a method without it, as many as training rows.
         general: Of the loss of helpful answers.
+        prompts: Of something at the end of harmful prompts alone, once a step: of as many as the setting `anchors` says.
     """
 
     answers: float = 0.0
@@ -62,6 +63,7 @@ class Gradients(NamedTuple):
     training: float = 0.0
     replay: float = 0.0
     general: float = 0.0
+    prompts: float = 0.0
 
 
 def _none(args: Any) -> Gradients:
@@ -238,7 +240,9 @@ FINETUNE: dict[str, Method | str] = {
     "safe_instr": "titer.methods.finetune.safe_instr:SAFE_INSTR",
     "vlguard_mix": "titer.methods.finetune.vlguard_mix:VLGUARD_MIX",
     "lisa": "titer.methods.finetune.lisa:LISA",
+    "sbr": "titer.methods.finetune.sbr:SBR",
     "constrained_sft": "titer.methods.finetune.constrained_sft:CONSTRAINED_SFT",
+    "ldifs_booster": "titer.methods.finetune.ldifs_booster:LDIFS_BOOSTER",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
