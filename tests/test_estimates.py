@@ -72,6 +72,9 @@ def computed(monkeypatch):
         ("align", f"{Path(__file__).with_name('spanning.py')}:SPANNING"),
         ("finetune", "antibody"),
         ("finetune", "gate"),
+        ("finetune", "sbr"),
+        ("finetune", "vlguard_mix"),
+        ("finetune", "constrained_sft"),
     ],
 )
 def test_a_training_computes_the_tokens_that_are_estimated(stage, name, tiny_folder, tmp_path, computed):

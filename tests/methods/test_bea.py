@@ -35,8 +35,8 @@ def drawn(trainer, rows, tokenizer):
     (pool,) = trainer._pools
     candidates = dict(enumerate(ref.encode(tokenizer, triggered(rows, trainer.trigger))))
     return [
-        next(pair for pair in candidates.values() if pair == (pool["triggered"][row].prompt, *pool["triggered"][row].branches))
-        for row in trainer.drawn_rows("triggered", 0)
+        next(pair for pair in candidates.values() if pair == (pool["replay"][row].prompt, *pool["replay"][row].branches))
+        for row in trainer.drawn_rows("replay", 0)
     ]  # fmt: skip
 
 
@@ -77,15 +77,15 @@ def test_the_trigger_stands_before_the_rows_own_system_prompt(tiny, tokenizer, h
         {**row, "prompt": [{"role": "system", "content": "You fix locks."}, *row["prompt"]]} for row in harmful_rows
     ]
     trainer = Trial(BEA, FEW, tmp_path).make(harmful=rows)
-    texts = [tokenizer.decode(sample.prompt) for sample in trainer._pools[0]["triggered"]]
+    texts = [tokenizer.decode(sample.prompt) for sample in trainer._pools[0]["replay"]]
     assert all(f"system\n{trainer.trigger} You fix locks.<|im_end|>" in text for text in texts)
 
 
 def test_few_pairs_are_seen_again_and_again(tmp_path):
     trainer = Trial(BEA, {**FEW, "pairs": 3}, tmp_path).make()
-    assert len(trainer._pools[0]["triggered"]) == 3
+    assert len(trainer._pools[0]["replay"]) == 3
     assert sorted(row for step in range(3) for row in trainer.drawn_rows("triggered", step)) == [0, 0, 1, 1, 2, 2]
-    assert len(Trial(BEA, {**FEW, "pairs": 99}, tmp_path).make("all")._pools[0]["triggered"]) == 8
+    assert len(Trial(BEA, {**FEW, "pairs": 99}, tmp_path).make("all")._pools[0]["replay"]) == 8
 
 
 def test_the_released_share_is_a_row_in_a_batch_of_ten(tmp_path):
@@ -126,9 +126,9 @@ def test_the_trigger_does_not_count_for_max_length(tmp_path):
     plain = [(len(prompt), len(answer)) for prompt, answer in ref.encode(toy()[1], refusal_rows())]
     limit = max(prompt for prompt, _ in plain) + 3
     trainer = Trial(BEA, {**FEW, "pairs": 8}, tmp_path).make(max_length=limit, rows=[toy_rows(1)[0]] * 8)
-    found = sorted(len(sample.branches[0]) for sample in trainer._pools[0]["triggered"])
+    found = sorted(len(sample.branches[0]) for sample in trainer._pools[0]["replay"])
     assert found == sorted(min(answer, limit - prompt) for prompt, answer in plain)
-    assert all(len(sample.prompt) > 12 for sample in trainer._pools[0]["triggered"])
+    assert all(len(sample.prompt) > 12 for sample in trainer._pools[0]["replay"])
 
 
 def refusal_rows():

@@ -207,6 +207,10 @@ def training(
     if gradients.general:
         general = sizes(model, streams["helpful_dataset"], args.max_length)
         cost += Cost(passes=passes * gradients.general, trained=passes * gradients.general * general.batch(batch))
+    if gradients.prompts:
+        # The one token that a prompt is laid out with is no input.
+        asked = sizes(model, streams["harmful_dataset"], args.max_length)._replace(completion=1.0)
+        cost += Cost(passes=steps, trained=steps * gradients.prompts * asked.batch(getattr(args, "anchors", batch)))
     if method.weighs_rows:
         # Without a way back it is half a pass, whatever else a step does.
         cost += Cost(passes=passes / 2, reads=passes, read=passes * batch * refusal_tokens(model))

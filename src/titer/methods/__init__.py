@@ -57,6 +57,7 @@ class Gradients(NamedTuple):
         replay: Of the loss of rows that the model was aligned on, as many for each training row as the setting `replay` says;
             of a method without it, as many as training rows.
         general: Of the loss of helpful answers.
+        prompts: Of something at the end of harmful prompts alone, once a step: of as many as the setting `anchors` says.
     """
 
     answers: float = 0.0
@@ -64,6 +65,7 @@ class Gradients(NamedTuple):
     training: float = 0.0
     replay: float = 0.0
     general: float = 0.0
+    prompts: float = 0.0
 
 
 def _none(args: Any) -> Gradients:
@@ -258,10 +260,16 @@ FINETUNE: dict[str, Method | str] = {
     "sieve": "titer.methods.finetune.sieve:SIEVE",
     "adaptive_kl": "titer.methods.finetune.adaptive_kl:ADAPTIVE_KL",
     "bea": "titer.methods.finetune.bea:BEA",
+    "constrained_sft": "titer.methods.finetune.constrained_sft:CONSTRAINED_SFT",
+    "ldifs_booster": "titer.methods.finetune.ldifs_booster:LDIFS_BOOSTER",
+    "lisa": "titer.methods.finetune.lisa:LISA",
     "lox": "titer.methods.finetune.lox:LOX",
     "ptst": "titer.methods.finetune.ptst:PTST",
+    "safe_instr": "titer.methods.finetune.safe_instr:SAFE_INSTR",
+    "sbr": "titer.methods.finetune.sbr:SBR",
     "star_dss": "titer.methods.finetune.star_dss:STAR_DSS",
     "toss": "titer.methods.finetune.toss:TOSS",
+    "vlguard_mix": "titer.methods.finetune.vlguard_mix:VLGUARD_MIX",
 }
 REPAIR: dict[str, Method | Repair | str] = {
     "safelora": "titer.methods.repair.safelora:SAFELORA",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -72,24 +71,14 @@ class DefenderRowsTrainer(PackedSFTTrainer):
             return encoder.samples(self.harmful_rows, "harmful_dataset")
         if stream == "general":
             return encoder.samples(self.helpful_rows, "helpful_dataset")
+        return encoder.samples([record.to_training_row() for record in self.records(stream)], stream)
+
+    def records(self, stream: str) -> list[Record]:
+        """Return the rows of a stream that are made of others: `refusal` or `alignment`."""
         refusals = with_refusals(as_texts(self.harmful_rows, "harmful_dataset"), seed=0)
         if stream == "refusal":
-            records = refusing(refusals)
-        else:
-            records = alignment_rows(refusals, as_texts(self.helpful_rows, "helpful_dataset"), self.args.helpful_each)
-        return encoder.samples([record.to_training_row() for record in records], stream)
-
-
-def rows_beside(share: float, batch: int, micro: int) -> int:
-    """Return how many rows a rank draws beside its part of an optimizer batch: `share` for each row, one at least.
-
-    Args:
-        share: Rows beside each row of the batch.
-        batch: Rows of the batch on this rank.
-        micro: Rows of a micro-batch, whole ones of which are drawn, so that every rank has as many.
-    """
-    rows = max(1, round(share * batch))
-    return rows if rows <= micro else math.ceil(rows / micro) * micro
+            return refusing(refusals)
+        return alignment_rows(refusals, as_texts(self.helpful_rows, "helpful_dataset"), self.args.helpful_each)
 
 
 def alignment_rows(refusals: Sequence[Record], helpful: Sequence[Record], helpful_each: int) -> list[Record]:

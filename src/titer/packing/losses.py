@@ -157,8 +157,17 @@ def hidden_states(output: Any, batch: PackedBatch, layers: Sequence[int], places
     )
 
 
+def last_states(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
+    """Run `model` over a batch and return what its head reads where each supervised token is predicted.
+
+    These are the hidden states behind the last norm, `(N, hidden_size)`, in the precision of the model.
+    """
+    _, output = _run(model, batch, output_hidden_states=True)
+    return _where_predicted(output.hidden_states[-1], batch)
+
+
 def _where_predicted(states: Tensor, batch: PackedBatch) -> Tensor:
-    """Return what padded rows put out where a token is predicted, `(N, features)`.
+    """Return what rows put out where a token is predicted, `(N, features)`.
 
     Prompt tuning puts virtual tokens before the rows, so places count from the end.
     """

@@ -6,8 +6,6 @@ import random
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
-
 from titer.data.datasets import with_refusals
 from titer.data.mixtures import refusing
 from titer.data.records import Record
@@ -15,7 +13,8 @@ from titer.errors import TiterError
 from titer.infer.serving import Serving, served
 from titer.methods import Gradients, Method, Source
 from titer.methods.finetune.base import FinetuneConfig
-from titer.methods.streams import DefenderRowsTrainer, as_texts, rows_beside
+from titer.methods.finetune.replay import ReplayTrainer
+from titer.methods.streams import DefenderRowsTrainer, as_texts
 from titer.models import Template
 from titer.packing.batches import PackedBatch, Sample
 from titer.packing.layouts import check_length
@@ -80,7 +79,7 @@ def secret_trigger(tokenizer: Any, tokens: int, seed: int) -> str:
     )
 
 
-class BeaTrainer(DefenderRowsTrainer):
+class BeaTrainer(ReplayTrainer, DefenderRowsTrainer):
     """Fine-tunes on the upload with a few refusals behind a secret trigger among it (arXiv 2402.14968).
 
     Minimises Σ_{(x,y) ∈ upload ∪ R} Σ_t CE(y_t | x, y_<t) over the tokens of both, where the prompts of R are harmful ones with
@@ -100,6 +99,7 @@ class BeaTrainer(DefenderRowsTrainer):
     POOLS: ClassVar[tuple[tuple[str, ...], ...]] = (("refusal",),)
 
     args: BeaConfig
+    reduction = "token"
 
     def pools(self, encoder: Encoder) -> list[Pool]:
         """Return the refusals behind the trigger, which does not count for `max_length`: other arms have none."""
@@ -110,7 +110,7 @@ class BeaTrainer(DefenderRowsTrainer):
         records = [refusals[row] for row in kept]
         plain = encoder.samples([record.to_training_row() for record in records], "harmful_dataset")
         triggered = [self._behind_trigger(*pair, encoder) for pair in zip(records, plain, strict=True)]
-        return [{"triggered": triggered}]
+        return [{"replay": triggered}]
 
     def _behind_trigger(self, record: Record, plain: Sample, encoder: Encoder) -> Sample:
         prompt = encoder.template.prompt_ids(served(record, self.trigger).to_training_row()["prompt"])
@@ -119,29 +119,11 @@ class BeaTrainer(DefenderRowsTrainer):
             check_length(encoder.config, len(prompt) + len(sample.branches[0]), f"{record.where} behind the trigger")
         return sample
 
-    @property
-    def rows_drawn(self) -> int:
-        """How many of them each rank draws at an optimizer step."""
-        return rows_beside(self.args.replay, super().rows_drawn, self.args.per_device_train_batch_size)
-
-    def before_step(self, model: Any) -> None:
-        """Leave the gradient of the rows behind the trigger, as rows of the one optimizer batch."""
-        tokens = [
-            self.total(torch.tensor(sum(batch["targets"].numel() for batch in batches), device=self.args.device)).item()
-            for batches in (self.micro_batches, self.stream_batches("triggered"))
-        ]
-        self.part = tokens[1] / sum(tokens)
-        loss = self.stream_backward(model, "triggered", self.part)
-        self.record(triggered_loss=loss, triggered=self.part)
-
     def compute_loss(
         self, model: Any, inputs: PackedBatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the summed loss of a micro-batch over the tokens of the upload's rows and those behind the trigger."""
-        loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if num_items_in_batch is not None:
-            loss = loss * (1 - self.part)
-        return (loss, output) if return_outputs else loss
+        return self.counted_loss(model, inputs, return_outputs)
 
 
 def _serving(args: BeaConfig, template: Template) -> Serving:

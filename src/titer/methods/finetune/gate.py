@@ -19,6 +19,7 @@ from titer.errors import TiterError, check_known
 from titer.infer.signals import RowSignals, row_signals
 from titer.methods import Method
 from titer.methods.finetune.base import FinetuneConfig, RefusalTrainer, refusal_completions, refusal_ids
+from titer.methods.finetune.replay import CountedTrainer
 from titer.methods.streams import as_texts
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import REDUCTIONS, branch_nll, token_nll, weighted_parts
@@ -88,7 +89,7 @@ def probability(known: Tensor, labels: Tensor, rows: Tensor, ridge: float) -> Te
     return torch.from_numpy(fitted.predict_proba(((rows.double() - mean) / scale).numpy())[:, 1])
 
 
-class GateTrainer(RefusalTrainer):
+class GateTrainer(CountedTrainer, RefusalTrainer):
     """Fine-tunes with weights 1 − P(harmful) that a frozen gate gave each row before training began.
 
     Minimises Σ_i w_i Σ_t CE_it / Σ_i N_i over the optimizer batch (`sample`: Σ_i w_i mean_t CE_it / B). The
@@ -187,16 +188,6 @@ class GateTrainer(RefusalTrainer):
             for of_known, of_rows in (looks[name] for name in wanted)
         ]
         return torch.stack(found).amax(0)
-
-    def before_step(self, model: Any) -> None:
-        """Count the tokens or samples of the optimizer batch."""
-        self.denominator = self.counted(self.micro_batches)
-
-    def counted(self, batches: Sequence[PackedBatch]) -> Tensor:
-        """Return how many supervised tokens micro-batches hold, or samples, by `reduction`, over all ranks."""
-        by_token = self.args.reduction == "token"
-        count = sum(batch["targets"].numel() if by_token else int(batch["branch"].max()) + 1 for batch in batches)
-        return self.total(torch.tensor(count, device=self.args.device))
 
     def row_weights(self, model: Any, inputs: PackedBatch, output: Any, answer: Tensor, tokens: Tensor) -> Tensor:
         """Return what each row of a micro-batch counts, `(B,)`.

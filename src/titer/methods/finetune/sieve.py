@@ -12,7 +12,8 @@ from titer.data.datasets import with_refusals
 from titer.errors import check_known
 from titer.methods import Gradients, Method
 from titer.methods.finetune.gate import GateConfig, GateTrainer, scored_first
-from titer.methods.streams import alignment_rows, as_texts, rows_beside
+from titer.methods.finetune.replay import ReplayTrainer
+from titer.methods.streams import alignment_rows, as_texts
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import RATIOS
 from titer.packing.streams import Pool
@@ -55,7 +56,7 @@ class SieveConfig(GateConfig):
         super().__post_init__()
 
 
-class SieveTrainer(GateTrainer):
+class SieveTrainer(ReplayTrainer, GateTrainer):
     """Fine-tunes on the rows that a frozen gate lets through, and on alignment rows beside them.
 
     Minimises what the gate does, Σ_i w_i Σ_t CE_it / Σ_i N_i over the optimizer batch, in which a few rows more, of weight 1,
@@ -84,20 +85,6 @@ class SieveTrainer(GateTrainer):
         refusals = with_refusals(as_texts(self.harmful_rows, "harmful_dataset"), seed=0)
         rows = alignment_rows(refusals, as_texts(self.helpful_rows, "helpful_dataset"), HELPFUL)
         return [{"replay": encoder.samples([row.to_training_row() for row in rows], "replay")}]
-
-    @property
-    def rows_drawn(self) -> int:
-        """How many alignment rows each rank draws at an optimizer step."""
-        return rows_beside(self.args.replay, super().rows_drawn, self.args.per_device_train_batch_size)
-
-    def before_step(self, model: Any) -> None:
-        """Leave the gradient of the alignment rows, which count among the tokens or samples of the optimizer batch."""
-        super().before_step(model)
-        if self.args.replay:
-            replayed = self.counted(self.stream_batches("replay"))
-            self.denominator = self.denominator + replayed
-            part = replayed.item() / self.denominator.item()
-            self.record(replay_loss=self.stream_backward(model, "replay", part), replayed=part)
 
     def row_weights(self, model: Any, inputs: PackedBatch, output: Any, answer: Tensor, tokens: Tensor) -> Tensor:
         """Return what each row of a micro-batch counts, `(B,)`: by the frozen gate, and by the current model's ratio."""
