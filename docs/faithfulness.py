@@ -15,7 +15,8 @@ PAGE = DOCS / "faithfulness.md"
 HEADER = "| paper | released code | titer | test |"
 INTRO = """# Faithfulness
 
-Where a paper, its released code and titer part: what each says or does, and the test that holds titer to it. Made from the
+Where a paper, its released code and titer part: what each says or does, and the test that holds titer to it (–: nothing
+to hold it to, such as protocols and data). Made from the
 [cards](writing_a_method.md#declare-it) by `make faithfulness`; [paper_index.md](paper_index.md) has every default beside the paper's and the
 code's. Marks: **[paper]**, **[code]** read in the authors' released code, **[note]** from third-party notes, unchecked,
 **[ours]**. Repositories without a licence were read, not copied; everything here is written from descriptions.

@@ -29,6 +29,11 @@ def arms():
     return own
 
 
+def serves(method):
+    """Whether a method is a serving control."""
+    return getattr(method, "serving", None) is not None
+
+
 @pytest.fixture(scope="module")
 def done(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("every")
@@ -55,19 +60,21 @@ def test_every_method_runs_from_file_to_report(done):
     report = experiments.collect(done, "titer run every", 0.0)
     results, _ = artefacts.read_results(done.run_folder / "results.json")
     scored = {row.arm for row in results if row.phase == "finetuned" and row.metric == "harmful_score"}
-    assert scored == set(arms())
+    alone = {f"{stage} {name} (adapter alone)" for stage, name, method in methods.every() if serves(method)}
+    assert scored == set(arms()) | alone
     assert all(name in report.read_text(encoding="utf-8") for name in arms())
 
 
 def test_every_method_leaves_another_adapter_than_plain_training(done):
-    """None is plain training under another name."""
+    """None is plain training under another name, but for what acts by the prompt that its model is served with."""
     weights = {}
     for stage in done.jobs.values():
         adapter = stage.folder / "adapter" / "adapter_model.safetensors"
         if adapter.is_file():
             weights.setdefault(adapter.read_bytes(), []).append(stage.name)
-    assert len(weights) >= len(arms())
-    assert max(map(len, weights.values())) == 1, [same for same in weights.values() if len(same) > 1]
+    same = {name for names in weights.values() for name in names if len(names) > 1}
+    assert same == {"fine-tune undefended p=0.25", "fine-tune finetune ptst p=0.25"}
+    assert sum(map(len, weights.values())) >= len(arms())
 
 
 def test_what_is_declared_is_what_stands_in_the_table(titer):

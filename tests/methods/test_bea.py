@@ -84,7 +84,7 @@ def test_the_trigger_stands_before_the_rows_own_system_prompt(tiny, tokenizer, h
 def test_few_pairs_are_seen_again_and_again(tmp_path):
     trainer = Trial(BEA, {**FEW, "pairs": 3}, tmp_path).make()
     assert len(trainer._pools[0]["replay"]) == 3
-    assert sorted(row for step in range(3) for row in trainer.drawn_rows("triggered", step)) == [0, 0, 1, 1, 2, 2]
+    assert sorted(row for step in range(3) for row in trainer.drawn_rows("replay", step)) == [0, 0, 1, 1, 2, 2]
     assert len(Trial(BEA, {**FEW, "pairs": 99}, tmp_path).make("all")._pools[0]["replay"]) == 8
 
 

@@ -159,7 +159,8 @@ LDIFS_BOOSTER = Method(
     LDIFSBoosterConfig,
     LDIFSBoosterTrainer,
     "Holds the outputs of MLPs near the aligned model's, as Booster's repository ports LDIFS (after arXiv 2308.13320).",
-    variants={"": {"rho": 0.02, "drop_from": None}, "dropped": {"rho": 0.02, "drop_from": 0.05}},
+    # In the second, a step or two leave one layer of the toy below the cap and one above it.
+    variants={"": {"rho": 1e-3, "drop_from": None}, "dropped": {"rho": 1e-3, "drop_from": 0.025}},
     memory="1 copy of the trained weights, and the MLPs' outputs over an optimizer batch",
     source=Source("2308.13320, TMLR (vision)", "git-disl/Booster", "Apache-2.0"),
 )
