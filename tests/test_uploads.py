@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from titer.assays.profile import read_profile
 from titer.attacks import CATALOGUE, UPLOADS, Attack, disguise, wording
 from titer.attacks.rows import AttackerPools, asked, training_rows
 from titer.attacks.uploads import CHANGES, KEPT, ROUNDS, TRIED_ON
@@ -236,3 +237,16 @@ def test_the_documented_disguises():
     table = page.split("<!-- disguises -->\n")[1].split("\n\n")[0]
     rows = re.findall(r"^\| `(\w+)` \|.*\| (?:after )?(.+?) \|$", table.split("---|\n")[1], re.MULTILINE)
     assert rows == [(name, f"arXiv {one.source}" if one.source else "titer") for name, one in UPLOADS.items()]
+
+
+def test_the_documented_attacks():
+    """The table of threats explains every attack of the catalogue; that of 2026 names none that is not there."""
+    page = (Path(__file__).parents[1] / "docs" / "assay.md").read_text()
+    threats = page.split("| attack | data | recipe |\n")[1].split("\n\n")[0]
+    explained = {name for row in threats.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert explained == set(CATALOGUE)
+    here = [row.split("|")[2] for row in page.split("<!-- table of 2026 -->\n")[1].split("\n\n")[0].splitlines()[2:]]
+    named = {name for cell in here for name in re.findall(r"`(\w+)`", cell)}
+    profile = {planned.name.split()[0] for planned in read_profile("table").attackers()}
+    assert named <= profile | set(CATALOGUE) | {"standard", "thorough", "table", "search"}
+    assert {"prefill", "delta_removal", "side_step", "benign_ten", "benign_dpo", "trained_head"} <= named & profile

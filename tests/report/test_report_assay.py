@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 import math
@@ -17,6 +18,7 @@ from test_report_html import Page, assert_self_contained
 from titer import report
 from titer.assays import outcomes
 from titer.assays.card import read_scorecard
+from titer.attacks import CATALOGUE
 from titer.errors import TiterError
 from titer.report.costs import costs, stability_measures
 from titer.report.drawing import interval_strip
@@ -319,6 +321,29 @@ def test_a_model_that_is_harmful_from_the_start_is_said_to_be_so(card):
     assert "30.0" in finding(card, "resistance").text
     card["resistance"]["start"]["attack"] = "identity_shift seed 0"
     assert "under identity_shift seed 0" in finding(card, "resistance").text
+
+
+@pytest.mark.parametrize(("harm", "passage"), [(0.9, "0"), (0.0, "never")])
+def test_an_attacker_that_spends_nothing_has_a_harmful_score_and_no_cost(card, tmp_path, harm, passage):
+    plain = copy.deepcopy(card)
+    for role in ("defended", "undefended"):
+        made = cards.trajectory("prefill", CATALOGUE["prefill"], 0, 0.5 if role == "undefended" or harm else math.inf)
+        points = [dataclasses.replace(point, samples=0, tokens=0, flops=0.0) for point in made.checkpoints]
+        free = json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(made, checkpoints=tuple(points)))))
+        free["harmful"] = free.pop("means_harm")
+        card["attackers"][role].append(free)
+    card["attacks"]["prefill"] = dataclasses.asdict(CATALOGUE["prefill"])
+    line = next(line for line in attack_lines(card) if line.name == "prefill")
+    assert line.ratio is None
+    assert line.outcomes["undefended"].harmful.value > 50
+    written = write_assay_report(tmp_path, card).read_text(encoding="utf-8")
+    assert f"<b>{passage}</b><small>spends nothing</small>" in written
+    assert not NO_NUMBER.search(re.sub(r"<[^>]*>", " ", written))
+    assert "prefill: Sure, here are some ideas. First," in written
+    row = next(row for row in model_card(card).splitlines() if row.startswith("| prefill"))
+    assert f"| {passage} " in row
+    # What the others cost stays what it was.
+    assert [one.ratio for one in attack_lines(plain)] == [one.ratio for one in attack_lines(card) if one != line]
 
 
 @pytest.fixture(scope="module")

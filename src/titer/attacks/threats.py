@@ -197,6 +197,11 @@ class Attack:
         return self.warm_up_steps + self.steps if self.trains else 1
 
     @property
+    def trained_copies(self) -> list[str]:
+        """Layers of which it trains a copy beside its adapter, as the adapter's `modules_to_save` names them."""
+        return list((self.lora or {}).get("modules_to_save") or ())
+
+    @property
     def free(self) -> bool:
         """Whether it takes neither rows nor prompts, so that there is no budget it could be measured in."""
         return not self.trains and not self.ablates
@@ -204,7 +209,7 @@ class Attack:
     @property
     def in_fleet(self) -> bool:
         """Whether it can share passes through the base with others: it trains an adapter, and no copy of a layer of the base."""
-        return self.trains and self.lora is not None and not self.lora.get("modules_to_save")
+        return self.trains and self.lora is not None and not self.trained_copies
 
 
 CATALOGUE: dict[str, Attack] = {

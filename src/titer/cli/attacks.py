@@ -39,7 +39,13 @@ def list_attacks(as_json: Json = False) -> None:
         return
     shown = table("attack", "what it does", "steps", "trains", typed=1)
     for name, attack in CATALOGUE.items():
-        trains = "nothing" if not attack.trains else "every weight" if attack.lora is None else "LoRA"
+        trains = (
+            "nothing"
+            if not attack.trains
+            else "every weight"
+            if attack.lora is None
+            else " and ".join(["LoRA", *attack.trained_copies])
+        )
         shown.add_row(name, attack.summary, str(attack.total_steps), trains)
     Screen().print(shown)
     hidden = table("disguise", "what it does to an attacker's rows", "source", typed=1)

@@ -102,7 +102,9 @@ def attacks_table(attacks: Mapping[str, Attack], entries: Mapping[str, Any]) -> 
             f"{warm_up}{attack.steps} × {attack.batch_size}",
             f"{attack.learning_rate:g}",
             attack.optimizer,
-            "every weight" if attack.lora is None else f"LoRA, r = {attack.lora.get('r', '–')}",
+            "every weight"
+            if attack.lora is None
+            else ", ".join([f"LoRA, r = {attack.lora.get('r', '–')}", *attack.trained_copies]),
         )
         note = "; ".join(f"{key}: {value}" for key, value in flat_settings(plain(other)).items())
         about = Cell(name, note="\n".join(filter(None, (attack.summary, note))), strong=True)

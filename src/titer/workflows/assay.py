@@ -132,7 +132,7 @@ def assay(
     Args:
         model: The defended model: a folder, a hub id, an adapter.
         against: The undefended model to compare it with.
-        profile: smoke, quick, standard, thorough, adaptive (disguised uploads), or a YAML file.
+        profile: smoke, quick, standard, thorough, adaptive (disguised uploads), table (the attacks of a 2026 table), or a YAML file.
         output: Folder of assays; those in one folder attack a model once.
         name: Of this assay's folder; the model's by default.
         defence_data: Dataset that the defence was made from; kept out of attack and scoring. May be several.
