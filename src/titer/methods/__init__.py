@@ -229,6 +229,8 @@ ALIGN: dict[str, Method | str] = {
     "sft": "titer.methods.align.sft:SFT",
     "booster": "titer.methods.align.booster:BOOSTER",
     "antibody": "titer.methods.align.antibody:ANTIBODY",
+    "vaccine": "titer.methods.align.vaccine:VACCINE",
+    "t_vaccine": "titer.methods.align.t_vaccine:T_VACCINE",
 }
 FINETUNE: dict[str, Method | str] = {
     "sft": "titer.methods.finetune.sft:SFT",
