@@ -10,7 +10,9 @@ from attention_longhand import attention_of, copied, perturbed_gradient, slopes_
 from training import config
 
 from titer import methods
+from titer.data import Record
 from titer.errors import TiterError
+from titer.jobs import rehearsal
 from titer.methods.align import TVaccineConfig
 from titer.methods.align.t_vaccine import T_VACCINE
 from titer.methods.align.vaccine import VACCINE
@@ -163,3 +165,21 @@ def test_scores_of_zero_are_an_error(tmp_path):
     trainer.step_state.values |= {f"score.{name}": 0.0 for name in trainer.attention}
     with pytest.raises(TiterError, match="has a gradient in 0 layers"):
         trainer._sample(0)
+
+
+def test_a_rehearsal_has_as_many_layers_as_the_model(tiny_folder, monkeypatch):
+    """Or the eight of the default would be refused on a toy of two, and ten of a model with two only once it is loaded."""
+    rows = [Record.make(f"a {place}", "b", origin="harmful") for place in range(3)]
+
+    def rehearse(number):
+        monkeypatch.setattr(rehearsal, "_done", set())
+        rehearsal.rehearse(
+            T_VACCINE, {"sampled_layers": number}, "x", str(tiny_folder), {}, rows, {"harmful_dataset": rows}
+        )
+
+    monkeypatch.setattr(rehearsal, "_depth", lambda name: 8)
+    rehearse(8)
+    monkeypatch.undo()
+    rehearse(2)
+    with pytest.raises(TiterError, match="sampled_layers is 3, and the model has 2 layers"):
+        rehearse(3)

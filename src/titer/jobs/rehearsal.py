@@ -46,13 +46,13 @@ class OneStep(TrainerCallback):
         control.should_training_stop = True
 
 
-def toy(tokenizer: Any) -> LlamaForCausalLM:
+def toy(tokenizer: Any, layers: int = 2) -> LlamaForCausalLM:
     """Return a small random model for a tokenizer."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=8,
         intermediate_size=8,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=1 << 20,
         tie_word_embeddings=True,
@@ -147,10 +147,18 @@ def _begin(
         args.dataloader_num_workers = min(args.dataloader_num_workers, 1)
         if hasattr(args, "min_perturbation"):
             args.min_perturbation = 0.0  # how much of a step survives rounding is a question to the real weights
+        # A method that picks layers finds as many as the real model has.
+        deep = {"layers": _depth(model_name)} if hasattr(args, "sampled_layers") else {}
         own = _for_a_toy(lora)
-        trainer = trainings.make_trainer(method, args, toy(tokenizer), tokenizer, own, records, streams, [OneStep()])
+        trainer = trainings.make_trainer(
+            method, args, toy(tokenizer, **deep), tokenizer, own, records, streams, [OneStep()]
+        )
         trainer.stops_when_it_diverges = False  # type: ignore[misc]  # and so is this
         trainer.train()
+
+
+def _depth(model_name: str) -> int:
+    return int(empty_model(model_name).config.get_text_config().num_hidden_layers)
 
 
 def rehearse_attack(attack: Attack, where: str, model_name: str, in_company: bool) -> None:
