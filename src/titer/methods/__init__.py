@@ -231,6 +231,7 @@ ALIGN: dict[str, Method | str] = {
     "antibody": "titer.methods.align.antibody:ANTIBODY",
     "vaccine": "titer.methods.align.vaccine:VACCINE",
     "t_vaccine": "titer.methods.align.t_vaccine:T_VACCINE",
+    "vaa": "titer.methods.align.vaa:VAA",
 }
 FINETUNE: dict[str, Method | str] = {
     "sft": "titer.methods.finetune.sft:SFT",
