@@ -108,7 +108,10 @@ def rehearse(
     step = (method, digest([values, lora]), model_name)
     if step not in _done:
         own = {name: list(streams[name])[:STREAM_ROWS] for name in method.streams}
-        begin = functools.partial(_begin, method, model_name, list(records)[:ROWS], own)
+        # Rows that ask what the defender's harmful rows do not come first: some methods train on no others.
+        asked = {record.prompt_key for record in own.get("harmful_dataset", ())}
+        first = sorted(records, key=lambda record: record.prompt_key in asked)[:ROWS]
+        begin = functools.partial(_begin, method, model_name, first, own)
         try:
             methods.blaming(begin, values | {f"{LORA}{name}": value for name, value in lora.items()}, called)
         except TiterError:

@@ -232,6 +232,7 @@ ALIGN: dict[str, Method | str] = {
     "vaccine": "titer.methods.align.vaccine:VACCINE",
     "t_vaccine": "titer.methods.align.t_vaccine:T_VACCINE",
     "vaa": "titer.methods.align.vaa:VAA",
+    "deep_alignment": "titer.methods.align.deep_alignment:DEEP_ALIGNMENT",
 }
 FINETUNE: dict[str, Method | str] = {
     "sft": "titer.methods.finetune.sft:SFT",
