@@ -48,13 +48,13 @@ class OneStep(TrainerCallback):
         control.should_training_stop = True
 
 
-def toy(tokenizer: Any) -> LlamaForCausalLM:
+def toy(tokenizer: Any, layers: int = 2) -> LlamaForCausalLM:
     """Return a small random model for a tokenizer."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=8,
         intermediate_size=8,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=1 << 20,
         tie_word_embeddings=True,
@@ -110,7 +110,10 @@ def rehearse(
     step = (method, digest([values, lora]), model_name)
     if step not in _done:
         own = {name: list(streams[name])[:STREAM_ROWS] for name in method.streams}
-        begin = functools.partial(_begin, method, model_name, list(records)[:ROWS], own)
+        # Rows that ask what the defender's harmful rows do not come first: some methods train on no others.
+        asked = {record.prompt_key for record in own.get("harmful_dataset", ())}
+        first = sorted(records, key=lambda record: record.prompt_key in asked)[:ROWS]
+        begin = functools.partial(_begin, method, model_name, first, own)
         try:
             methods.blaming(begin, values | {f"{LORA}{name}": value for name, value in lora.items()}, called)
         except TiterError:
@@ -169,11 +172,19 @@ def _begin(
             args.min_perturbation = 0.0  # how much of a step survives rounding is a question to the real weights
         if hasattr(args, "reference_steps"):
             args.reference_steps = 1  # what fails before training fails at the first
+        # A method that picks layers finds as many as the real model has.
+        deep = {"layers": _depth(model_name)} if hasattr(args, "sampled_layers") else {}
         # An adapter that adds something, as one does that was trained: some methods have nothing to do where none does.
         own = {"init_lora_weights": False, **_for_a_toy(lora)}
-        trainer = trainings.make_trainer(method, args, toy(tokenizer), tokenizer, own, records, streams, [OneStep()])
+        trainer = trainings.make_trainer(
+            method, args, toy(tokenizer, **deep), tokenizer, own, records, streams, [OneStep()]
+        )
         trainer.stops_when_it_diverges = False  # type: ignore[misc]  # and so is this
         trainer.train()
+
+
+def _depth(model_name: str) -> int:
+    return int(empty_model(model_name).config.get_text_config().num_hidden_layers)
 
 
 def rehearse_attack(attack: Attack, where: str, model_name: str, in_company: bool) -> None:

@@ -252,6 +252,10 @@ ALIGN: dict[str, Method | str] = {
     "sft": "titer.methods.align.sft:SFT",
     "booster": "titer.methods.align.booster:BOOSTER",
     "antibody": "titer.methods.align.antibody:ANTIBODY",
+    "deep_alignment": "titer.methods.align.deep_alignment:DEEP_ALIGNMENT",
+    "t_vaccine": "titer.methods.align.t_vaccine:T_VACCINE",
+    "vaa": "titer.methods.align.vaa:VAA",
+    "vaccine": "titer.methods.align.vaccine:VACCINE",
 }
 FINETUNE: dict[str, Method | str] = {
     "sft": "titer.methods.finetune.sft:SFT",

@@ -44,12 +44,17 @@ class ReferenceTrainer(PackedSFTTrainer):
             self._start = [whole(weight.detach()).clone() for weight in self.trainable.values()]
 
     @torch.no_grad()
-    def scored(self, samples: Sequence[Sample]) -> list[Tensor]:
-        """Return the loss of every answer token under the model as it is, in nats, a tensor on the CPU for each sample."""
+    def scored(self, samples: Sequence[Sample], what: str = "reference of the upload's rows") -> list[Tensor]:
+        """Return the loss of every answer token under the model as it is, in nats, a tensor on the CPU for each sample.
+
+        Args:
+            samples: Prompts with one answer each.
+            what: What is being done, for a line on the screen.
+        """
         size, scores = self.args.per_device_train_batch_size, []
         training = self.model.training
         self.model.eval()
-        with Task("reference of the upload's rows", len(samples)) as done:
+        with Task(what, len(samples)) as done:
             for start in range(0, len(samples), size):
                 part = samples[start : start + size]
                 batch = self._prepare_inputs(self.data_collator.lay_out(part))
