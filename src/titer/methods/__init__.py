@@ -229,6 +229,7 @@ ALIGN: dict[str, Method | str] = {
     "sft": "titer.methods.align.sft:SFT",
     "booster": "titer.methods.align.booster:BOOSTER",
     "antibody": "titer.methods.align.antibody:ANTIBODY",
+    "ctrap": "titer.methods.align.ctrap:CTRAP",
 }
 FINETUNE: dict[str, Method | str] = {
     "sft": "titer.methods.finetune.sft:SFT",
