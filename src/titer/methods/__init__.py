@@ -230,6 +230,7 @@ ALIGN: dict[str, Method | str] = {
     "booster": "titer.methods.align.booster:BOOSTER",
     "antibody": "titer.methods.align.antibody:ANTIBODY",
     "ctrap": "titer.methods.align.ctrap:CTRAP",
+    "seam": "titer.methods.align.seam:SEAM",
 }
 FINETUNE: dict[str, Method | str] = {
     "sft": "titer.methods.finetune.sft:SFT",

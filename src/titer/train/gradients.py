@@ -207,7 +207,9 @@ def perturbed(
     saved = [weight.clone() for weight in weights]
     try:
         add_(weights, directions, radius / (norm + NORM_EPSILON))
-        yield _surviving(weights, saved, directions, radius, norm, compute_dtype)
+        survived = _surviving(weights, saved, directions, radius, norm, compute_dtype)
+        del directions  # so that a caller who lets go of the gradient frees it
+        yield survived
     finally:
         with torch.no_grad():
             copy_each_([local(weight) for weight in weights], [local(old) for old in saved])

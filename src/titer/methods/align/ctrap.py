@@ -143,7 +143,7 @@ CTRAP = Method(
         "": {"lam": 0.5, "alpha": 0.3},
         "sum": {"lam": 0.5, "alpha": 0.3, "retain": "sum"},
     },
-    memory="1 copy of the weights",
+    memory="a copy of the weights",
     source=Source(
         "2505.16559, ACL 2026",
         "clearloveclearlove/CTRAP",
