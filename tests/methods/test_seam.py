@@ -42,34 +42,16 @@ def pairs(trainer, tokenizer):
     return [(prompt, answer, refused) for (prompt, answer), (_, refused) in zip(harmful, refusals)], general
 
 
-def layer_losses(model, rows, twice=False):
-    """The loss of every differing answer token at each layer, `(layers + 1, N)`, one sample at a time."""
-    found = []
-    for prompt, answer, refused in rows:
-        ids = torch.tensor([prompt + answer])
-        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, output_hidden_states=True)
-        kept = [place for place, token in enumerate(answer) if place >= len(refused) or token != refused[place]]
-        assert 0 < len(kept) < len(answer), "some tokens must differ and others not"
-        states = [model.model.norm(each[0]) for each in output.hidden_states[:-1]]
-        states += [model.model.norm(output.hidden_states[-1][0])] * twice + [output.hidden_states[-1][0]]
-        layers = []
-        for each in states:
-            logs = torch.log_softmax(model.lm_head(each), -1)[len(prompt) - 1 : len(ids[0]) - 1]
-            layers.append(-logs[kept, torch.tensor(answer)[kept]])
-        found.append(torch.stack(layers))
-    return torch.cat(found, 1)
-
-
 def formula(model, tokenizer, trainer, alpha, beta, epsilon, twice=False):
     harmful, general = pairs(trainer, tokenizer)
 
     def h():
-        return ref.gradient(model, layer_losses(model, harmful)[-1].mean())
+        return ref.gradient(model, ref.layer_losses(model, harmful)[-1].mean())
 
     def k():
         return ref.gradient(model, ref.mean_nll(model, general))
 
-    loss = layer_losses(model, harmful, twice).mean(1).sum() / 3  # the embedding and two layers
+    loss = ref.layer_losses(model, harmful, twice).mean(1).sum() / 3  # the embedding and two layers
     unlearn = ref.gradient(model, -torch.log(1 + loss))
     f = ref.gradient(model, ref.mean_nll(model, ref.encode(tokenizer, ROWS)))
     total = [a + alpha * b for a, b in zip(unlearn, f)]
@@ -108,10 +90,10 @@ def test_the_difference_is_the_derivative_of_the_cosine(tiny, tokenizer, tmp_pat
     model.set_attn_implementation("eager")
     harmful, general = pairs(trainer, tokenizer)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    a = torch.autograd.grad(layer_losses(model, harmful)[-1].mean(), parameters, create_graph=True)
+    a = torch.autograd.grad(ref.layer_losses(model, harmful)[-1].mean(), parameters, create_graph=True)
     b = torch.autograd.grad(ref.mean_nll(model, general), parameters, create_graph=True)
     cosine = ref.inner(a, b) / (ref.norm(a) * ref.norm(b))
-    exact = ref.gradient(model, cosine - torch.log(1 + layer_losses(model, harmful).mean()))
+    exact = ref.gradient(model, cosine - torch.log(1 + ref.layer_losses(model, harmful).mean()))
     assert ref.relative_error(ours, exact) < 1e-3
 
 

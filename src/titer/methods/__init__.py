@@ -231,6 +231,7 @@ ALIGN: dict[str, Method | str] = {
     "antibody": "titer.methods.align.antibody:ANTIBODY",
     "ctrap": "titer.methods.align.ctrap:CTRAP",
     "seam": "titer.methods.align.seam:SEAM",
+    "rep_noise": "titer.methods.align.rep_noise:REP_NOISE",
 }
 FINETUNE: dict[str, Method | str] = {
     "sft": "titer.methods.finetune.sft:SFT",
