@@ -232,6 +232,7 @@ ALIGN: dict[str, Method | str] = {
     "ctrap": "titer.methods.align.ctrap:CTRAP",
     "seam": "titer.methods.align.seam:SEAM",
     "rep_noise": "titer.methods.align.rep_noise:REP_NOISE",
+    "tar": "titer.methods.align.tar:TAR",
 }
 FINETUNE: dict[str, Method | str] = {
     "sft": "titer.methods.finetune.sft:SFT",
