@@ -45,6 +45,24 @@ def inner(left, right):
     return sum((a * b).sum() for a, b in zip(left, right))
 
 
+def layer_losses(model, rows, twice=False):
+    """The loss of every differing answer token at each layer, `(layers + 1, N)`, one sample at a time."""
+    found = []
+    for prompt, answer, refused in rows:
+        ids = torch.tensor([prompt + answer])
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, output_hidden_states=True)
+        kept = [place for place, token in enumerate(answer) if place >= len(refused) or token != refused[place]]
+        assert 0 < len(kept) < len(answer), "some tokens must differ and others not"
+        states = [model.model.norm(each[0]) for each in output.hidden_states[:-1]]
+        states += [model.model.norm(output.hidden_states[-1][0])] * twice + [output.hidden_states[-1][0]]
+        layers = []
+        for each in states:
+            logs = torch.log_softmax(model.lm_head(each), -1)[len(prompt) - 1 : len(ids[0]) - 1]
+            layers.append(-logs[kept, torch.tensor(answer)[kept]])
+        found.append(torch.stack(layers))
+    return torch.cat(found, 1)
+
+
 class moved:
     """The weights minus radius times a direction, put back on exit."""
 

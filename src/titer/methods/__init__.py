@@ -252,8 +252,12 @@ ALIGN: dict[str, Method | str] = {
     "sft": "titer.methods.align.sft:SFT",
     "booster": "titer.methods.align.booster:BOOSTER",
     "antibody": "titer.methods.align.antibody:ANTIBODY",
+    "ctrap": "titer.methods.align.ctrap:CTRAP",
     "deep_alignment": "titer.methods.align.deep_alignment:DEEP_ALIGNMENT",
+    "rep_noise": "titer.methods.align.rep_noise:REP_NOISE",
+    "seam": "titer.methods.align.seam:SEAM",
     "t_vaccine": "titer.methods.align.t_vaccine:T_VACCINE",
+    "tar": "titer.methods.align.tar:TAR",
     "vaa": "titer.methods.align.vaa:VAA",
     "vaccine": "titer.methods.align.vaccine:VACCINE",
 }

@@ -180,6 +180,25 @@ class Perturbation:
 
 
 @contextmanager
+def restored(parameters: Mapping[str, Parameter]) -> Iterator[list[Tensor]]:
+    """Inside the block the weights may be moved by anything; on exit, also when it raises, they are what they were, bit for bit.
+
+    Args:
+        parameters: The trainable parameters, by name.
+
+    Yields:
+        Copies of the weights.
+    """
+    weights = [parameter.detach() for parameter in parameters.values()]
+    saved = [weight.clone() for weight in weights]
+    try:
+        yield saved
+    finally:
+        with torch.no_grad():
+            copy_each_([local(weight) for weight in weights], [local(old) for old in saved])
+
+
+@contextmanager
 def perturbed(
     parameters: Mapping[str, Parameter], radius: float, compute_dtype: torch.dtype | None = None
 ) -> Iterator[Perturbation]:
@@ -204,13 +223,11 @@ def perturbed(
     directions = gradients(parameters)
     weights = [parameter.detach() for parameter in parameters.values()]
     norm = global_norm(directions).item()
-    saved = [weight.clone() for weight in weights]
-    try:
+    with restored(parameters) as saved:
         add_(weights, directions, radius / (norm + NORM_EPSILON))
-        yield _surviving(weights, saved, directions, radius, norm, compute_dtype)
-    finally:
-        with torch.no_grad():
-            copy_each_([local(weight) for weight in weights], [local(old) for old in saved])
+        survived = _surviving(weights, saved, directions, radius, norm, compute_dtype)
+        del directions  # so that a caller who lets go of the gradient frees it
+        yield survived
 
 
 @torch.no_grad()

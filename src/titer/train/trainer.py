@@ -184,6 +184,13 @@ class PackedSFTTrainer(trl.SFTTrainer):
         size = self.rows_drawn * self.args.world_size
         return draw(len(pool[stream]), number * size, size, (self.args.seed, which))
 
+    def drawn_places(self) -> list[range]:
+        """Return which places of a draw (`drawn_rows`, of all ranks) each of this rank's micro-batches of a pool takes."""
+        size, ranks = min(self.args.per_device_train_batch_size, self.rows_drawn), self.args.world_size
+        rows = self.rows_drawn * ranks
+        starts = range(self.args.process_index * size, rows, ranks * size)
+        return [range(start, min(start + size, rows)) for start in starts]
+
     def stream_batches(self, stream: str) -> list[PackedBatch]:
         """Return this rank's micro-batches of a stream at this optimizer step.
 
@@ -195,13 +202,9 @@ class PackedSFTTrainer(trl.SFTTrainer):
             return [batch[stream] for batch in self.micro_batches]
         if stream not in self._drawn:
             rows = self.drawn_rows(stream, self.draw_number)
-            size, ranks = min(self.args.per_device_train_batch_size, self.rows_drawn), self.args.world_size
-            starts = range(self.args.process_index * size, len(rows), ranks * size)
             self._drawn[stream] = [
-                self._prepare_inputs(
-                    self.data_collator.lay_out([pool[stream][row] for row in rows[start : start + size]])
-                )
-                for start in starts
+                self._prepare_inputs(self.data_collator.lay_out([pool[stream][rows[place]] for place in places]))
+                for places in self.drawn_places()
             ]
         return self._drawn[stream]
 

@@ -1,9 +1,9 @@
-"""What alignment-stage defences share: a harmful stream, and a simulated step of an attacker."""
+"""What alignment-stage defences share: a harmful stream, perturbed weights, and a simulated step of an attacker."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from titer.errors import TiterError
 from titer.methods.streams import DefenderRowsTrainer
+from titer.packing.batches import PackedBatch
 from titer.ranges import COUNT, SHARE, Range
 from titer.train.gradients import (
+    Perturbation,
     add_,
     dot,
     global_norm,
@@ -36,49 +38,170 @@ class HarmfulStreamTrainer(DefenderRowsTrainer):
         kwargs: What `DefenderRowsTrainer` takes.
     """
 
-    POOLS = (("harmful",),)
+    POOLS: ClassVar[tuple[tuple[str, ...], ...]] = (("harmful",),)
 
     def __init__(self, *, args: Any, **kwargs: Any) -> None:
         super().__init__(args=args, **kwargs)
         self.refuse_noise("so the two harmful gradients would differ by mask noise, not by the perturbation.")
 
+    def backward_of(self, what: str, shares: Iterable[Callable[[], Tensor]], factor: float = 1.0) -> float:
+        """Add `factor` times the gradient of a loss to `.grad`; return that loss over all ranks.
+
+        Args:
+            what: What the loss is called, should it be no number.
+            shares: Each runs a micro-batch of this rank and returns what it adds to the loss of the optimizer batch.
+            factor: What the gradient is multiplied by.
+        """
+        loss = torch.zeros((), device=self.args.device)
+        for share in shares:
+            with self.compute_loss_context_manager():
+                value = share()
+            self.accelerator.backward(factor * self.accelerator.num_processes * value)  # DDP takes the mean over ranks
+            loss = loss + value.detach()
+        found = self.total(loss).item()
+        self._refuse_divergence(what, found)
+        return found
+
+    def counted(self, batches: Sequence[PackedBatch]) -> int:
+        """Return how many supervised tokens batches of this rank and of the others have together."""
+        own = sum(batch["targets"].numel() for batch in batches)
+        return int(self.total(torch.tensor(own, device=self.args.device)).item())
+
 
 @dataclass
-class SimulatedAttackConfig(PackedSFTConfig):
-    """Settings of defences that simulate an attack.
+class PerturbationConfig(PackedSFTConfig):
+    """Settings of defences that take gradients at perturbed weights.
 
     Args:
-        refresh_every: Optimizer steps between simulated attacks, whose gradients are used for all steps until the next. 1
-            is the method as published; more is an approximation.
-        min_perturbation: Least cosine and length of the simulated step as the forward pass sees it, relative to the
-            step that was meant; checked at the first simulated attack. 0 accepts anything.
+        min_perturbation: Least cosine and length of a perturbation as the forward pass sees it, relative to the one that was
+            meant; checked at the first one. 0 accepts anything.
     """
 
-    RANGES: ClassVar[dict[str, Range]] = {"refresh_every": COUNT, "min_perturbation": SHARE}
+    RANGES: ClassVar[dict[str, Range]] = {"min_perturbation": SHARE}
 
-    refresh_every: int = field(
-        default=1, metadata={"help": "Steps between simulated attacks; above 1 is an approximation."}
-    )
     min_perturbation: float = field(
-        default=0.9, metadata={"help": "Least part of the simulated step that must survive rounding; 0 for any."}
+        default=0.9, metadata={"help": "Least part of a perturbation that must survive rounding; 0 for any."}
     )
 
 
-class SimulatedAttackTrainer(HarmfulStreamTrainer):
-    """A defence that simulates an attacker's step on the harmful stream and attenuates what it gains.
-
-    A subclass says which gradients a simulated attack gives (`simulate`) and how they enter the update (`combine`).
+class PerturbationTrainer(HarmfulStreamTrainer):
+    """A defence that takes gradients at perturbed weights, and raises when the perturbation does not reach the model.
 
     Args:
         args: Settings.
         kwargs: What `HarmfulStreamTrainer` takes.
     """
 
-    args: SimulatedAttackConfig
+    args: PerturbationConfig
 
     def __init__(self, *, args: Any, **kwargs: Any) -> None:
         self._perturbation_checked = False
         super().__init__(args=args, **kwargs)
+
+    @property
+    def checks_perturbations(self) -> bool:
+        """Whether perturbations are still to be checked: up to the first that there was anything to check of."""
+        return self.args.min_perturbation > 0 and not self._perturbation_checked
+
+    def check_perturbation(
+        self, model: Any, radius: float, loss: float, evaluate: Callable[[], float] | None = None
+    ) -> None:
+        """Raise when the first step against the gradient of a loss is not what the forward pass sees; `.grad` holds it.
+
+        Two things can come between. Weights are rounded, when they are stored or when they are multiplied: that shows in
+        the weights. Or the forward pass reads other tensors than those that are moved, all of them or some: that shows
+        in the loss alone. Moved along its gradient to both sides, the loss must change at the rate ‖∇h(w)‖, but for
+        terms of third order; what is missing of it is the part of ‖∇h(w)‖² whose weights were not moved.
+
+        Args:
+            model: The model that is trained.
+            radius: Length of the step.
+            loss: h(w).
+            evaluate: Returns h at the weights that the model has; by default the mean loss of the harmful stream.
+        """
+        if not self.checks_perturbations:
+            return
+        with perturbed(self.trainable, -radius, self.compute_dtype) as perturbation:
+            pass
+        if not perturbation.norm:
+            return  # a gradient of zero: there was nothing to check
+        self.refuse_lost(perturbation, radius)
+        self._check_reach(radius, loss, perturbation.norm, evaluate or (lambda: self.stream_loss(model, "harmful")))
+        self._perturbation_checked = True
+
+    def refuse_lost(self, perturbation: Perturbation, radius: float) -> None:
+        """Raise when too little of a perturbation survived rounding."""
+        least = self.args.min_perturbation
+        if perturbation.ratio < least or perturbation.cosine < least:
+            dtype = self.compute_dtype or next(iter(self.trainable.values())).dtype
+            raise TiterError(
+                f"The simulated attack is lost in rounding: as the model computes, in {dtype}, its step of {radius} has "
+                f"{perturbation.ratio:.2f} times its length and a cosine of {perturbation.cosine:.2f} with the direction "
+                f"that is meant, and {least} is asked for.",
+                "Keep trained weights in float32 (a LoRA adapter costs little) and set bf16=False, or take a longer "
+                "step; min_perturbation=0 accepts this one.",
+            )
+
+    def _check_reach(self, radius: float, loss: float, norm: float, evaluate: Callable[[], float]) -> None:
+        """Raise when moving the weights along the gradient and against it does not change the loss as it should."""
+        least = self.args.min_perturbation
+        # A hundredth of the loss, or of a nat, is far above the rounding of float32 and far below curvature. Rounding to
+        # bfloat16 swallows 0.4 to 0.6 of so small a change, and still 0.2 of four hundredths (tiny model, all weights).
+        coarse = torch.bfloat16 in {self.compute_dtype, *(weight.dtype for weight in self.model.parameters())}
+        part, least = (0.04, least / 2) if coarse else (0.01, least)
+        short = min(radius, part * max(loss, 1.0) / norm)
+        expected = 2 * short * norm
+        if coarse and expected < torch.finfo(torch.bfloat16).eps * loss:
+            logger.warning(
+                "Whether the simulated attack reaches the model could not be checked: a step of %.2g changes the harmful "
+                "loss of %.3g by %.2g, which bfloat16 does not tell from rounding; bf16=False would.",
+                short,
+                loss,
+                expected,
+            )
+            return
+        losses = []
+        for step in (short, -short):
+            with perturbed(self.trainable, step):
+                losses.append(evaluate())
+        change = losses[0] - losses[1]
+        if change < least * expected:
+            raise TiterError(
+                f"The simulated attack does not reach the model: moving the weights by {short:.2g} along the gradient "
+                f"and against it should change the harmful loss by {expected:.2g} and changes it by {change:.2g}. The "
+                "forward pass reads copies of the weights, or the step is too short for its precision.",
+                "Train without an autocast of your own around it (it keeps rounded copies of weights) and without "
+                "compiled or quantised copies; min_perturbation=0 goes on regardless.",
+            )
+
+
+@dataclass
+class SimulatedAttackConfig(PerturbationConfig):
+    """Settings of defences that simulate an attack.
+
+    Args:
+        refresh_every: Optimizer steps between simulated attacks, whose gradients are used for all steps until the next. 1
+            is the method as published; more is an approximation.
+    """
+
+    RANGES: ClassVar[dict[str, Range]] = {"refresh_every": COUNT}
+
+    refresh_every: int = field(
+        default=1, metadata={"help": "Steps between simulated attacks; above 1 is an approximation."}
+    )
+
+
+class SimulatedAttackTrainer(PerturbationTrainer):
+    """A defence that simulates an attacker's step on the harmful stream and attenuates what it gains.
+
+    A subclass says which gradients a simulated attack gives (`simulate`) and how they enter the update (`combine`).
+
+    Args:
+        args: Settings.
+        kwargs: What `PerturbationTrainer` takes.
+    """
+
+    args: SimulatedAttackConfig
 
     @property
     def simulated(self) -> dict[str, list[Tensor]]:
@@ -125,8 +248,7 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
         """
         self.simulated.clear()
         harmful_loss = self.stream_backward(model, "harmful")  # .grad = ∇h(w)
-        if self.args.min_perturbation and not self._perturbation_checked:
-            self._perturbation_checked = self._check_perturbation(model, radius, harmful_loss)
+        self.check_perturbation(model, radius, harmful_loss)
         weights = self.trainable
         with perturbed(weights, -radius, self.compute_dtype) as perturbation:
             scale_(gradients(weights), -1.0)  # .grad = −∇h(w)
@@ -141,66 +263,6 @@ class SimulatedAttackTrainer(HarmfulStreamTrainer):
             perturbation_ratio=perturbation.ratio,
             perturbation_cosine=perturbation.cosine,
         )
-
-    def _check_perturbation(self, model: Any, radius: float, harmful_loss: float) -> bool:
-        """Raise when the step that the forward pass sees is not the one that is meant; `.grad` holds ∇h(w).
-
-        Two things can come between. Weights are rounded, when they are stored or when they are multiplied: that shows in
-        the weights. Or the forward pass reads other tensors than those that are moved, all of them or some: that shows
-        in the loss alone. Moved along its gradient to both sides, the loss must change at the rate ‖∇h(w)‖, but for
-        terms of third order; what is missing of it is the part of ‖∇h(w)‖² whose weights were not moved.
-
-        Args:
-            model: The model that is trained.
-            radius: Length of the simulated step.
-            harmful_loss: h(w).
-
-        Returns:
-            Whether there was anything to check: not for a gradient of zero.
-        """
-        least = self.args.min_perturbation
-        with perturbed(self.trainable, -radius, self.compute_dtype) as perturbation:
-            pass
-        if not perturbation.norm:
-            return False
-        if perturbation.ratio < least or perturbation.cosine < least:
-            dtype = self.compute_dtype or next(iter(self.trainable.values())).dtype
-            raise TiterError(
-                f"The simulated attack is lost in rounding: as the model computes, in {dtype}, its step of {radius} has "
-                f"{perturbation.ratio:.2f} times its length and a cosine of {perturbation.cosine:.2f} with the direction "
-                f"that is meant, and {least} is asked for.",
-                "Keep trained weights in float32 (a LoRA adapter costs little) and set bf16=False, or take a longer "
-                "step; min_perturbation=0 accepts this one.",
-            )
-        # A hundredth of the loss, or of a nat, is far above the rounding of float32 and far below curvature. Rounding to
-        # bfloat16 swallows 0.4 to 0.6 of so small a change, and still 0.2 of four hundredths (tiny model, all weights).
-        coarse = torch.bfloat16 in {self.compute_dtype, *(weight.dtype for weight in self.model.parameters())}
-        part, least = (0.04, least / 2) if coarse else (0.01, least)
-        short = min(radius, part * max(harmful_loss, 1.0) / perturbation.norm)
-        expected = 2 * short * perturbation.norm
-        if coarse and expected < torch.finfo(torch.bfloat16).eps * harmful_loss:
-            logger.warning(
-                "Whether the simulated attack reaches the model could not be checked: a step of %.2g changes the harmful "
-                "loss of %.3g by %.2g, which bfloat16 does not tell from rounding; bf16=False would.",
-                short,
-                harmful_loss,
-                expected,
-            )
-            return True
-        losses = []
-        for step in (short, -short):
-            with perturbed(self.trainable, step):
-                losses.append(self.stream_loss(model, "harmful"))
-        change = losses[0] - losses[1]
-        if change < least * expected:
-            raise TiterError(
-                f"The simulated attack does not reach the model: moving the weights by {short:.2g} along the gradient "
-                f"and against it should change the harmful loss by {expected:.2g} and changes it by {change:.2g}. The "
-                "forward pass reads copies of the weights, or the step is too short for its precision.",
-                "Train without an autocast of your own around it (it keeps rounded copies of weights) and without "
-                "compiled or quantised copies; min_perturbation=0 goes on regardless.",
-            )
-        return True
 
     def add_simulated(self, name: str, factor: float = 1.0) -> None:
         """Add `factor` times a gradient of the simulated attack to `.grad`, where there is one of that name."""
