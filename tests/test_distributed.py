@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from distributed_worker import EVAL_BATCHES, RESUMED, WEIGHTS
-from every_method import EVERY
+from every_method import DECLARED, EVERY
 from safetensors.torch import load_file
 from told import refused
 
@@ -131,8 +131,9 @@ def test_weights_are_held_as_the_configuration_says(runs, kind):
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("run", SHARDED)
 def test_what_is_saved_is_the_same(runs, run, kind):
-    file = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}[kind]
     for method in EVERY:
+        full = kind == "full" and not DECLARED[method][0].lora_only
+        file = "model.safetensors" if full else "adapter_model.safetensors"
         one, other = (load_file(runs / each / f"{method}-{kind}" / "saved" / file) for each in ("one", run))
         # Sharded tied weights are written under both names.
         assert set(other) - set(one) <= {"lm_head.weight"}

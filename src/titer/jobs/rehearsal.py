@@ -147,7 +147,8 @@ def _begin(
         args.dataloader_num_workers = min(args.dataloader_num_workers, 1)
         if hasattr(args, "min_perturbation"):
             args.min_perturbation = 0.0  # how much of a step survives rounding is a question to the real weights
-        own = _for_a_toy(lora)
+        # An adapter that adds something, as one does that was trained: some methods have nothing to do where none does.
+        own = {"init_lora_weights": False, **_for_a_toy(lora)}
         trainer = trainings.make_trainer(method, args, toy(tokenizer), tokenizer, own, records, streams, [OneStep()])
         trainer.stops_when_it_diverges = False  # type: ignore[misc]  # and so is this
         trainer.train()

@@ -79,7 +79,7 @@ class Trial:
             name: The folder for checkpoints.
             model: Another model than the toy.
             rows: Training data; 8 rows if none.
-            with_lora: Train an adapter (settings of one may be given), or all weights.
+            with_lora: Train an adapter (settings of one may be given), or all weights where the method does that.
             callbacks: Of the trainer.
             harmful: The defender's harmful rows.
             tokenizer: Another model's.
@@ -93,8 +93,8 @@ class Trial:
         given: dict[str, Any] = {stream: streams[stream] for stream in self.method.streams}
         if issubclass(self.method.trainer, RefusalTrainer):
             given["refusals"] = REFUSALS
-        if with_lora is not False:
-            given["peft_config"] = toy_lora(**({} if with_lora is True else with_lora))
+        if with_lora is not False or self.method.lora_only:
+            given["peft_config"] = toy_lora(**({} if isinstance(with_lora, bool) else with_lora))
         values = {"output_dir": str(self.folder / name), **TRAINING, **self.settings, **settings}
         return self.method.trainer(
             model=copy.deepcopy(model_of_toy if model is None else model),
