@@ -113,6 +113,7 @@ class Method:
             every method passes are run with.
         memory: What it holds besides what plain training holds: `2 gradients`; empty for nothing.
         source: Where it comes from; by default from titer.
+        lora_only: Whether it is one of LoRA adapters alone, and refuses to train a model's own weights.
     """
 
     not_here: ClassVar[Mapping[str, str]] = NOT_HERE
@@ -128,6 +129,7 @@ class Method:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     memory: str = ""
     source: Source = Source()
+    lora_only: bool = False
 
     def __post_init__(self) -> None:
         known = {one.name for one in dataclasses.fields(self.config)}
@@ -235,6 +237,7 @@ FINETUNE: dict[str, Method | str] = {
     "antibody": "titer.methods.finetune.antibody:ANTIBODY",
     "gate": "titer.methods.finetune.gate:GATE",
     "sieve": "titer.methods.finetune.sieve:SIEVE",
+    "spard": "titer.methods.finetune.spard:SPARD",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
