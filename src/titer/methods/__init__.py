@@ -237,6 +237,7 @@ FINETUNE: dict[str, Method | str] = {
     "antibody": "titer.methods.finetune.antibody:ANTIBODY",
     "gate": "titer.methods.finetune.gate:GATE",
     "sieve": "titer.methods.finetune.sieve:SIEVE",
+    "bds": "titer.methods.finetune.bds:BDS",
     "spard": "titer.methods.finetune.spard:SPARD",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
