@@ -239,6 +239,7 @@ FINETUNE: dict[str, Method | str] = {
     "sieve": "titer.methods.finetune.sieve:SIEVE",
     "bds": "titer.methods.finetune.bds:BDS",
     "spard": "titer.methods.finetune.spard:SPARD",
+    "panacea": "titer.methods.finetune.panacea:PANACEA",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
