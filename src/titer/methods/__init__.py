@@ -240,6 +240,7 @@ FINETUNE: dict[str, Method | str] = {
     "bds": "titer.methods.finetune.bds:BDS",
     "spard": "titer.methods.finetune.spard:SPARD",
     "panacea": "titer.methods.finetune.panacea:PANACEA",
+    "safe_grad": "titer.methods.finetune.safe_grad:SAFE_GRAD",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}
