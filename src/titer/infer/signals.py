@@ -132,6 +132,36 @@ def _over_answers(states: Tensor, starts: Tensor, counts: Tensor) -> Tensor:
     return torch.stack(means)
 
 
+@torch.no_grad()
+def prompt_states(model: Any, prompts: Sequence[Sequence[int]], skipped: int = 0) -> Tensor:
+    """Return the mean of what the last layer puts out over a prompt's tokens, `(n, hidden_size)` in float32 on the CPU.
+
+    Args:
+        model: A causal language model.
+        prompts: Token ids of each prompt, at least one more than `skipped`.
+        skipped: How many tokens of a prompt's beginning the mean leaves out.
+    """
+    device = next(model.parameters()).device
+    pairs = [(prompt, prompt[-1:]) for prompt in prompts]  # what follows a prompt does not matter to it
+    layout = layout_for(model, pairs, ROWS_PER_PASS)
+    was_training = model.training
+    model.eval()
+    means: list[Tensor] = []
+    with Task("prompts", len(prompts)) as done:
+        for start in range(0, len(prompts), ROWS_PER_PASS):
+            part = pairs[start : start + ROWS_PER_PASS]
+            samples = [Sample(prompt, [answer]) for prompt, answer in part]
+            batch = to_device(layout.lay_out(samples, share_prefix=False), device)
+            _, output = token_nll(model, batch, output_hidden_states=True)
+            # One token is predicted in each row, from the last of its prompt; the others stand before it.
+            for end, (prompt, _) in zip(batch["predict_from"].tolist(), part, strict=True):
+                places = torch.arange(end - len(prompt) + 1 + skipped, end + 1, device=device)
+                means.append(hidden_states(output, batch, [-1], places)[:, 0].mean(0).cpu())
+            done.advance(len(part))
+    model.train(was_training)
+    return torch.stack(means)
+
+
 UNASKED = "?"
 """A request that asks for nothing."""
 

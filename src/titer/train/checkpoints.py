@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,10 @@ UNFINISHED = ".unfinished"
 """In the output folder: where a checkpoint is written until it is whole."""
 
 CARRIED_FILE = "carried.safetensors"
-"""In a checkpoint: the tensors that a method carries from step to step."""
+"""In a checkpoint: the tensors that a method carries from step to step, one for each trained weight."""
+
+KEPT_FILE = "kept.safetensors"
+"""In a checkpoint: tensors of any other shape that a method carries, which are the same on all ranks."""
 
 
 class StepState(TrainerCallback, exportable_state()):  # type: ignore[misc]
@@ -39,6 +43,21 @@ class StepState(TrainerCallback, exportable_state()):  # type: ignore[misc]
         saved = state.stateful_callbacks.get(type(self).__name__)
         if saved is not None:
             self.values = dict(saved["attributes"]["values"])
+
+
+class Moments(TrainerCallback):
+    """Tells a trainer of the moments that the library alone knows: `after_update` and `after_training`."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = weakref.proxy(trainer)  # which holds this
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The optimizer has moved the weights, its gradients are still there and its learning rate is that of this step."""
+        self.trainer.after_update(self.trainer.model_wrapped)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The last checkpoint is written."""
+        self.trainer.after_training(self.trainer.model_wrapped)
 
 
 def save_carried(carried: Mapping[str, Sequence[Tensor]], checkpoint: str, writes: bool) -> None:
@@ -63,6 +82,19 @@ def load_carried(checkpoint: str | None, weights: Sequence[Tensor]) -> dict[str,
         name: [sharded_like(tensors[f"{name}.{place}"], weight) for place, weight in enumerate(weights)]
         for name in names
     }
+
+
+def save_kept(kept: Mapping[str, Tensor], checkpoint: str, writes: bool) -> None:
+    """Save tensors by name in a checkpoint; all ranks hold the same, and one `writes`."""
+    if kept and writes:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in kept.items()}, Path(checkpoint) / KEPT_FILE)
+
+
+def load_kept(checkpoint: str | None) -> dict[str, Tensor]:
+    """Return what `save_kept` left in a checkpoint, on the CPU."""
+    if checkpoint is None or not (file := Path(checkpoint) / KEPT_FILE).is_file():
+        return {}
+    return dict(load_file(file))
 
 
 @contextmanager

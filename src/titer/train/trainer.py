@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import trl
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import Parameter
@@ -26,11 +25,21 @@ from titer.models import Template, prepare_tokenizer
 from titer.packing.alone import bare_model
 from titer.packing.batches import PackedBatch
 from titer.packing.layouts import layout_for
-from titer.packing.losses import branch_nll, token_nll
+from titer.packing.losses import token_nll
 from titer.packing.streams import Pool, draw
-from titer.train.checkpoints import StepState, appearing, load_carried, remove_old, save_carried
+from titer.train.checkpoints import (
+    Moments,
+    StepState,
+    appearing,
+    load_carried,
+    load_kept,
+    remove_old,
+    save_carried,
+    save_kept,
+)
 from titer.train.checks import ran_away, refuse_arguments, refuse_noise, refuse_runaway_weights, refuse_untrainable
 from titer.train.config import PackedSFTConfig
+from titer.train.evaluation import EvaluatingTrainer
 from titer.train.gradients import reshard, trainable_parameters
 from titer.train.rows import Encoder, PackCollator, as_rows, eval_datasets, token_pairs
 from titer.train.sharding import keep_sums_precise, recomputes_activations, refuse_sharding_that_fails
@@ -38,7 +47,7 @@ from titer.train.sharding import keep_sums_precise, recomputes_activations, refu
 __all__ = ["PackedSFTConfig", "PackedSFTTrainer"]
 
 
-class PackedSFTTrainer(trl.SFTTrainer):
+class PackedSFTTrainer(EvaluatingTrainer):
     """Supervised fine-tuning on packed rows: minimises the mean token loss of completions given prompts.
 
     Takes the arguments of `trl.SFTTrainer`. A subclass adds a method by overriding `streams` (columns tied to the
@@ -58,6 +67,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         micro_batches: Those of this optimizer step on this rank.
         micro_batch: Which of them goes through now.
         carried: What a method carries from step to step: by name, a tensor for each trained weight, saved in checkpoints.
+        kept: Other tensors that it carries, by name, on the CPU and the same on all ranks, saved likewise.
         during_step: Is closed when an optimizer step ends, also by an error or Ctrl-C: for hooks and patches that span it.
 
     Raises:
@@ -86,6 +96,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         self.micro_batches: list[PackedBatch] = []
         self.micro_batch = 0
         self.carried: dict[str, list[Tensor]] = {}
+        self.kept: dict[str, Tensor] = {}
         self.during_step = ExitStack()
         self._step_loss: Tensor | float = 0.0
         self._checkpoints_go_to: str | None = None
@@ -107,6 +118,7 @@ class PackedSFTTrainer(trl.SFTTrainer):
         refuse_untrainable(self.trainable)
         self.find_layout()
         self.add_callback(StepState())
+        self.add_callback(Moments(self))
 
     # -- hooks: what a method overrides -------------------------------------------------------------------------------
 
@@ -142,6 +154,12 @@ class PackedSFTTrainer(trl.SFTTrainer):
 
     def after_step(self, model: Any) -> None:
         """Change `.grad`, which now holds the whole gradient of the optimizer step, before it is clipped."""
+
+    def after_update(self, model: Any) -> None:
+        """Move the weights once more, right after the optimizer's step; `.grad` still holds what it went by."""
+
+    def after_training(self, model: Any) -> None:
+        """Change the weights that training ends with, which stand in no checkpoint."""
 
     def compute_loss(
         self, model: Any, inputs: PackedBatch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -210,10 +228,10 @@ class PackedSFTTrainer(trl.SFTTrainer):
 
     def stream_backward(self, model: Any, stream: str, factor: float = 1.0) -> float:
         """Add `factor` times the gradient of a stream's mean token loss to `.grad`; return that loss, in nats, over all ranks."""
-        mean = torch.zeros((), device=self.args.device)
+        mean: Any = 0.0
         for share in self._stream_shares(model, stream):
             self.accelerator.backward(factor * self.accelerator.num_processes * share)  # DDP takes the mean over ranks
-            mean += share.detach()
+            mean = mean + share.detach()
         loss = self.total(mean).item()
         self._refuse_divergence(f"{stream} loss", loss)
         return loss
@@ -234,10 +252,6 @@ class PackedSFTTrainer(trl.SFTTrainer):
             with self.compute_loss_context_manager():
                 nll, _ = token_nll(model, batch)
             yield nll.sum() / tokens
-
-    def total(self, value: Tensor) -> Tensor:
-        """Add a tensor over all ranks."""
-        return self.accelerator.reduce(value.clone(), reduction="sum")
 
     def record(self, **metrics: float) -> None:
         """Note metrics of this step; they are averaged and logged with the loss."""
@@ -331,36 +345,6 @@ class PackedSFTTrainer(trl.SFTTrainer):
             return
         super()._run_epoch(*args, **kwargs)
 
-    # -- evaluation ---------------------------------------------------------------------------------------------------
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
-        """Evaluate; the loss is the mean over all supervised tokens, however they are split into batches and ranks."""
-        # By row, with the number of ranks that had it: they fill up their last batch with rows that others have too.
-        self._evaluated = torch.zeros(3, len(dataloader.dataset), device=self.args.device)
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        nll, tokens, ranks = self.total(self._evaluated).cpu().double()
-        loss = (nll / ranks.clamp_min(1)).sum() / (tokens / ranks.clamp_min(1)).sum()
-        output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
-        return output
-
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, None, None]:
-        """Note the summed loss and the tokens of each row of a batch."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            nll, _ = token_nll(model, inputs)
-        sums, tokens = branch_nll(nll, inputs["branch"], len(inputs["row"]))
-        self._evaluated[:, inputs["row"]] = torch.stack((sums, tokens, torch.ones_like(sums))).to(self._evaluated)
-        return nll.mean(), None, None
-
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -372,10 +356,12 @@ class PackedSFTTrainer(trl.SFTTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         save_carried(self.carried, output_dir, self.args.should_save)
+        save_kept(self.kept, output_dir, self.args.should_save)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         self.carried = load_carried(checkpoint, list(self.trainable.values())) or self.carried
+        self.kept = load_kept(checkpoint) or self.kept
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._checkpoints_go_to or str(Path(super()._get_output_dir(trial)))

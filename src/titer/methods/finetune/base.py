@@ -73,7 +73,39 @@ def refusal_ids(template: Template, refusals: Sequence[str]) -> list[list[int]]:
     return [template.completion_ids(question, [{"role": "assistant", "content": text}]) for text in refusals]
 
 
-class RefusalTrainer(PackedSFTTrainer):
+class WeightLogTrainer(PackedSFTTrainer):
+    """Fine-tuning that writes down what each row counted at each step.
+
+    Args:
+        kwargs: What `PackedSFTTrainer` takes.
+    """
+
+    _logged: int | None = None
+    """Up to which step this training has logged its weights."""
+
+    def log_weights(self, rows: Tensor, weights: Tensor, **more: Tensor) -> None:
+        """Append this rank's rows and weights of this step to `sample_weights.jsonl` in the output folder.
+
+        A training that begins, or goes on from a checkpoint, first cuts off what an earlier one wrote of later steps.
+        """
+        suffix = f".rank{self.args.process_index}" if self.args.process_index else ""
+        path = Path(self.args.output_dir) / (WEIGHT_LOG + suffix)
+        done = self.state.global_step
+        if self._logged != done:
+            before = [line for line in _log_lines(path) if line["step"] <= done] if path.is_file() else []
+            with replacing(path) as file:
+                file.writelines(json.dumps(line).encode() + b"\n" for line in before)
+        columns = {"row": rows, "weight": weights, **more}
+        # `r+` does not create the file: if somebody removed the log, a new one would look complete and lack the first steps.
+        with writing(path), path.open("r+", encoding="utf-8") as file:
+            file.seek(0, os.SEEK_END)
+            for values in zip(*(column.tolist() for column in columns.values()), strict=True):
+                line = {"step": done + 1, **dict(zip(columns, values, strict=True))}
+                file.write(json.dumps(line) + "\n")
+        self._logged = done + 1
+
+
+class RefusalTrainer(WeightLogTrainer):
     """Fine-tuning in which every user row has a refusal of the same prompt to be compared with.
 
     About 100 generic refusals are assigned to rows by index and stay with them for the run (arXiv 2603.00498).
@@ -85,7 +117,6 @@ class RefusalTrainer(PackedSFTTrainer):
 
     def __init__(self, *, args: PackedSFTConfig, refusals: Sequence[str] | None = None, **kwargs: Any) -> None:
         self.refusals = refusal_completions(refusals)
-        self._logged: int | None = None  # up to which step this training has logged its weights
         super().__init__(args=args, **kwargs)
         ids = refusal_ids(self.template, self.refusals)
         self.unasked = unasked_refusals(self.model, self.template, ids, getattr(args, "ratio", ""))
@@ -127,27 +158,6 @@ class RefusalTrainer(PackedSFTTrainer):
         refused = branch_nll(nll, continuation["branch"], len(inputs["row"]))
         own = None if self.unasked is None else self.unasked.to(answer_nll)[inputs["row"] % len(self.unasked)]
         return log_likelihood_ratio(answer_nll.detach(), answer_tokens, *refused, ratio, own)
-
-    def log_weights(self, rows: Tensor, weights: Tensor, **more: Tensor) -> None:
-        """Append this rank's rows and weights of this step to `sample_weights.jsonl` in the output folder.
-
-        A training that begins, or goes on from a checkpoint, first cuts off what an earlier one wrote of later steps.
-        """
-        suffix = f".rank{self.args.process_index}" if self.args.process_index else ""
-        path = Path(self.args.output_dir) / (WEIGHT_LOG + suffix)
-        done = self.state.global_step
-        if self._logged != done:
-            before = [line for line in _log_lines(path) if line["step"] <= done] if path.is_file() else []
-            with replacing(path) as file:
-                file.writelines(json.dumps(line).encode() + b"\n" for line in before)
-        columns = {"row": rows, "weight": weights, **more}
-        # `r+` does not create the file: if somebody removed the log, a new one would look complete and lack the first steps.
-        with writing(path), path.open("r+", encoding="utf-8") as file:
-            file.seek(0, os.SEEK_END)
-            for values in zip(*(column.tolist() for column in columns.values()), strict=True):
-                line = {"step": done + 1, **dict(zip(columns, values, strict=True))}
-                file.write(json.dumps(line) + "\n")
-        self._logged = done + 1
 
 
 def read_weight_log(folder: Path) -> list[dict[str, float]]:
