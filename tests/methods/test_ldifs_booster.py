@@ -82,7 +82,7 @@ def test_a_layer_whose_term_is_too_large_is_left_out(tmp_path, size, steps):
 def test_a_term_of_exactly_the_cap_is_left_out(tmp_path):
     trainer = Trial(LDIFS, {"rho": 1.0, "drop_from": 0.1}, tmp_path).make()
     numbers = torch.tensor([0.0, 0.0999, 0.1, 5.0, float("nan")])
-    assert trainer.kept(numbers).tolist() == [1, 1, 0, 0, 0]
+    assert trainer.layers_kept(numbers).tolist() == [1, 1, 0, 0, 0]
 
 
 def test_rho_0_is_sft_bit_for_bit(tmp_path):

@@ -10,9 +10,10 @@ from training import config, trained
 
 from titer import methods
 from titer.errors import TiterError
-from titer.methods.finetune.toss import KEPT, TossConfig, TossTrainer, kept_tokens
+from titer.methods.finetune.toss import TossConfig, TossTrainer, kept_tokens
 from titer.packing.streams import draw
 from titer.testing import StopAfter, same, toy_harmful_rows, toy_rows, weights
+from titer.train.checkpoints import KEPT_FILE
 from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 
 ROWS = [*toy_rows(5), *toy_harmful_rows()[:3]]
@@ -72,7 +73,7 @@ def test_scores_and_gradient_are_those_of_the_formula(tiny, tokenizer, tmp_path)
 
 def test_what_harm_makes_likelier_is_left_out(tiny, tokenizer, tmp_path):
     trainer, _ = train(tiny, tokenizer, tmp_path, drop=0.3)
-    shares = [1 - kept.double().mean().item() for kept in trainer.kept]
+    shares = [1 - kept.double().mean().item() for kept in trainer.kept_by_row]
     assert max(shares[:5]) < min(shares[5:])
 
 
@@ -122,7 +123,7 @@ def test_how_many_are_left_out():
 
 def test_a_batch_of_which_nothing_stays_teaches_nothing(tiny, tokenizer, tmp_path):
     trainer, _ = train(tiny, tokenizer, tmp_path, max_steps=1, drop=0.3)
-    trainer._keep(torch.zeros(sum(trainer._lengths), dtype=torch.bool))
+    trainer.kept["tokens"] = torch.zeros(sum(trainer._lengths), dtype=torch.uint8)
     before = weights(trainer.model)
     trainer.train()
     assert same(before, weights(trainer.model))
@@ -144,12 +145,12 @@ def test_a_training_that_goes_on_leaves_out_what_it_left_out_before(tiny, tokeni
 
     stopped = make()
     stopped.train()
-    kept = torch.cat(stopped.kept)
+    kept = torch.cat(stopped.kept_by_row)
     resumed = make(reference_rate=1e-3)
-    assert not torch.equal(torch.cat(resumed.kept), kept)
+    assert not torch.equal(torch.cat(resumed.kept_by_row), kept)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert torch.equal(torch.cat(resumed.kept), kept)
-    assert torch.equal(load_file(tmp_path / "checkpoint-4" / KEPT)["kept"].bool(), kept)
+    assert torch.equal(torch.cat(resumed.kept_by_row), kept)
+    assert torch.equal(load_file(tmp_path / "checkpoint-4" / KEPT_FILE)["tokens"].bool(), kept)
 
 
 @pytest.mark.parametrize("missing", ["harmful_dataset", "helpful_dataset"])

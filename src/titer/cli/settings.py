@@ -78,7 +78,7 @@ def settings_of(kind: type) -> list[dict[str, Any]]:
     order = [name for part in kind.__mro__ for name in inspect.get_annotations(part) if name in known]
     rows = []
     for name in dict.fromkeys(order):
-        if trained and name in methods.NOT_HERE:
+        if trained and name in methods.Method.not_here:
             continue
         item = known[name]
         allowed = range_of(kind, name) if name in numbers(kind) else None

@@ -114,7 +114,7 @@ class LDIFSBoosterTrainer(ReferenceTrainer):
             terms.append(squared.sum())
         return self.args.rho / 2 * torch.stack(terms)
 
-    def kept(self, terms: Tensor) -> Tensor:
+    def layers_kept(self, terms: Tensor) -> Tensor:
         """Return 1 for each layer whose term over the optimizer batch is below the cap, and 0 for the others."""
         kept = torch.ones_like(terms)
         if self.args.drop_from is not None:
@@ -133,7 +133,7 @@ class LDIFSBoosterTrainer(ReferenceTrainer):
             each = zip(self._before, self.micro_batches, strict=True)
             sums = torch.stack([self.terms(self.outputs(model, batch), before, batch) for before, batch in each])
             reshard(self.model)
-            self._kept = self.kept(self.total(sums.sum(0)))
+            self._kept = self.layers_kept(self.total(sums.sum(0)))
 
     def compute_loss(
         self, model: Any, inputs: PackedBatch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -145,7 +145,7 @@ class LDIFSBoosterTrainer(ReferenceTrainer):
             loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
         terms = self.terms(seen, self._before[self.micro_batch], inputs)
         if self._kept is None:
-            self._kept = self.kept(self.total(terms.detach()))
+            self._kept = self.layers_kept(self.total(terms.detach()))
         # Chosen, not multiplied by 0: a term that is left out because it is no number must not come back.
         held = terms[self._kept > 0].sum() * self.accelerator.num_processes  # DDP takes the mean over ranks
         return (loss + held, output) if return_outputs else loss + held

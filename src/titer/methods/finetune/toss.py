@@ -6,12 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import broadcast
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from titer.compat import copy_each_
@@ -27,9 +25,6 @@ from titer.packing.streams import draw
 from titer.progress import Task
 from titer.ranges import COUNT, MOMENTUM, POSITIVE, Range
 from titer.train.gradients import gradients
-
-KEPT = "kept_tokens.safetensors"
-"""In a checkpoint: which answer tokens of the upload are trained on."""
 
 
 @dataclass
@@ -81,7 +76,6 @@ class TossTrainer(ReferenceTrainer, DefenderRowsTrainer):
 
     Attributes:
         scores: S of every answer token, a tensor for each training row.
-        kept: Which of them are trained on, likewise.
     """
 
     args: TossConfig
@@ -106,10 +100,13 @@ class TossTrainer(ReferenceTrainer, DefenderRowsTrainer):
         scores = broadcast(scores.to(args.device)).cpu()
         self._lengths = [len(sample.branches[0]) for sample in samples]
         self.scores = scores.split(self._lengths)
-        self._keep(kept_tokens(scores, args.drop))
+        # Saved in checkpoints: a training that goes on leaves out the tokens that it left out before.
+        self.kept["tokens"] = kept_tokens(scores, args.drop).to(torch.uint8)
 
-    def _keep(self, kept: Tensor) -> None:
-        self.kept = kept.split(self._lengths)
+    @property
+    def kept_by_row(self) -> tuple[Tensor, ...]:
+        """Which answer tokens are trained on, a tensor for each training row."""
+        return self.kept["tokens"].bool().split(self._lengths)
 
     @contextmanager
     def trained_on(self, stream: str) -> Iterator[None]:
@@ -152,7 +149,8 @@ class TossTrainer(ReferenceTrainer, DefenderRowsTrainer):
 
     def before_step(self, model: Any) -> None:
         """Count the tokens of the optimizer batch that are trained on, over all ranks."""
-        kept = sum(int(self.kept[row].sum()) for batch in self.micro_batches for row in batch["row"].tolist())
+        rows = self.kept_by_row
+        kept = sum(int(rows[row].sum()) for batch in self.micro_batches for row in batch["row"].tolist())
         self.tokens = self.total(torch.tensor(kept, device=self.args.device))
         self.record(kept_tokens=self.tokens.item())
 
@@ -161,20 +159,11 @@ class TossTrainer(ReferenceTrainer, DefenderRowsTrainer):
     ) -> Any:
         """Return the summed loss of the tokens that stay over their number in the optimizer batch."""
         nll, output = token_nll(model, inputs)
-        kept = torch.cat([self.kept[row] for row in inputs["row"].tolist()]).to(nll)
+        rows = self.kept_by_row
+        kept = torch.cat([rows[row] for row in inputs["row"].tolist()]).to(nll)
         # A batch of which nothing stays teaches nothing.
         loss = (kept * nll).sum() * self.accelerator.num_processes / self.tokens.clamp_min(1)
         return (loss, output) if return_outputs else loss
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            save_file({"kept": torch.cat(self.kept).to(torch.uint8)}, Path(output_dir) / KEPT)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (file := Path(checkpoint) / KEPT).is_file():
-            self._keep(load_file(file)["kept"].bool())
 
 
 def _scored_first(
