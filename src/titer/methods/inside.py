@@ -73,13 +73,14 @@ class Inside:
         entering: dict[int, Tensor] = {}
         found: list[Tensor] = []
         own: list[Tensor] = []
+        last: list[Tensor] = []
 
         def enter(place: int, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             # Where activations are recomputed, the last layers may be run again; what counts is the first time.
             entering.setdefault(place, args[0] if args else named["hidden_states"])
 
-        def leave(states: Tensor) -> None:
-            normed = _predicting(states, batch)
+        def leave() -> None:
+            normed = _predicting(last[0], batch)
             if not self._checked:
                 own.append(self._nll(normed, batch["targets"]).detach())
             for place in range(len(self.layers)):
@@ -94,7 +95,9 @@ class Inside:
                     enter(place, args, named)
 
                 hooks.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
-            hooks.callback(self.norm.register_forward_hook(lambda module, args, output: leave(output)).remove)
+            hooks.callback(self.norm.register_forward_hook(lambda module, args, output: last.append(output)).remove)
+            # FSDP2 may shard the head by itself; it has gathered its weights, and those of the norm, when the head is entered.
+            hooks.callback(self.head.register_forward_pre_hook(lambda module, args: leave()).remove)
             final, _ = token_nll(model, batch)
         if own and first_apart(own[0], final.detach(), _coarsest(own[0], self.head)):
             raise TiterError(
