@@ -241,6 +241,7 @@ FINETUNE: dict[str, Method | str] = {
     "spard": "titer.methods.finetune.spard:SPARD",
     "panacea": "titer.methods.finetune.panacea:PANACEA",
     "safe_grad": "titer.methods.finetune.safe_grad:SAFE_GRAD",
+    "as_ft": "titer.methods.finetune.as_ft:AS_FT",
 }
 REPAIR: dict[str, Repair | str] = {"safelora": "titer.methods.repair.safelora:SAFELORA"}
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}

@@ -43,7 +43,7 @@ _HARMLESS = {
 }  # fmt: skip
 """Settings of a LoRA that leave it what it is: a scaled product B A, added to the base's weight."""
 
-_PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Ways to start a LoRA that leave the base's weights alone."""
 
 
@@ -226,7 +226,7 @@ def _refuse_variants(where: str, config: Any) -> None:
     for item in dataclasses.fields(config):
         default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         value = getattr(config, item.name)
-        plain = value in _PLAIN_STARTS if item.name == "init_lora_weights" else item.name in _HARMLESS
+        plain = value in PLAIN_STARTS if item.name == "init_lora_weights" else item.name in _HARMLESS
         if not plain and value != default:
             raise TiterError(
                 f"{where} has `{item.name}={value!s:.80}`, so it is more than a product of two matrices added to its base.",
