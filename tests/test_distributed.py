@@ -151,7 +151,14 @@ def test_processes_log_what_one_logs(runs, run, method):
 
 
 @pytest.mark.parametrize(
-    "method", ["finetune antibody sum", "finetune antibody mean", "finetune gate prompts", "finetune sieve"]
+    "method",
+    [
+        "finetune antibody sum",
+        "finetune antibody mean",
+        "finetune gate prompts",
+        "finetune sieve",
+        "finetune bds softmax",
+    ],
 )
 @pytest.mark.parametrize("run", SHARDED)
 def test_weights_are_logged_by_all_processes(runs, run, method):

@@ -130,12 +130,12 @@ def test_a_layer_to_which_nothing_was_added_stays_as_it_is(tiny, tokenizer, tmp_
     [
         (lambda tiny: tiny, "own weights are trained that is not known"),
         (lambda tiny: aligned(tiny, init_lora_weights=True), "the adapter adds nothing"),
-        (lambda tiny: aligned(tiny, use_dora=True), "lora_magnitude_vector"),
-        (lambda tiny: aligned(tiny, bias="lora_only", lora_bias=True), "bias"),
+        (lambda tiny: aligned(tiny, use_dora=True), "more than a product of two"),
+        (lambda tiny: aligned(tiny, bias="lora_only", lora_bias=True), "more than a product of two"),
         (lambda tiny: aligned(tiny, modules_to_save=["lm_head"]), "lm_head"),
-        (lambda tiny: aligned(tiny, target_modules=["q_proj", "embed_tokens"]), "lora_embedding"),
+        (lambda tiny: aligned(tiny, target_modules=["q_proj", "embed_tokens"]), "more than a product of two"),
         (lambda tiny: aligned(tiny, init_lora_weights="pissa"), "init_lora_weights=pissa"),
-        (lambda tiny: with_another(aligned(tiny)), "2 are active: default, other"),
+        (lambda tiny: with_another(aligned(tiny)), "default, other"),
     ],
     ids=["full", "fresh", "dora", "bias", "module", "embedding", "pissa", "two"],
 )

@@ -43,6 +43,7 @@ FINETUNE: dict[str, Method | str] = {
     "gate": "titer.methods.finetune.gate:GATE",
     "sieve": "titer.methods.finetune.sieve:SIEVE",
     "adaptive_kl": "titer.methods.finetune.adaptive_kl:ADAPTIVE_KL",
+    "as_ft": "titer.methods.finetune.as_ft:AS_FT",
     "bds": "titer.methods.finetune.bds:BDS",
     "bea": "titer.methods.finetune.bea:BEA",
     "constrained_sft": "titer.methods.finetune.constrained_sft:CONSTRAINED_SFT",

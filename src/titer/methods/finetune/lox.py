@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from titer.errors import TiterError
 from titer.methods import Method, Source
+from titer.methods.adapter import plain_factors
 from titer.methods.finetune.base import FinetuneConfig
-from titer.methods.repair.adapters import PLAIN_STARTS
 from titer.methods.repair.lowrank import LowRank
 from titer.ranges import NOT_NEGATIVE, Range
 from titer.train.trainer import PackedSFTTrainer
-
-_FACTOR = re.compile(r".+\.lora_[AB]\.(?P<adapter>[^.]+)\.weight")
 
 
 @dataclass
@@ -69,54 +65,8 @@ class LoxTrainer(PackedSFTTrainer):
     def __init__(self, model: Any, args: LoxConfig, **kwargs: Any) -> None:
         super().__init__(model=model, args=args, **kwargs)
         with torch.no_grad():
-            pairs = self._factors()
-            if not any(bool(b.any() and a.any()) for b, a in pairs):
-                raise TiterError(
-                    "LoX extrapolates what the alignment added to the model, and the adapter adds nothing.",
-                    "Fine-tune an aligned model, with the adapter that its alignment left (`titer align`).",
-                )
-            for b, a in pairs:
-                b.copy_(extrapolated(b.cpu(), a.cpu(), args.rank, args.coefficient))
-
-    def _factors(self) -> list[tuple[Tensor, Tensor]]:
-        """Return B and A of each layer that the adapter changes.
-
-        Raises:
-            TiterError: Where what was added to the base is not the products B A of one adapter.
-        """
-        trained = list(self.trainable)
-        if not any(_FACTOR.fullmatch(name) for name in trained):
-            raise TiterError(
-                "LoX needs what the alignment added to the base model, and of a model whose own weights are trained that is "
-                "not known.",
-                "Align and fine-tune a LoRA adapter: `titer align` and `titer finetune` do.",
-            )
-        others = [name for name in trained if not _FACTOR.fullmatch(name)]
-        if others:
-            raise TiterError(
-                f"LoX extrapolates plain LoRA adapters, and `{others[0]}` is trained too, which is more than that.",
-                "Align with an adapter without DoRA, biases, embeddings or modules that are trained as a whole.",
-            )
-        active: list[str] = list(self.model.active_adapters)
-        for adapter in active:
-            start = self.model.peft_config[adapter].init_lora_weights
-            if start not in PLAIN_STARTS:
-                raise TiterError(
-                    f"The adapter `{adapter}` began with `init_lora_weights={start}`, which changes the base's weights, so "
-                    "what it adds is not what the alignment added.",
-                    "Align with an adapter that leaves its base alone.",
-                )
-        if len(active) > 1:
-            raise TiterError(f"LoX extrapolates one adapter, and {len(active)} are active: {', '.join(active)}.")
-        weights = dict(self.model.named_parameters())
-        pairs = [
-            (weight, weights[name.replace(".lora_B.", ".lora_A.")])
-            for name, weight in weights.items()
-            if ".lora_B." in name and (found := _FACTOR.fullmatch(name)) and found["adapter"] in active
-        ]
-        if any(factor.ndim != 2 for pair in pairs for factor in pair):
-            raise TiterError("LoX extrapolates adapters of linear layers, and this one changes others.")
-        return [(b.detach(), a.detach()) for b, a in pairs]
+            for layer in plain_factors(self, "LoX"):
+                layer.b.copy_(extrapolated(layer.b.detach().cpu(), layer.a.detach().cpu(), args.rank, args.coefficient))
 
 
 LOX = Method(

@@ -68,6 +68,18 @@ class CountedTrainer(PackedSFTTrainer):
         return (loss, output) if return_outputs else loss
 
 
+def rows_beside(share: float, batch: int, micro: int) -> int:
+    """Return how many rows a rank draws beside its part of an optimizer batch: `share` for each row, one at least.
+
+    Args:
+        share: Rows beside each row of the batch.
+        batch: Rows of the batch on this rank.
+        micro: Rows of a micro-batch, whole ones of which are drawn, so that every rank has as many.
+    """
+    rows = max(1, round(share * batch))
+    return rows if rows <= micro else math.ceil(rows / micro) * micro
+
+
 class ReplayTrainer(CountedTrainer):
     """Fine-tuning with rows of the alignment data in the batch, `replay` of them for each row of the upload.
 
@@ -81,10 +93,7 @@ class ReplayTrainer(CountedTrainer):
     @property
     def rows_drawn(self) -> int:
         """How many alignment rows each rank draws at an optimizer step."""
-        batch, micro = super().rows_drawn, self.args.per_device_train_batch_size
-        rows = max(1, round(self.args.replay * batch))
-        # Whole micro-batches, so that every rank has as many.
-        return rows if rows <= micro else math.ceil(rows / micro) * micro
+        return rows_beside(self.args.replay, super().rows_drawn, self.args.per_device_train_batch_size)
 
     def replayed(self) -> Tensor:
         """Return how many tokens or samples of alignment rows count at this step, over all ranks."""

@@ -18,6 +18,7 @@ from titer.errors import check_known
 from titer.infer.signals import prompt_states
 from titer.methods import Gradients, Method, Source
 from titer.methods.finetune.base import AlignmentRowsConfig
+from titer.methods.finetune.replay import rows_beside
 from titer.methods.streams import DefenderRowsTrainer
 from titer.packing.batches import common_prefix_length
 from titer.ranges import NOT_NEGATIVE, POSITIVE, SHARE, Range
@@ -165,10 +166,7 @@ class SpardTrainer(DefenderRowsTrainer):
     @property
     def rows_drawn(self) -> int:
         """How many safe rows each rank draws at an optimizer step."""
-        batch, micro = super().rows_drawn, self.args.per_device_train_batch_size
-        rows = max(1, round(self.args.replay * batch))
-        # Whole micro-batches, so that every rank has as many.
-        return rows if rows <= micro else math.ceil(rows / micro) * micro
+        return rows_beside(self.args.replay, super().rows_drawn, self.args.per_device_train_batch_size)
 
     def after_step(self, model: Any) -> None:
         """Remember the weights that both steps begin with."""
