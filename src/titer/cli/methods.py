@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,14 +43,22 @@ def _about(stage: str, name: str, method: Method | Repair) -> dict[str, Any]:
     }
 
 
-def _told(about: dict[str, Any]) -> str:
-    """Return what a method does, where it comes from and what breaks it, a line each."""
+def _told(about: dict[str, Any]) -> list[str]:
+    """Return what a method does, where it comes from, what it needs and costs, and what breaks it, a line each."""
     source = about["source"]
-    code = f"{source['code']} ({source['licence']})" if source["code"] else ""
-    lines = [about["summary"], " · ".join(part for part in (source["paper"], code) if part)]
-    if source["broken_by"]:
-        lines.append(f"Broken by: {source['broken_by']}")
-    return "\n".join(line for line in lines if line)
+    code = f"{source['code']} (licence: {source['licence']})" if source["code"] else ""
+    count = about["gradients"]
+    costs = [f"{count:g} gradient{'' if count == 1 else 's'} a step" if count else "no training"]
+    costs += [f"memory: {about['memory']}"] if about["memory"] else []
+    costs += [f"needs {', '.join(about['needs'])}"] if about["needs"] else []
+    costs += ["serving control"] if about["serving_control"] else []
+    lines = [
+        re.sub(r" \([^()]*arXiv [^()]*\)", "", about["summary"]),  # which is told in the next line
+        " · ".join(part for part in (source["paper"] and f"arXiv {source['paper']}", code) if part),
+        " · ".join(costs),
+        source["broken_by"] and f"broken by {source['broken_by']}",
+    ]
+    return [line for line in lines if line]
 
 
 def _settings(method: Method | Repair) -> list[dict[str, Any]]:
@@ -74,15 +84,21 @@ def list_methods(as_json: Json = False) -> None:
     if as_json:
         say(to_json(rows))
         return
-    from titer.screen import Screen, table
+    from rich.table import Table
+    from rich.text import Text
 
-    shown = table("stage", "method", "what it does", "needs besides", "gradients", "memory besides", typed=2)
-    for row in rows:
-        needs = "\n".join(row["needs"])
-        shown.add_row(
-            row["stage"], row["name"], _told(row), needs, f"{row['gradients']:g}", row["memory"], end_section=True
-        )
-    Screen().print(shown)
+    from titer.screen import Screen
+
+    screen = Screen()
+    for stage, listed in itertools.groupby(rows, key=lambda row: row["stage"]):
+        shown = Table.grid(padding=(0, 2, 1, 2))
+        shown.add_column(no_wrap=True)
+        shown.add_column(overflow="fold")
+        for row in listed:
+            what, *more = _told(row)
+            shown.add_row(Text(row["name"], "bold"), Text.assemble(what, *((f"\n{line}", "dim") for line in more)))
+        screen.print(Text(stage, "bold underline"))
+        screen.print(shown, "")
     say(
         "Gradients: of an optimizer step, with the default settings; plain training takes 1. A licence is the released code's."
     )
