@@ -35,7 +35,7 @@ from titer.attacks.fleet import shared_copy
 from titer.data import load as load_records
 from titer.data.builtin import general, harmful
 from titer.errors import TiterError
-from titer.jobs.provenance import environment
+from titer.jobs.provenance import commit
 from titer.methods import Method, Repair
 from titer.train.config import bf16_is_fast
 
@@ -213,6 +213,8 @@ def main() -> None:
     rows = mixed_rows(2 * args.batch)
     lines: list[dict[str, Any]] = []
     left_out = {}
+    # Before anything is written, which would mark the checkout as changed.
+    about = {"commit": commit(), "model": args.shape or args.model, "batch": args.batch, "rounds": args.rounds}
     for stage, name, method in methods.every():
         if name == "sft" or (args.only and name not in args.only.split(",")):
             continue
@@ -224,10 +226,9 @@ def main() -> None:
         except TiterError as error:  # some methods do not go with some models
             left_out[f"{stage} {name}"] = error.message
             print(f"{stage} {name} is left out: {error.message}", file=sys.stderr)
-    own = environment()
-    about = {"commit": own["commit"], "model": args.shape or args.model, "batch": args.batch, "rounds": args.rounds}
-    if args.write:
-        write(lines, about)
+            continue
+        if args.write:
+            write(lines[-1:], about)
     table = Table("method", "time of a step / SFT", "passes", "memory / SFT", "before the first step")
     for line in lines:
         if "seconds" in line:
