@@ -289,16 +289,18 @@ def test_metrics_are_complete():
 
 
 def test_provenance_keys(tmp_path):
+    from titer.workflows import collecting
     from titer.workflows import experiment as experiments
 
     plan = experiments.ExperimentPlan(tmp_path, experiment=experiments.read_experiment("quickstart"))
     body = text("formats.md").partition("<!-- provenance -->")[2].partition("\n\n")[0]
-    assert re.findall(r"^\| `(\w+)`", body, re.MULTILINE) == list(experiments.provenance(plan, "titer run", 1.0))
+    assert re.findall(r"^\| `(\w+)`", body, re.MULTILINE) == list(collecting.provenance(plan, "titer run", 1.0))
 
 
 def test_weight_samples(tmp_path):
     from titer.data import Record
     from titer.methods.finetune.base import read_weight_log
+    from titer.workflows import collecting
     from titer.workflows import experiment as experiments
 
     lines = [json.loads(line) for line in sample("formats.md", "jsonl weights").splitlines()]
@@ -310,7 +312,7 @@ def test_weight_samples(tmp_path):
     plan = experiments.ExperimentPlan(
         tmp_path, experiment=experiments.read_experiment("quickstart"), weights=[(stage, about, records)]
     )
-    written = [json.loads(line) for line in experiments._weight_lines(plan)]
+    written = [json.loads(line) for line in collecting._weight_lines(plan)]
     assert [{**line, "weight": round(line["weight"], 2)} for line in written] == lines
 
     (tmp_path / "sample_weights.jsonl").write_text(sample("formats.md", "jsonl sample_weights"))

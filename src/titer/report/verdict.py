@@ -168,7 +168,7 @@ def _judge(run: Run, ratio: float | None) -> tuple[SummaryRow | None, list[ArmVe
 def _how_asked(run: Run, arm: str) -> list[str]:
     """Say of a serving control, and of its adapter alone, how the model was asked."""
     if arm in run.serving:
-        alone = f"; `{run.alone[arm]}` is without" if arm in run.alone else ""
+        alone = f"; “{run.alone[arm]}” is without" if arm in run.alone else ""
         return [f"A {SERVED}: asked with {run.serving[arm]}, which whoever holds the adapter leaves off{alone}."]
     return [f"The adapter of {name} as whoever holds it has it." for name, alone in run.alone.items() if alone == arm]
 

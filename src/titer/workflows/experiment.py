@@ -7,10 +7,8 @@ How jobs run, resume and fail: `titer.jobs.plan`.
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,13 @@ from titer.files import check_output
 from titer.infer.serving import Serving, served
 from titer.jobs.job import Job
 from titer.jobs.plan import Plan
-from titer.jobs.provenance import environment, judge_key, model_digest
+from titer.jobs.provenance import judge_key, model_digest
 from titer.jobs.work import Work, answering, by_limit, judging, measuring, optimizer_steps, training, weighing
 from titer.judges.base import Judge
 from titer.methods import Method
 from titer.plugins import source_digest
 from titer.results import artefacts, tasks
-from titer.results.scoring import error_rates_of, summarise
-from titer.stats.intervals import log_odds
+from titer.workflows.collecting import collect
 from titer.workflows.experiment_file import (
     Experiment,
     Step,
@@ -324,84 +321,3 @@ class _ArmPlanner:
             weighing("weigh", self.model, rows),
         )
         self.plan.weights.append((weighed, about, rows))
-
-
-# -- results ----------------------------------------------------------------------------------------------------------
-
-
-def collect(plan: ExperimentPlan, command: str, started: float) -> Path:
-    """Write `inferences.jsonl`, `scores.jsonl`, `weights.jsonl`, `results.json` and `report.html` of what is done."""
-    from titer.report import write_report
-
-    run = plan.run_folder
-    inferences: list[artefacts.Inference] = []
-    scores: list[artefacts.ScoreRow] = []
-    for answered, judged in plan.answers:
-        if answered.done and judged.done:
-            rows = artefacts.read_inferences(answered.folder / "inferences.jsonl")
-            verdicts = artefacts.read_scores(judged.folder / "scores.jsonl")
-            inferences += rows
-            scores += verdicts
-            if rows and rows[0].phase == "aligned" and rows[0].arm in plan.serving:
-                # Nothing is served before fine-tuning, so the same answers are those of the adapter alone.
-                alone = {row.id: replace(row, arm=plan.serving[row.arm]["alone"]) for row in rows}
-                inferences += alone.values()
-                scores += [replace(verdict, id=alone[verdict.id].id) for verdict in verdicts]
-    artefacts.write_inferences(run / "inferences.jsonl", inferences)
-    artefacts.write_scores(run / "scores.jsonl", scores)
-    artefacts.write_atomically(run / "weights.jsonl", "".join(_weight_lines(plan)).encode())
-    own = plan.experiment.evaluate.error_rates
-    about = provenance(plan, command, time.perf_counter() - started, inferences)
-    if known := error_rates_of(scores, own):
-        about["error_rates"] = known
-    artefacts.write_results(run / "results.json", summarise(inferences, scores, own), about)
-    return write_report(run)
-
-
-def _weight_lines(plan: ExperimentPlan) -> Iterator[str]:
-    from titer.jobs.answers import batch_weights
-    from titer.methods.finetune.base import WEIGHT_LOG, read_weight_log
-
-    for job, about, rows in plan.weights:
-        if not job.done:
-            continue
-        ratios = json.loads((job.folder / "log_ratios.json").read_text())
-        (step,) = plan.experiment.arms[about["arm"]].of("finetune")
-        args = trainer_args(plan.experiment, step, "unused", 0)
-        weights = batch_weights(ratios, args.optimizer_batch_size, args.tau)
-        yield from _lines(about, rows, ratios, weights)
-    for job, about, rows in plan.weighed:
-        log = job.folder / WEIGHT_LOG
-        if not (job.done and log.is_file()):
-            continue
-        first = {line["row"]: line for line in read_weight_log(job.folder) if "probability" in line}
-        if first:
-            told = [first[place] for place in range(len(rows))]
-            odds = [-log_odds(line["probability"]) for line in told]
-            yield from _lines(about, rows, odds, [line["weight"] for line in told])
-
-
-def _lines(
-    about: dict[str, Any], rows: Sequence[Record], ratios: Sequence[float], weights: Sequence[float]
-) -> Iterator[str]:
-    for index, (record, ratio, weight) in enumerate(zip(rows, ratios, weights, strict=True)):
-        line = {"index": index, "origin": record.origin, "prompt": record.prompt_text}
-        yield json.dumps({**about, **line, "log_ratio": ratio, "weight": weight}, ensure_ascii=False) + "\n"
-
-
-def provenance(
-    plan: ExperimentPlan, command: str, seconds: float, inferences: Sequence[artefacts.Inference] = ()
-) -> dict[str, Any]:
-    """Return what is needed to get the same figures again: versions, commit, command, settings, seeds, overlap, weights."""
-    return {
-        **environment(),
-        "command": command,
-        "seconds": round(seconds, 1),
-        "model": plan.experiment.model,
-        "weights": artefacts.weights_of(inferences),
-        "seeds": plan.experiment.seeds,
-        "overlap": plan.overlap,
-        "serving": plan.serving,
-        "stages": [job.summary() for job in plan.jobs.values()],
-        "experiment": plan.experiment.as_dict(),
-    }
