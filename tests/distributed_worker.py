@@ -151,7 +151,7 @@ def main(folder, size, accumulation, dtype, methods):
     if os.environ.get("ACCELERATE_USE_FSDP"):
         shard_on_cpus()
     worker = Worker(folder, size, accumulation, dtype)
-    worker.every(methods or every_method.EVERY)
+    worker.every(methods or every_method.FIRST)
     if not methods:
         worker.half_precision_base()
         worker.mixed_precision()

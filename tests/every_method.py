@@ -10,6 +10,8 @@ DECLARED = {
 }
 EVERY = [label for label, (method, _) in DECLARED.items() if isinstance(method, methods.Method)]
 """`align booster`, `finetune antibody sum`: a method that trains, in each of its variants."""
+FIRST = [label for label in EVERY if DECLARED[label][1] is next(iter(DECLARED[label][0].variants.values()))]
+"""Of them the first variant of each method."""
 REPAIRS = [label for label in DECLARED if label not in EVERY]
 """`repair safelora exact`: a repair, in each of its variants."""
 

@@ -358,7 +358,7 @@ def test_settings_out_of_range(config_class, tmp_path, name, value, bounds):
     [
         ("align", "boster", "`booster`"),
         ("finetune", "antbody", "`antibody`"),
-        ("align", "gate", "`antibody`, `booster`, `sft`"),
+        ("align", "gate", "`antibody`, `booster`, `ctrap`"),
     ],
 )
 def test_unknown_methods(stage, name, hint):

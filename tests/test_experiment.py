@@ -8,7 +8,7 @@ import pytest
 from told import refused, untold
 from typer.testing import CliRunner
 
-from titer import judges, methods
+from titer import judges
 from titer.cli import app
 from titer.data import load
 from titer.data.pools import HELPFUL_ROWS
@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_stopped(settings, 
 
     from titer.jobs import trainings
 
-    monkeypatch.setattr(methods, "SAVE_EVERY", 2)
+    monkeypatch.setattr("titer.methods.declared.SAVE_EVERY", 2)
 
     class Stop(trainings.ReportSteps):
         def on_step_end(self, args, state, control, **kwargs):

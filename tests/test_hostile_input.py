@@ -247,8 +247,9 @@ def test_every_number_that_a_user_can_give_has_a_range():
 
     kinds = {method.config for _, _, method in methods.every()}
     kinds |= {AttackConfig, Profile, Search, Attack, Experiment, AlignSettings, FinetuneSettings, EvaluateSettings}
-    own = {name for kind in kinds for each in kind.__mro__ for name in vars(each).get("RANGES", {})}
-    names = {name for kind in kinds for name in numbers(kind)} - own | {"r", "lora_alpha", "lora_dropout"}
+    own = {kind: {name for each in kind.__mro__ for name in vars(each).get("RANGES", {})} for kind in kinds}
+    names = {name for kind in kinds for name in numbers(kind) if name not in own[kind]}
+    names |= {"r", "lora_alpha", "lora_dropout"}
     assert all(name in numbers(kind) for kind in kinds for name in vars(kind).get("RANGES", {}))
 
     def options(verb):

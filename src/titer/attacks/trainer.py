@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from titer.errors import TiterError
 from titer.methods.finetune.base import FinetuneConfig
 from titer.packing.batches import PackedBatch, join
 from titer.packing.losses import token_nll
+from titer.ranges import Range
 from titer.train.gradients import add_, dot, global_norm, gradients, scale_
 from titer.train.rows import Encoder
 
@@ -35,6 +36,8 @@ class AttackConfig(FinetuneConfig):
         beta: β of `dpo`.
         train_sampling_strategy: Rows are trained on in the order in which they are given.
     """
+
+    RANGES: ClassVar[dict[str, Range]] = {"beta": Attack.RANGES["beta"]}
 
     leap: float = field(default=0.0, metadata={"help": "Length of a first step; 0 for none."})
     objective: str = field(default="sft", metadata={"help": "`sft`, or `dpo` against the column `rejected`."})

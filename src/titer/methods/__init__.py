@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from titer import plugins
 from titer.errors import TiterError, check_known
-from titer.methods.declared import SAVE_EVERY, Gradients, Method, Repair, Repaired, Source, defaults
+from titer.methods.declared import Gradients, Method, Repair, Repaired, Source, defaults
 from titer.ranges import check_range, numbers, range_of
 
 if TYPE_CHECKING:
     from titer.train.trainer import PackedSFTConfig
 
-__all__ = ["SAVE_EVERY", "Gradients", "Method", "Repair", "Repaired", "Source", "defaults"]
+__all__ = ["Gradients", "Method", "Repair", "Repaired", "Source", "defaults"]
 
 T = TypeVar("T")
 
