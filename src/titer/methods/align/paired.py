@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from titer.errors import TiterError
+from titer.errors import TiterError, check_known
 from titer.methods.align.base import HarmfulStreamTrainer
 from titer.methods.inside import Inside, differing
 from titer.packing.losses import token_nll
 from titer.train.gradients import reshard
+from titer.train.trainer import PackedSFTConfig
 
 FINAL = ("once", "twice")
 """How often the last layer counts in the layer-wise loss; `twice` in released code."""
+
+
+@dataclass
+class PairedConfig(PackedSFTConfig):
+    """Settings of defences with losses at every layer.
+
+    Args:
+        final_loss: How often the last layer's loss counts among the layers': `once`, or `twice` as in released code.
+    """
+
+    final_loss: str = field(
+        default="once",
+        metadata={"help": "How often the last layer counts: once, or twice as released.", "choices": [*FINAL]},
+    )
+
+    def __post_init__(self) -> None:
+        check_known([self.final_loss], FINAL, "final_loss")
+        super().__post_init__()
 
 
 class PairedTrainer(HarmfulStreamTrainer):

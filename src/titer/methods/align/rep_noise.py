@@ -10,41 +10,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from titer.errors import TiterError, check_known
+from titer.errors import TiterError
 from titer.methods import Gradients, Method, Source
-from titer.methods.align.paired import FINAL, PairedTrainer
+from titer.methods.align.paired import PairedConfig, PairedTrainer
 from titer.methods.inside import at_tokens
 from titer.packing.batches import PackedBatch
 from titer.ranges import NOT_NEGATIVE, Range
 from titer.train.gradients import reshard
-from titer.train.trainer import PackedSFTConfig
 
 KERNELS = 5
 """How many Gaussian kernels the discrepancy adds up, each twice as wide as the one before."""
 
 
 @dataclass
-class RepNoiseConfig(PackedSFTConfig):
+class RepNoiseConfig(PairedConfig):
     """Settings of RepNoise.
 
     Args:
         alpha: α, the weight of the layer-wise ascent.
         beta: β, the weight of the noise term.
-        final_loss: How often the last layer counts in the layer-wise loss: `once`, or `twice` (released code).
     """
 
     RANGES: ClassVar[dict[str, Range]] = {"alpha": NOT_NEGATIVE, "beta": NOT_NEGATIVE}
 
     alpha: float = field(default=1.0, metadata={"help": "α, weight of the layer-wise ascent."})
     beta: float = field(default=0.001, metadata={"help": "β, weight of the noise term."})
-    final_loss: str = field(
-        default="once",
-        metadata={"help": "How often the last layer counts: once, or twice as released.", "choices": [*FINAL]},
-    )
-
-    def __post_init__(self) -> None:
-        check_known([self.final_loss], FINAL, "final_loss")
-        super().__post_init__()
 
 
 class Answers(NamedTuple):

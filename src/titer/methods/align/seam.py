@@ -8,24 +8,23 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from titer.errors import TiterError, check_known
+from titer.errors import TiterError
 from titer.methods import Gradients, Method, Source
 from titer.methods.align.base import PerturbationConfig, PerturbationTrainer
-from titer.methods.align.paired import FINAL, PairedTrainer
+from titer.methods.align.paired import PairedConfig, PairedTrainer
 from titer.packing.batches import PackedBatch
 from titer.ranges import NOT_NEGATIVE, POSITIVE, Range
 from titer.train.gradients import NORM_EPSILON, add_, dot, global_norm, gradients, perturbed, scale_, take_gradients
 
 
 @dataclass
-class SeamConfig(PerturbationConfig):
+class SeamConfig(PairedConfig, PerturbationConfig):
     """Settings of SEAM.
 
     Args:
         alpha: α, the weight of the alignment loss.
         beta: β, the weight of the self-destruct loss; 0 leaves its four gradients out.
         epsilon: ε, the length of the perturbations that its gradient is estimated with.
-        final_loss: How often the last layer counts in the layer-wise loss: `once`, or `twice` (released code).
     """
 
     RANGES: ClassVar[dict[str, Range]] = {"alpha": NOT_NEGATIVE, "beta": NOT_NEGATIVE, "epsilon": POSITIVE}
@@ -33,14 +32,6 @@ class SeamConfig(PerturbationConfig):
     alpha: float = field(default=1.0, metadata={"help": "α, weight of the alignment loss."})
     beta: float = field(default=0.01, metadata={"help": "β, weight of the self-destruct loss."})
     epsilon: float = field(default=1e-3, metadata={"help": "ε, length of the perturbations."})
-    final_loss: str = field(
-        default="once",
-        metadata={"help": "How often the last layer counts: once, or twice as released.", "choices": [*FINAL]},
-    )
-
-    def __post_init__(self) -> None:
-        check_known([self.final_loss], FINAL, "final_loss")
-        super().__post_init__()
 
 
 class SeamTrainer(PairedTrainer, PerturbationTrainer):
