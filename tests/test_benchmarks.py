@@ -33,10 +33,10 @@ APART = (
 """Modules, and scripts that compare no times; `tests/assay/test_calibration.py` runs the first of those."""
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in APART))
-def test_quick_run_gives_ratios(name):
+def quick(name, *words):
+    """Run a script on the tiny model for one round, and return its result."""
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--rounds", "1", "--json", "-"],
+        [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--rounds", "1", "--json", "-", *words],
         capture_output=True,
         text=True,
         timeout=300,
@@ -45,7 +45,12 @@ def test_quick_run_gives_ratios(name):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in APART))
+def test_quick_run_gives_ratios(name):
+    result = quick(name)
     assert result["benchmark"] == name
     assert result["ratios"]
     assert all(0 < ratio["low"] <= ratio["median"] <= ratio["high"] for ratio in result["ratios"])
@@ -58,17 +63,7 @@ def test_quick_run_gives_ratios(name):
 
 
 def test_methods_are_measured_beside_plain_training():
-    command = [sys.executable, str(BENCHMARKS / "methods.py"), "--quick", "--rounds", "1", "--json", "-"]
-    done = subprocess.run(
-        [*command, "--only", "booster,safelora"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    booster, safelora = json.loads(done.stdout)["lines"]
+    booster, safelora = quick("methods", "--only", "booster,safelora")["lines"]
     assert (booster["what"], booster["forward"], booster["backward"]) == ("align booster", 3, 3)
     assert booster["memory"] > 0.5
     assert safelora["seconds"] > 0
