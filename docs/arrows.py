@@ -46,6 +46,7 @@ FLOORS = {
     "assay": ("assays",),
     "report": ("report",),
     "workflows": ("workflows",),
+    "service": ("service",),
     "doors": ("testing", "titer", "cli"),
 }
 """Rooms by floor, from the ground up. `titer` is the package's `__init__`."""

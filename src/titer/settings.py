@@ -15,7 +15,7 @@ import yaml
 
 from titer.errors import MOST, TiterError, check_known, did_you_mean
 from titer.files import read_text
-from titer.ranges import check_range, numbers
+from titer.ranges import check_range, numbers, range_of
 
 
 class _Loader(yaml.SafeLoader):
@@ -56,7 +56,7 @@ def build(kind: Any, values: Any, where: str) -> Any:
     made = {name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()}
     for name, optional in numbers(kind).items():
         if name in made and not (optional and made[name] is None):
-            check_range(name, made[name], f"{where}.{name}")
+            check_range(name, made[name], f"{where}.{name}", range_of(kind, name))
     return kind(**made)
 
 
@@ -128,17 +128,7 @@ def read(
     elif not os.path.lexists(path):
         raise TiterError(f"No {what} at `{path}`.", did_you_mean(str(path), known))
     text = read_text(path, "Name a YAML file, in UTF-8.")
-    try:
-        values = yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise TiterError(f"{path}:{line}: not valid YAML: {error.problem}.") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # odd characters, dates that are none, endless nesting
-        raise TiterError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from error
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise TiterError(
             f"{path}: expected a mapping.", "Start from a bundled one: " + ", ".join(bundled(folder)) + "."
@@ -151,6 +141,25 @@ def read(
         return made
     except TiterError as error:
         raise TiterError(f"{path}: {error.message}", error.hint) from None
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Return the plain data of a YAML document; `where` it stands, for errors.
+
+    Raises:
+        TiterError: Naming the line, where it is not valid.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise TiterError(f"{where}:{line}: not valid YAML: {error.problem}.") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # odd characters, dates that are none, endless nesting
+        raise TiterError(f"{where}: not valid YAML: {' '.join(str(error).split())}.") from error
 
 
 def parse_settings(texts: Sequence[str], option: str = "--set") -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""The application: all endpoints behind one set of rules about errors."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from titer.errors import TiterError
+from titer.service.api import chat, files, jobs, models, operations, safety, uploads
+from titer.service.context import Service
+from titer.service.identifiers import new_id
+from titer.service.refusals import Refused
+from titer.version import __version__
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the application of a service, as uvicorn runs it."""
+    app = FastAPI(title="titer", version=__version__, docs_url=None, redoc_url=None)
+    app.state.service = service
+    for module in (files, uploads, jobs, models, chat, safety, operations):
+        app.include_router(module.router)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(TiterError, _mistake)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _plain)
+    app.add_exception_handler(Exception, _failed)
+    return app
+
+
+def _answer(refused: Refused) -> Response:
+    return JSONResponse(refused.body, refused.status, headers=refused.headers)
+
+
+async def _refused(request: Request, error: Any) -> Response:
+    return _answer(error)
+
+
+async def _mistake(request: Request, error: Any) -> Response:
+    """Answer what a user's data or settings made impossible as titer says it."""
+    return _answer(Refused(400, str(error), code="invalid_request"))
+
+
+async def _malformed(request: Request, error: Any) -> Response:
+    """Name the first parameter of a request that is missing, unknown or of another type."""
+    found = error.errors()[0]
+    param = ".".join(str(part) for part in found["loc"][1:]) or None
+    unknown = found["type"] == "extra_forbidden"
+    message = (
+        f"Unrecognized request argument supplied: {param}" if unknown else f"{param or 'The request'}: {found['msg']}."
+    )
+    code = (
+        "unknown_parameter"
+        if unknown
+        else "missing_required_parameter"
+        if found["type"] == "missing"
+        else "invalid_type"
+    )
+    return _answer(Refused(400, message, param, code))
+
+
+async def _plain(request: Request, error: Any) -> Response:
+    """Answer what the router refuses: an unknown address, or a method that it does not take."""
+    message = f"Invalid URL ({request.method} {request.url.path})" if error.status_code == 404 else str(error.detail)
+    return _answer(Refused(error.status_code, message, headers=dict(error.headers or {})))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Answer a fault of the service: its number stands in the log beside what happened."""
+    number = new_id("request")
+    logger.error("%s %s failed (%s)", request.method, request.url.path, number, exc_info=error)
+    return _answer(Refused(500, f"The server had an error while processing your request ({number}).", code=None))

@@ -1,0 +1,162 @@
+"""Where files and adapters lie: a folder, or any URL that fsspec reads, such as `s3://bucket/prefix`.
+
+Keys are made of the service's own ids; nothing that a client says becomes one. A file is there whole or not at all, and so is a
+folder, whose list of files is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from titer.errors import TiterError
+from titer.files import replacing
+
+LIST = "files.json"
+"""Names the files of a folder with their hashes; a folder without it is not there."""
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.:-]*)*")
+CHUNK = 1 << 20
+
+
+class Counted:
+    """A file that is being written, and what was written of it.
+
+    Attributes:
+        bytes: How many.
+        digest: Their SHA-256.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._sum = file, hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Write some more."""
+        self._file.write(data)
+        self._sum.update(data)
+        self.bytes += len(data)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of what was written so far."""
+        return self._sum.hexdigest()
+
+
+class Store:
+    """An artefact store.
+
+    Args:
+        url: A folder, or a URL of fsspec's.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._system, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise TiterError(f"The artefact store `{url}` cannot be used: {error}.", "Install what it needs.") from None
+        self._local = isinstance(self._system, fsspec.get_filesystem_class("file"))
+        if self._local:
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+
+    def _path(self, key: str) -> str:
+        if not KEY.fullmatch(key):
+            raise ValueError(f"no key of a store: {key!r}")
+        return f"{self._root}/{key}"
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator[Counted]:
+        """Open a file to be written; it is there under its key once the block has ended, and not when it raised."""
+        path = self._path(key)
+        if self._local:
+            with replacing(path) as file:
+                yield Counted(file)
+            return
+        # Of an object store an upload is either completed or given up.
+        part = f"{path}.{uuid.uuid4().hex}.part"
+        try:
+            with self._system.open(part, "wb") as file:
+                counted = Counted(file)
+                yield counted
+            self._system.mv(part, path)
+        except BaseException:
+            if self._system.exists(part):
+                self._system.rm(part)
+            raise
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write a file."""
+        with self.writing(key) as file:
+            file.write(data)
+
+    def open(self, key: str) -> IO[bytes]:
+        """Open a file to be read; raises `FileNotFoundError`."""
+        file: IO[bytes] = self._system.open(self._path(key), "rb")
+        return file
+
+    def read(self, key: str) -> bytes:
+        """Return what a file holds; raises `FileNotFoundError`."""
+        with self.open(key) as file:
+            return file.read()
+
+    def exists(self, key: str) -> bool:
+        """Whether there is a file under a key."""
+        return bool(self._system.isfile(self._path(key)))
+
+    def remove(self, key: str) -> None:
+        """Remove a file, a folder, or nothing."""
+        path = self._path(key)
+        if self._system.exists(path):
+            self._system.rm(path, recursive=True)
+
+    # -- folders ------------------------------------------------------------------------------------------------------
+
+    def put_folder(self, key: str, folder: Path) -> None:
+        """Copy a folder into the store; it counts as there once its list of files is."""
+        listed: dict[str, str] = {}
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            with path.open("rb") as source, self.writing(f"{key}/{name}") as target:
+                while data := source.read(CHUNK):
+                    target.write(data)
+                listed[name] = target.digest
+        self.write(f"{key}/{LIST}", json.dumps(listed, indent=1).encode())
+
+    def has_folder(self, key: str) -> bool:
+        """Whether a folder is there, whole."""
+        return self.exists(f"{key}/{LIST}")
+
+    def get_folder(self, key: str, folder: Path) -> None:
+        """Copy a folder out of the store; `folder` is there whole or not at all.
+
+        Raises:
+            FileNotFoundError: There is none.
+            TiterError: A file of it is not what was put there.
+        """
+        listed: dict[str, Any] = json.loads(self.read(f"{key}/{LIST}"))
+        part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+        try:
+            for name, wanted in listed.items():
+                path = part / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with self.open(f"{key}/{name}") as source, path.open("wb") as file:
+                    target = Counted(file)
+                    while data := source.read(CHUNK):
+                        target.write(data)
+                if target.digest != wanted:
+                    raise TiterError(f"`{key}/{name}` in {self.url} is not what was put there.", "Restore it.")
+            if folder.exists():
+                shutil.rmtree(folder)
+            part.mkdir(parents=True, exist_ok=True)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,163 @@
+"""A service on the tiny model: its database (SQLite, or PostgreSQL), a server on a free port, keys of two organisations."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+from sqlalchemy import create_engine, text
+
+from titer.service import keys, policy
+from titer.service.app import create_app
+from titer.service.context import open_service
+from titer.service.tables import Organisation
+
+
+def _postgres_programs():
+    """The folder of PostgreSQL's own programs, as Debian installs them; `None` without them."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return found[-1].parent if found else None
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """The URL of a PostgreSQL server that runs as long as the tests do."""
+    programs = _postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    folder = Path(f"/tmp/titer-postgres-{uuid.uuid4().hex[:8]}")
+    folder.mkdir()
+    # It does not run as root.
+    before = []
+    if os.getuid() == 0:
+        shutil.chown(folder, "postgres", "postgres")
+        before = ["runuser", "-u", "postgres", "--"]
+    data = folder / "data"
+
+    def run(program, *words):
+        subprocess.run([*before, str(programs / program), *words], check=True, capture_output=True, cwd=folder)
+
+    run("initdb", "-D", str(data), "-A", "trust", "-U", "titer", "-E", "UTF8", "--no-sync")
+    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
+    run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql+psycopg://titer@/{{name}}?host={folder}"
+    finally:
+        run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def new_database(postgres):
+    """The URL of an empty PostgreSQL database."""
+    name = f"titer_{uuid.uuid4().hex[:12]}"
+    engine = create_engine(postgres.format(name="postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return postgres.format(name=name)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request):
+    """The URL of an empty database, of each kind; `None` for SQLite in the data folder."""
+    return None if request.param == "sqlite" else request.getfixturevalue("new_database")
+
+
+POLICY = """
+models: {{tiny: {model}}}
+audit: {{detector: none}}
+training: {{method: sft, learning_rate: 1e-3, n_epochs: 1}}
+gate: {{samples: 4, max_new_tokens: 4, harmful_score: null, over_refusal: null, broken: null}}
+"""
+"""A policy under which a job on the tiny model takes seconds, and every model is deployed."""
+
+
+@contextlib.contextmanager
+def opened(data, model, database=None, text=POLICY):
+    """A service with two organisations, `one` and `two`, and the policy above."""
+    service = open_service(Path(data), database)
+    with service.database.writing() as session:
+        policy.replace(session, text.format(model=model), "test")
+        for name in ("one", "two"):
+            session.add(Organisation(id=f"org-{name}", name=name))
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+@pytest.fixture
+def service(tmp_path, tiny_folder):
+    """A service on SQLite."""
+    with opened(tmp_path / "data", tiny_folder) as found:
+        yield found
+
+
+@pytest.fixture
+def any_service(tmp_path, tiny_folder, database_url):
+    """A service on each kind of database."""
+    with opened(tmp_path / "data", tiny_folder, database_url) as found:
+        yield found
+
+
+def key_of(service, org="one", **settings):
+    """A new key of an organisation."""
+    with service.database.writing() as session:
+        return keys.create(session, f"org-{org}", **settings)[0]
+
+
+@pytest.fixture
+def client(service):
+    """A client of the application, without a socket, with a key of organisation `one` for everything."""
+    with TestClient(create_app(service), headers={"Authorization": f"Bearer {key_of(service)}"}) as found:
+        yield found
+
+
+@pytest.fixture
+def stranger(service):
+    """As `client`, with a key of organisation `two`."""
+    with TestClient(create_app(service), headers={"Authorization": f"Bearer {key_of(service, 'two')}"}) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def served(service):
+    """Run the application of a service on a free port of this machine; gives its address."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
+@pytest.fixture
+def server(service):
+    """The address of a running server."""
+    with served(service) as address:
+        yield address
+
+
+@pytest.fixture
+def openai_client(server, service):
+    """OpenAI's own client of that server, with a key of organisation `one`."""
+    from openai import OpenAI
+
+    with OpenAI(base_url=f"{server}/v1", api_key=key_of(service), max_retries=0) as found:
+        yield found

@@ -1,0 +1,86 @@
+"""The database: migrations up and down, one writer at a time, and tables that are those of the source."""
+
+import threading
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, select
+
+from titer.errors import TiterError
+from titer.service.database import Database
+from titer.service.tables import Base, Organisation
+
+
+@pytest.fixture
+def database(database_url, tmp_path):
+    found = Database(database_url or f"sqlite:///{tmp_path / 'titer.db'}")
+    yield found
+    found.close()
+
+
+def test_migrations_make_the_tables_of_the_source(database):
+    database.migrate()
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    assert database.is_ready
+
+
+def test_migrations_can_be_taken_back(database):
+    database.migrate()
+    database.migrate("base")
+    assert set(inspect(database.engine).get_table_names()) <= {"alembic_version"}
+    assert not database.is_ready
+    database.migrate()
+    assert database.is_ready
+
+
+def test_a_database_of_a_newer_titer_is_refused(database):
+    database.migrate()
+    with database.writing() as session:
+        session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(TiterError, match="newer titer"):
+        database.migrate()
+
+
+def test_transactions_that_read_and_write_take_turns(database):
+    """Two that read a number and write it plus one give two more, whatever the moment."""
+    database.migrate()
+    with database.writing() as session:
+        session.add(Organisation(id="org-a", name="a"))
+
+    def count():
+        for _ in range(20):
+            with database.writing() as session:
+                row = session.scalar(select(Organisation).with_for_update())
+                row.priority += 1
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with database.reading() as session:
+        assert session.scalar(select(Organisation.priority)) == 80
+
+
+def test_nothing_is_kept_of_a_transaction_that_failed(database):
+    database.migrate()
+
+    def fail():
+        with database.writing() as session:
+            session.add(Organisation(id="org-a", name="a"))
+            session.flush()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with database.reading() as session:
+        assert session.scalar(select(Organisation)) is None
+
+
+def test_what_is_no_database_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(TiterError, match="no URL"):
+        Database("nonsense")
+    with pytest.raises(TiterError, match="cannot be used"):
+        Database("postgresql://titer@127.0.0.1:1/none").migrate()
