@@ -20,7 +20,7 @@ PIECE = 1 << 18
 """How much of a body is gathered before it is looked at, so that a client that sends single bytes costs no more than others."""
 IDLE = 60.0
 """Seconds in which a client must send something."""
-LINGER = 5.0
+LINGER = 30.0
 """Seconds for which the rest of a refused body is read and thrown away: a client that still sends would not read why."""
 OVERHEAD = 1 << 16
 """Bytes of a body beside its file."""
