@@ -275,16 +275,16 @@ def _said(judged: list[ArmVerdict], base: SummaryRow | None) -> str:
 def _serving_notes(run: Run) -> list[str]:
     if not run.serving:
         return []
-    kinds = {"serving control": "Serving controls", "served guard": "Served guards"}
-    arms = {
-        kind: "; ".join(f"{arm} with {about}" for arm, about in run.serving.items() if run.served_as(arm) == kind)
-        for kind in kinds
-    }
-    return [
-        f"{kinds[kind]}, asked after fine-tuning as their provider serves them: {named}. Against open weights: nothing."
-        for kind, named in arms.items()
-        if named
-    ]
+    notes = []
+    for kind, named in (("serving control", "Serving controls"), ("served guard", "Served guards")):
+        arms = [
+            f"{arm} with {about}" + (f", which {run.routed[arm]}" if run.routed.get(arm) else "")
+            for arm, about in run.serving.items()
+            if run.served_as(arm) == kind
+        ]
+        how = f"{named}, asked after fine-tuning as their provider serves them"
+        notes += [f"{how}: {'; '.join(arms)}. Against open weights: nothing."] if arms else []
+    return notes
 
 
 def _other_ratios(run: Run, ratio: float | None) -> list[str]:
