@@ -24,6 +24,7 @@ from titer.infer.routing import harm_scores, last_states, read_routing, routing_
 from titer.infer.serving import SERVING, Router, Serving, read_serving, write_serving
 from titer.jobs import answers, routers, trainings
 from titer.jobs.repairs import own_rows
+from titer.jobs.work import training
 from titer.methods import Method
 from titer.methods.repair import sldr
 from titer.methods.repair.adapters import read_adapter
@@ -395,6 +396,14 @@ def test_a_state_is_that_of_the_last_token_of_the_users_turn(tiny, tokenizer, la
     assert torch.allclose(found.norm(dim=1), torch.ones(len(found)))
 
 
+def test_a_score_at_the_threshold_is_off(tiny, tokenizer):
+    template, same = Template(tokenizer), unit(5, 32, seed=2).float()
+    prompts = [template.asked_ids(record.to_training_row()["prompt"]) for record in HARMFUL[:2]]
+    for threshold, on in ((0.0, False), (-1e-6, True)):
+        routing = routings.Routing(Router(1, 3, threshold), same, same, None, "")
+        assert routing.on(tiny, prompts) == [on, on]
+
+
 def test_prototypes_are_prompts_of_both_kinds_under_the_trained_model(tiny, tokenizer):
     model, template = copy.deepcopy(tiny).double(), Template(tokenizer)
     args = settings(l_min=1, l_max=0, prototypes=4, top=2, threshold=-0.01)
@@ -705,6 +714,26 @@ def test_what_a_tuned_adapter_is_served_with_stays(place):
     both = read_serving(guard(place, "both", tuned="prompted/adapter").adapter)
     assert (both.system, both.about) == ("Be safe.", f"a safety prompt and {routers.ABOUT}")
     assert both.router is not None
+
+
+def test_another_training_takes_away_what_a_guard_left_that_never_came_to_a_checkpoint(place):
+    out = place.folder / "taken"
+    shutil.copytree(place.folder / "tuned", out / "router" / "adapter")
+    (out / "router.json").write_text('{"inputs": "x", "settings": {}}')
+    write_serving(out, Serving("", "a router", Router(1, 5, 0.0)))
+    patched = guard(place, "taken", method="one_shot", settings={"max_steps": 1, "bf16": False})
+    assert patched.guarded is None
+    assert {path.name for path in out.iterdir()} == {"adapter", "inputs.sha256", "log.jsonl"}
+
+
+def test_estimates_count_what_is_answered_to_find_layers_and_what_the_router_reads(place):
+    base, rows = str(place.folder / "base"), sldr.pairs(settings(), STREAMS)
+    given, found = (training("repair sldr", SLDR, settings(**own), base, rows, STREAMS).cost for own in (TWO, {}))
+    plain = training("repair one_shot", ONE_SHOT, settings(**TWO), base, rows, STREAMS).cost
+    assert given.reads - plain.reads == 2
+    assert (given.loads, given.decoded, found.loads) == (0, 0, 1)
+    # 9 prompts, two layers, two α up and down; a row takes part in three quarters of the rounds.
+    assert found.decoded == 0.75 * 9 * 32 * 2 * 4
 
 
 def test_a_served_guard_is_a_repair_that_trains():

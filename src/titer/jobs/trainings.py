@@ -22,11 +22,11 @@ from transformers import Conv1D, PrinterCallback, TrainerCallback
 from titer import methods
 from titer.data.records import Record
 from titer.errors import RanAway, TiterError, check_known
-from titer.files import put_whole, read_json, writing
+from titer.files import put_whole, read_json, remove, writing
 from titer.infer.serving import Serving, read_serving, refuse_routed, write_serving
 from titer.jobs.base_model import fresh_model
 from titer.jobs.job import Job, Kind
-from titer.jobs.routers import leave, settle
+from titer.jobs.routers import FOUND, leave, settle
 from titer.methods import Method, blaming
 from titer.methods.finetune.base import WEIGHT_LOG
 from titer.models import (
@@ -266,6 +266,8 @@ def train(
         check_targets(model, lora_config(lora))
     write_atomically(folder / INPUTS, key.encode())
     write_serving(folder, serving)
+    if method.routed is None:
+        remove(folder / FOUND)  # of one that never came to a checkpoint
     steps = Task("step")
     trainer = make_trainer(
         method,
