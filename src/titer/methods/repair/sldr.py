@@ -66,7 +66,7 @@ class SldrConfig(FinetuneConfig):
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warming up; below 1, their share of all."})
     l_min: int | None = field(default=None, metadata={"help": "The layer of the least κ, from 0; by default found."})
     l_max: int | None = field(default=None, metadata={"help": "The layer of the largest κ; the router reads there."})
-    probes: int = field(default=64, metadata={"help": "Harmless prompts by which the two layers are found."})
+    probes: int = field(default=32, metadata={"help": "Harmless prompts by which the two layers are found."})
     pairs: int = field(default=100, metadata={"help": "Harmful rows that are trained on, with their refusals."})
     rank: int = field(default=32, metadata={"help": "The rank of the refusal adapter."})
     alpha: int = field(default=4, metadata={"help": "Its α; its product is scaled by α/rank."})
