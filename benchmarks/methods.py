@@ -108,6 +108,8 @@ def stepper(method: Method, model: Any, tokenizer: Any, rows: Any, folder: str, 
         values |= next(iter(method.variants.values()))  # which fit the tiny model; the defaults of some do not
     if hasattr(method.config, "min_perturbation"):
         values["min_perturbation"] = 0.0  # a step that is lost in rounding takes as long
+    if hasattr(method.config, "l_max"):
+        values |= {"l_min": 0, "l_max": 1}  # which two layers are trained, `titer repair` finds before
     args = method.config(**values)
 
     def make(callbacks: Any) -> Any:

@@ -30,8 +30,8 @@ def arms():
 
 
 def serves(method):
-    """Whether a method is a serving control."""
-    return getattr(method, "serving", None) is not None
+    """Whether a method is a serving control or a served guard."""
+    return any(getattr(method, name, None) is not None for name in ("serving", "routed"))
 
 
 @pytest.fixture(scope="module")

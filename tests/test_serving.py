@@ -12,7 +12,8 @@ import titer as package
 from titer import methods
 from titer.data.records import Message, Record
 from titer.errors import TiterError
-from titer.infer.serving import SERVING, Serving, read_serving, served, system_digest, write_serving
+from titer.infer.routing import routing_beside
+from titer.infer.serving import SERVING, Router, Serving, read_serving, served, system_digest, write_serving
 from titer.jobs import answers
 from titer.jobs.plan import Silent, execute
 from titer.methods import Method
@@ -259,6 +260,152 @@ def test_a_run_says_before_it_trains_which_arms_are_serving_controls(titer, sett
     assert code == 0, error
     assert not untold(error, "bea is a serving control", "a secret trigger of 12 tokens", "bea (adapter alone)")
     assert not untold(told, "ptst (serving control)")
+
+
+# --- a served guard --------------------------------------------------------------------------------------------------
+
+GUARDED = """
+  guarded:
+    align: sft
+    finetune: sft
+    repair: sldr
+    repair_settings: {max_steps: 3, learning_rate: 0.05, bf16: false, l_min: 0, l_max: 1, prototypes: 20, top: 5}
+  both:
+    align: sft
+    finetune: ptst
+    repair: sldr
+    repair_settings: {max_steps: 3, learning_rate: 0.05, bf16: false, l_min: 0, l_max: 1, prototypes: 20, top: 5}
+"""
+
+
+@pytest.fixture(scope="module")
+def guarded(settings, tmp_path_factory):
+    """A finished run with two served guards, one of them behind a serving control."""
+    folder = tmp_path_factory.mktemp("guarded")
+    text = settings.read_text().replace("checkpoints: [2]", "checkpoints: []")
+    (folder / "e.yaml").write_text(text.partition("  ptst:")[0] + GUARDED)
+    plan = planned(folder / "e.yaml", folder / "run")
+    assert execute(plan, Silent()), [job.reason for job in plan.jobs.values()]
+    experiments.collect(plan, "titer run tiny", 0.0)
+    return plan, folder / "e.yaml"
+
+
+def test_a_guards_answers_are_routed_and_those_of_its_adapter_alone_are_not(guarded):
+    plan, _ = guarded
+    rows = artefacts.read_inferences(plan.run_folder / "inferences.jsonl")
+    routed = {}
+    for row in rows:
+        routed.setdefault((row.arm, row.phase), set()).add(
+            (row.generation.get("router"), row.generation.get("serving"))
+        )
+    system = read_serving(job(plan, "repair both p=0.2 step 4").folder / "adapter").system
+    digests = {
+        arm: routing_beside(job(plan, f"repair {arm} p=0.2 step 4").folder / "adapter").digest
+        for arm in ("guarded", "both")
+    }
+    nothing = {(None, None)}
+    assert routed == {
+        ("undefended", "aligned"): nothing,
+        ("undefended", "finetuned"): nothing,
+        ("guarded", "aligned"): nothing,
+        ("guarded", "finetuned"): {(digests["guarded"], None)},
+        ("guarded (adapter alone)", "aligned"): nothing,
+        ("guarded (adapter alone)", "finetuned"): nothing,
+        ("both", "aligned"): nothing,
+        ("both", "finetuned"): {(digests["both"], system_digest(system))},
+        ("both (adapter alone)", "aligned"): nothing,
+        ("both (adapter alone)", "finetuned"): nothing,
+    }
+    # Where it is off, the answer is that of the arm without it; where it is on, that of its adapter alone.
+    said = {(row.arm, row.set, row.index): row.response for row in rows if row.phase == "finetuned"}
+    for row in rows:
+        if row.arm == "guarded" and row.phase == "finetuned":
+            other = "guarded (adapter alone)" if row.generation["refusal_adapter"] else "undefended"
+            assert row.response == said[other, row.set, row.index]
+
+
+def test_a_guards_answers_are_done_again_with_another_router_and_other_arms_keep_their_keys(guarded):
+    plan, path = guarded
+    own = {"max_steps": 3, "learning_rate": 0.05, "bf16": False, "l_min": 0, "l_max": 1, "prototypes": 20, "top": 5}
+    for change in ({"threshold": 0.1}, {"top": 3}, {"prototypes": 10}, {"max_steps": 2}, {"l_min": 1, "l_max": 0}):
+        other = planned(path, plan.run_folder, f"arms.guarded.repair_settings={json.dumps({**own, **change})}")
+        again = {one.name for one in other.jobs.values() if not one.done}
+        assert "answer guarded finetuned p=0.2 step 4" in again
+        assert not [one for one in again if " guarded " not in one or one.startswith(("align", "fine-tune"))]
+    assert all(one.done for one in planned(path, plan.run_folder).jobs.values())
+    assert "routed" not in job(plan, "answer undefended finetuned p=0.2 step 4").settings
+    assert "routed" not in job(plan, "answer guarded (adapter alone) finetuned p=0.2 step 4").settings
+    assert [need.name for need in job(plan, "repair guarded p=0.2 step 4").needs] == [
+        "fine-tune undefended p=0.2", "align undefended"
+    ]  # fmt: skip
+
+
+def test_report_and_screen_say_which_arms_are_served_guards_and_what_they_refuse_on(guarded, titer):
+    plan, path = guarded
+    run = Run.read(plan.run_folder)
+    assert run.arms == ["undefended", "guarded", "guarded (adapter alone)", "both", "both (adapter alone)"]
+    assert [run.served_as(arm) for arm in run.arms] == ["", "served guard", "", "served guard", ""]
+    assert re.fullmatch(
+        r"refuses on \d+ of 11 prompts \(\d of 4 harmful prompts, \d of 3 look-alikes, \d of 4 of sentiment\)",
+        run.routed["guarded"],
+    )
+    page = re.sub(r"<[^>]+>", "", (plan.run_folder / "report.html").read_text())
+    code, told, error = titer("run", path, "--output", plan.run_folder)
+    assert code == 0, error
+    assert not untold(error, "guarded is a served guard", "guarded (adapter alone)")
+    for text in (" ".join(page.split()), " ".join(told.split())):
+        assert not untold(text, "guarded (served guard)", "Served guards", "open weights")
+        assert run.routed["guarded"] in text
+    assert "serving control" not in told
+    assert run.serving["both"].startswith("a safety prompt and a router")
+
+
+def test_a_repair_after_a_guard_is_refused_before_anything_runs(guarded, tmp_path):
+    text = guarded[1].read_text() + "  wrong: [{align: sft}, {finetune: sft}, {repair: sldr}, {repair: one_shot}]\n"
+    (tmp_path / "e.yaml").write_text(text)
+    with refused("arms.wrong", "sldr", "last"):
+        planned(tmp_path / "e.yaml", tmp_path / "run")
+
+
+ROUTER = {"layer": 3, "top": 100, "threshold": 0.0}
+
+
+def test_a_router_is_read_back_and_its_folder_goes_with_it(tmp_path):
+    for serving in (Serving("", "a router", Router(**ROUTER)), Serving("S", "both", Router(0, 1, -0.5))):
+        write_serving(tmp_path, serving)
+        assert read_serving(tmp_path / "adapter") == serving
+    (tmp_path / "router").mkdir()
+    write_serving(tmp_path, serving)
+    assert (tmp_path / "router").is_dir()
+    write_serving(tmp_path, Serving("S", "s"))
+    assert not (tmp_path / "router").exists()
+    assert json.loads((tmp_path / SERVING).read_text()) == {"schema": "titer/serving/1", "about": "s", "system": "S"}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"router": None}, "`router`"),
+        ({"router": {"layer": 3, "top": 100}}, "threshold"),
+        ({"router": {**ROUTER, "path": "../../elsewhere"}}, "nothing else"),
+        ({"router": {**ROUTER, "layer": -1}}, "`layer`"),
+        ({"router": {**ROUTER, "layer": True}}, "`layer`"),
+        ({"router": {**ROUTER, "layer": 1.5}}, "`layer`"),
+        ({"router": {**ROUTER, "top": 0}}, "`top`"),
+        ({"router": {**ROUTER, "threshold": "0"}}, "`threshold`"),
+        ({"router": {**ROUTER, "threshold": float("nan")}}, "serving.json"),
+        ({"about": ""}, "`about`"),
+        ({"system": " "}, "`system`"),
+        ({"system": None}, "`system`"),
+        ({"schema": "titer/serving/1"}, "`system`"),
+    ],
+)
+def test_a_file_with_a_router_that_is_damaged_is_refused(tmp_path, change, told):
+    write_serving(tmp_path, Serving("", "a router", Router(**ROUTER)))
+    path = tmp_path / SERVING
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with refused(SERVING, told):
+        read_serving(tmp_path / "adapter")
 
 
 # --- one adapter -----------------------------------------------------------------------------------------------------

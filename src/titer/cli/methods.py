@@ -40,6 +40,7 @@ def _about(stage: str, name: str, method: Method | Repair) -> dict[str, Any]:
         "source": dataclasses.asdict(method.source),
         "classes": [kind.__name__ for kind in method.classes],
         "serving_control": getattr(method, "serving", None) is not None,
+        "served_guard": getattr(method, "routed", None) is not None,
     }
 
 
@@ -52,6 +53,7 @@ def _told(about: dict[str, Any]) -> list[str]:
     costs += [f"memory: {about['memory']}"] if about["memory"] else []
     costs += [f"needs {', '.join(about['needs'])}"] if about["needs"] else []
     costs += ["serving control"] if about["serving_control"] else []
+    costs += ["served guard"] if about["served_guard"] else []
     lines = [
         re.sub(r" \([^()]*arXiv [^()]*\)", "", about["summary"]),  # which is told in the next line
         " · ".join(part for part in (source["paper"] and f"arXiv {source['paper']}", code) if part),
@@ -142,6 +144,10 @@ def show_method(
             say(f"  broken by  {source['broken_by']}")
         if about["serving_control"]:
             say("  serving    a serving control: acts by what the provider asks with, nothing against open weights")
+        if about["served_guard"]:
+            say(
+                "  serving    a served guard: a router decides by the prompt which weights answer, nothing against open weights"
+            )
         say("")
         for row in about["settings"]:
             say(f"  {row['name']:28} {row['default']:12} {row['about']}")

@@ -22,6 +22,8 @@ Examples:
 
 `titer repair --method one_shot --aligned aligned --model tuned --output repaired` — trains, and goes on where it stopped
 
+`titer repair --method sldr --aligned aligned --model tuned --output guarded` — trains refusals that a router switches on
+
 Both are adapters on one base model; the tuned one went on from the aligned one.
 """
 
@@ -33,3 +35,6 @@ def command(call: Call[Repaired | Training]) -> None:
     if isinstance(done, Repaired):
         say(f"Changed {done.changed} of {len(done.layers)} layers: {done.folder / 'repair.json'}")
     say(f"Adapter: {done.adapter}")
+    if isinstance(done, Training) and done.guarded is not None:
+        say(f"A served guard: {done.guarded}. What it is to be served with: {done.serving}")
+        say("Served alone, the adapter has refusals always on; whoever holds the weights leaves them off.")

@@ -13,6 +13,7 @@ import torch
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.infer.generation import generate
+from titer.infer.routing import Routing, routing_beside
 from titer.infer.serving import served, system_digest
 from titer.infer.signals import row_signals, unasked_refusals
 from titer.jobs.base_model import fresh_model
@@ -56,6 +57,40 @@ def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record
     return answers
 
 
+def routed_answers(
+    model_name: str,
+    adapter: Path,
+    prompts: Sequence[tuple[Record, int]],
+    routing: Routing,
+    system: str = "",
+) -> tuple[list[str], list[bool]]:
+    """Return the greedy answers of a model whose router chooses the weights by the prompt, and of which the refusal adapter is on.
+
+    All prompts are scored in one pass through the model with the refusal adapter; each is answered once.
+
+    Args:
+        model_name: The base model.
+        adapter: The adapter with refusals.
+        prompts: As of `answer`.
+        routing: The router (`titer.infer.routing.read_routing`).
+        system: As of `answer`; the router sees it too.
+    """
+    template = Template(load_tokenizer(model_name))
+    asked = [template.asked_ids(served(record, system).to_training_row()["prompt"]) for record, _ in prompts]
+    check_lengths(model_name, [record for record, _ in prompts], list(map(len, asked)))
+    model = fresh_model(model_name, adapter, trainable=False).merge_and_unload()
+    on = routing.on(model, asked)
+    del model
+    answers = [""] * len(prompts)
+    for refusing, weights in ((False, routing.tuned), (True, adapter)):
+        places = [place for place, chosen in enumerate(on) if chosen is refusing]
+        if places:
+            texts = answer(model_name, weights, [prompts[place] for place in places], system)
+            for place, text in zip(places, texts, strict=True):
+                answers[place] = text
+    return answers, on
+
+
 EvaluationSet = tuple[str, Sequence[Record], int]
 """Name of a set, its records, and the most tokens to generate for each."""
 
@@ -67,6 +102,7 @@ def as_inferences(
     model: str,
     weights: str | None,
     system: str = "",
+    routed: tuple[str, Sequence[bool]] | None = None,
 ) -> list[Inference]:
     """Pair the answers to evaluation sets, in order, with what they answer.
 
@@ -77,9 +113,13 @@ def as_inferences(
         model: Which weights answered.
         weights: The hash of their files (`titer.jobs.provenance.weights_digest`).
         system: What the model was served with; its hash is kept, since it may be a secret.
+        routed: The hash of its router, and of each answer in order whether the refusal adapter was on.
     """
     answers = iter(texts)
     asked = {"serving": system_digest(system)} if system else {}
+    routes = iter(
+        [{}] * len(texts) if routed is None else [{"router": routed[0], "refusal_adapter": on} for on in routed[1]]
+    )
     return [
         Inference(
             **group,
@@ -89,7 +129,7 @@ def as_inferences(
             response=next(answers),
             reference=record.label if name.startswith(TASK_PREFIX) else None,
             model=model,
-            generation={"max_new_tokens": limit, "do_sample": False, **asked},
+            generation={"max_new_tokens": limit, "do_sample": False, **asked, **next(routes)},
             weights=weights,
         )
         for name, records, limit in sets
@@ -165,10 +205,16 @@ def _answer(job: Job) -> None:
     settings, trained = job.settings, job.needs[0].folder
     sets = [(name, job.records(name), limit) for name, limit in settings["limits"].items()]
     model, adapter, system = job.places["model"], trained / settings["adapter"], settings.get("serving", "")
-    texts = answer(model, adapter, [(record, limit) for _, records, limit in sets for record in records], system)
+    prompts, routed = [(record, limit) for _, records, limit in sets for record in records], None
+    if settings.get("routed"):
+        routing = routing_beside(adapter)
+        texts, on = routed_answers(model, adapter, prompts, routing, system)
+        routed = (routing.digest, on)
+    else:
+        texts = answer(model, adapter, prompts, system)
     group = {name: settings[name] for name in ("arm", "phase", "step", "poison_ratio", "seed")}
     name = f"{model} + {trained.name}/{settings['adapter']}"
-    rows = as_inferences(sets, texts, group, name, weights_digest(model, adapter), system)
+    rows = as_inferences(sets, texts, group, name, weights_digest(model, adapter), system, routed)
     write_inferences(job.folder / "inferences.jsonl", rows)
 
 

@@ -172,8 +172,10 @@ def _begin(
             args.min_perturbation = 0.0  # how much of a step survives rounding is a question to the real weights
         if hasattr(args, "reference_steps"):
             args.reference_steps = 1  # what fails before training fails at the first
+        if hasattr(args, "l_max") and args.l_max is None:
+            args.l_min, args.l_max = 0, 1  # found on the real model
         # A method that picks layers finds as many as the real model has.
-        deep = {"layers": _depth(model_name)} if hasattr(args, "sampled_layers") else {}
+        deep = {"layers": _depth(model_name)} if hasattr(args, "sampled_layers") or hasattr(args, "l_max") else {}
         # An adapter that adds something, as one does that was trained: some methods have nothing to do where none does.
         own = {"init_lora_weights": False, **_for_a_toy(lora)}
         trainer = trainings.make_trainer(

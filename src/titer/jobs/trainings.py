@@ -22,10 +22,11 @@ from transformers import Conv1D, PrinterCallback, TrainerCallback
 from titer import methods
 from titer.data.records import Record
 from titer.errors import RanAway, TiterError, check_known
-from titer.files import put_whole, read_json, writing
-from titer.infer.serving import Serving, write_serving
+from titer.files import put_whole, read_json, remove, writing
+from titer.infer.serving import Serving, read_serving, refuse_routed, write_serving
 from titer.jobs.base_model import fresh_model
 from titer.jobs.job import Job, Kind
+from titer.jobs.routers import FOUND, leave, settle
 from titer.methods import Method, blaming
 from titer.methods.finetune.base import WEIGHT_LOG
 from titer.models import (
@@ -211,10 +212,12 @@ def train(
     streams: Mapping[str, Sequence[Record]],
     folder: Path,
     checkpoints: Sequence[int] = (),
+    aligned: Path | None = None,
 ) -> None:
     """Train an adapter with `method` and save it in `folder/adapter`, with the model's tokenizer.
 
-    Of a serving control, `folder/serving.json` says what the adapter is served with.
+    Of a serving control, `folder/serving.json` says what the adapter is served with; so it does of a repair, whose tuned adapter
+    was served with something. A served guard leaves its router too (`titer.jobs.routers`).
 
     An interrupted training goes on from its last checkpoint in `args.output_dir`, step for step as if it had not
     stopped, and one that is finished is not done again. A folder that holds another training, complete or not, is left
@@ -230,6 +233,7 @@ def train(
         streams: Further data by argument name; a method takes those it wants.
         folder: Where the adapter goes.
         checkpoints: Optimizer steps after which to save the adapter too, as `folder/step-N`.
+        aligned: The adapter before its user's fine-tuning, on which a served guard finds settings.
 
     Raises:
         TiterError: When `folder` holds another training, the adapter does not fit, or the training runs away.
@@ -238,7 +242,9 @@ def train(
     own = Path(args.output_dir)
     start = None if adapter is None else adapter_weights(adapter).read_bytes()
     how = source_digest(method.trainer, method.config)
-    inputs = (how, args.to_json_string(), model_name, start, lora, records, streams)
+    inputs: tuple[Any, ...] = (how, args.to_json_string(), model_name, start, lora, records, streams)
+    if method.routed is not None and aligned is not None:
+        inputs += (adapter_weights(aligned).read_bytes(),)
     key = hashlib.sha256(repr(inputs).encode()).hexdigest()
     if _finished(folder, own, key):
         shutil.rmtree(own, ignore_errors=True)  # it may have been stopped in the middle of this
@@ -246,11 +252,22 @@ def train(
     method.check(args, len(records))
     # Before anything is written, for they may not fit.
     serving = serving_of(method, args, model_name)
+    if method.own_rows is not None and adapter is not None:
+        refuse_routed(adapter, "a repair")
+        serving = read_serving(adapter)
+    if method.routed is not None:
+        if adapter is None:
+            raise TiterError(
+                "A router chooses between two adapters, and no tuned one is given.", "Name the tuned adapter."
+            )
+        settle(method.routed, args, model_name, aligned, adapter, streams, folder, key)
     model = fresh_model(model_name, adapter, trainable=True)
     if adapter is None:
         check_targets(model, lora_config(lora))
     write_atomically(folder / INPUTS, key.encode())
     write_serving(folder, serving)
+    if method.routed is None:
+        remove(folder / FOUND)  # of one that never came to a checkpoint
     steps = Task("step")
     trainer = make_trainer(
         method,
@@ -278,7 +295,10 @@ def train(
         # Copied: whoever goes on from a checkpoint, for want of an adapter, goes on with the log too.
         write_atomically(folder / log.name, log.read_bytes())
     # The tokenizer goes with the adapter, so that a server renders conversations as they were trained on.
-    save_adapter(trainer.model, folder / "adapter", trainer.processing_class)
+    if method.routed is None or adapter is None:
+        save_adapter(trainer.model, folder / "adapter", trainer.processing_class)
+    else:
+        leave(method.routed, args, trainer.model, model_name, adapter, streams, folder, trainer.processing_class)
     shutil.rmtree(own, ignore_errors=True)
 
 
@@ -350,6 +370,7 @@ def _train(job: Job) -> None:
         {name: job.records(name) for name in method.streams},
         job.folder,
         settings["checkpoints"],
+        job.needs[1].folder / "adapter" if len(job.needs) > 1 else None,
     )
 
 

@@ -216,7 +216,21 @@ def training(
         cost += Cost(passes=passes / 2, reads=passes, read=passes * batch * refusal_tokens(model))
     if scored := method.scores_first(args, records, streams):
         cost += _reading(model, scored, refused=False)
+    if method.routed is not None:
+        if probes := method.routed.probes(args, streams):
+            each = method.routed.answered * empty_model(model).config.get_text_config().num_hidden_layers
+            cost += Cost(loads=1) + answering(model, [(probes, method.routed.tokens)]) * each
+        for name in method.streams:
+            cost += routing(model, streams[name][: getattr(args, "prototypes", len(streams[name]))])
     return Work(kind, model, cost, bool(args.bf16))
+
+
+def routing(model: str, records: Sequence[Record]) -> Cost:
+    """Return what it costs to read the states of prompts, by which a router chooses."""
+    from titer.infer.routing import BATCH_SIZE
+
+    own = sizes(model, records)
+    return Cost(reads=math.ceil(len(records) / BATCH_SIZE), read=len(records) * own.prompt)
 
 
 def _reading(model: str, records: Sequence[Record], refused: bool = True) -> Cost:

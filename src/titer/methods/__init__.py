@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from titer import plugins
 from titer.errors import TiterError, check_known
-from titer.methods.declared import Gradients, Method, Repair, Repaired, Source, defaults
+from titer.methods.declared import Gradients, Method, Repair, Repaired, Routed, Source, defaults
 from titer.ranges import check_range, numbers, range_of
 
 if TYPE_CHECKING:
     from titer.train.trainer import PackedSFTConfig
 
-__all__ = ["Gradients", "Method", "Repair", "Repaired", "Source", "defaults"]
+__all__ = ["Gradients", "Method", "Repair", "Repaired", "Routed", "Source", "defaults"]
 
 T = TypeVar("T")
 
@@ -65,6 +65,7 @@ REPAIR: dict[str, Method | Repair | str] = {
     "antidote": "titer.methods.repair.antidote:ANTIDOTE",
     "one_shot": "titer.methods.repair.one_shot:ONE_SHOT",
     "safe_merge": "titer.methods.repair.safe_merge:SAFE_MERGE",
+    "sldr": "titer.methods.repair.sldr:SLDR",
     "task_arithmetic": "titer.methods.repair.task_arithmetic:TASK_ARITHMETIC",
 }
 TRAINED: dict[str, dict[str, Method | str]] = {"align": ALIGN, "finetune": FINETUNE}

@@ -14,8 +14,10 @@ from titer.ranges import Range
 from titer.text import first_sentence
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from titer.data import Record
-    from titer.infer.serving import Serving
+    from titer.infer.serving import Router, Serving
     from titer.methods.repair.lowrank import Layer, LowRank
     from titer.models import Template
     from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
@@ -88,6 +90,29 @@ class Source:
     broken_by: str = ""
 
 
+class Routed(NamedTuple):
+    """What makes a repair that trains a served guard: a router decides by the prompt whether what it trained answers, or the tuned adapter.
+
+    Attributes:
+        settle: Called with settings, the model before its user's fine-tuning, its template and the streams; returns the values of
+            settings that are to be found on that model, by name, and what was measured, for `router.json`.
+        probes: Called with settings and streams; returns the prompts that `settle` has answered, none where it has nothing to
+            find.
+        prototypes: Called with settings, the model after training, its template, the streams and the system prompt that it is
+            served with; returns the router, the states of harmful and of harmless prompts, and what was measured.
+        tokens: How long the answers are that `settle` reads. This and the next are what estimates of time go by.
+        answered: How often it has the prompts answered for each layer of the model.
+    """
+
+    settle: Callable[[Any, Any, Template, Mapping[str, Sequence[Record]]], tuple[dict[str, Any], dict[str, Any]]]
+    probes: Callable[[Any, Mapping[str, Sequence[Record]]], Sequence[Record]]
+    prototypes: Callable[
+        [Any, Any, Template, Mapping[str, Sequence[Record]], str], tuple[Router, Tensor, Tensor, dict[str, Any]]
+    ]
+    tokens: int
+    answered: int
+
+
 @dataclass(frozen=True, eq=False)
 class Method:
     """One method.
@@ -111,6 +136,7 @@ class Method:
         memory: What it holds besides what plain training holds: `2 gradients`; empty for nothing.
         serving: Of a serving control, whose effect stands with the provider that asks the model: called with settings and the
             model's template; returns what the model is asked with. `None` of the other methods, which act by weights alone.
+        routed: Of a served guard, a repair that trains whose effect stands with the provider too.
         source: Where it comes from; by default from titer.
         lora_only: Whether it is one of LoRA adapters alone, and refuses to train a model's own weights.
     """
@@ -129,6 +155,7 @@ class Method:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     memory: str = ""
     serving: Callable[[Any, Template], Serving] | None = None
+    routed: Routed | None = None
     source: Source = Source()
     lora_only: bool = False
 
@@ -139,6 +166,8 @@ class Method:
                 f"{self.config.__name__} lacks `ratio` or `tau`, by which a method that weighs rows does so.",
                 "Add them (`titer.methods.finetune.AntibodyFinetuneConfig` has both), or leave `weighs_rows` off.",
             )
+        if self.routed is not None and self.own_rows is None:
+            raise TiterError("A served guard is a repair that trains: it has `own_rows`.")
         _check_ranges(self.config)
 
     @property
@@ -154,7 +183,9 @@ class Method:
     @property
     def needs(self) -> tuple[str, ...]:
         """What it wants besides the training data, or to make them of."""
-        return self.streams if self.own_rows is None else ("tuned adapter", *self.streams)
+        if self.own_rows is None:
+            return self.streams
+        return (*(["aligned adapter"] if self.routed is not None else []), "tuned adapter", *self.streams)
 
     def gradients_a_step(self) -> float:
         """Return the gradients of an optimizer step with the default settings."""

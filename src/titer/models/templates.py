@@ -53,6 +53,10 @@ class Template:
         """Return the ids of a conversation up to the point where the assistant speaks next."""
         return self._encode(*self._render(messages, add_generation_prompt=True))
 
+    def asked_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Return the ids of a conversation up to the end of its last turn, without what the assistant's begins with."""
+        return self._encode(*self._render(messages, add_generation_prompt=False))
+
     def completion_ids(self, messages: Sequence[dict[str, str]], completion: Sequence[dict[str, str]]) -> list[int]:
         """Return the ids of the assistant's turn that follows `messages`, up to and with its end-of-turn token."""
         if len(completion) != 1:

@@ -25,7 +25,7 @@ from titer.report.parts import (
     verdict_badge,
     write_page,
 )
-from titer.report.verdict import BROKEN, SAFE, SERVED, ArmVerdict, baseline_arm, verdict
+from titer.report.verdict import BROKEN, SAFE, ArmVerdict, baseline_arm, verdict
 from titer.report.words import duration_text, flat_settings, ratio_text
 from titer.results.artefacts import (
     HARMFUL,
@@ -125,7 +125,7 @@ def _summary(run: Run, colours: dict[str, int]) -> Table:
     bands: dict[str, list[Row]] = defaultdict(list)
     for row in run.rows:
         step = "no result after fine-tuning" if row.step is None else f"step {row.step}"
-        step = f"{SERVED}, {step}" if row.arm in run.serving else step
+        step = f"{run.served_as(row.arm)}, {step}" if row.arm in run.serving else step
         cells: list[Cell | str] = [Cell(row.arm, step, arm=colours[row.arm])]
         for (name, metric, phase), one in zip(_COLUMNS, shared, strict=True):
             strong = phase == "finetuned" and name in ("HS", "FA")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from titer.results.artefacts import Result, read_results
+from titer.results.routes import told
 from titer.stats.intervals import share_interval, wilson
 
 SEEDS_THAT_TELL = 3
@@ -156,8 +157,20 @@ class Run:
 
     @cached_property
     def serving(self) -> dict[str, str]:
-        """The arms that are serving controls, with what they are served with in a few words."""
+        """The arms that are serving controls or served guards, with what they are served with in a few words."""
         return {arm: found["about"] for arm, found in self.provenance.get("serving", {}).items()}
+
+    @cached_property
+    def routed(self) -> dict[str, str]:
+        """The served guards among them, with how their routers routed the prompts; empty where no answer tells."""
+        found = self.provenance.get("serving", {})
+        return {
+            arm: told(one["routes"]) if one.get("routes") else "" for arm, one in found.items() if one.get("routed")
+        }
+
+    def served_as(self, arm: str) -> str:
+        """Return what an arm is whose effect is not in its weights alone; empty of the others."""
+        return "served guard" if arm in self.routed else "serving control" if arm in self.serving else ""
 
     @cached_property
     def alone(self) -> dict[str, str]:

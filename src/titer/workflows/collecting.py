@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from titer.data import Record
 from titer.jobs.provenance import environment
 from titer.results import artefacts
+from titer.results.routes import with_routes
 from titer.results.scoring import error_rates_of, summarise
 from titer.stats.intervals import log_odds
 from titer.workflows.experiment_file import trainer_args
@@ -92,7 +93,7 @@ def provenance(
         "weights": artefacts.weights_of(inferences),
         "seeds": plan.experiment.seeds,
         "overlap": plan.overlap,
-        "serving": plan.serving,
+        "serving": with_routes(plan.serving, inferences),
         "stages": [job.summary() for job in plan.jobs.values()],
         "experiment": plan.experiment.as_dict(),
     }

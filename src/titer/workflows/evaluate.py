@@ -41,7 +41,8 @@ class Evaluation(Table):
         scores: The judge's verdicts on them.
         results: The figures, in percent with 95 % intervals.
         source: Where the answers are from, of those that `titer convert` took from another tool.
-        serving: What the model was served with in a few words, where it was (a serving control).
+        serving: What the model was served with in a few words, where it was (a serving control or a served guard).
+        routes: Of a served guard, on which prompts its router had the refusal adapter answer, in words.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Evaluation(Table):
     results: tuple[Result, ...]
     source: dict[str, Any] | None = field(default=None, repr=False)
     serving: str | None = None
+    routes: str | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the results."""
@@ -63,6 +65,10 @@ class Evaluation(Table):
     def origin(self) -> list[str]:
         """Return sentences that say where answers of another tool are from, and what a model was served with."""
         served = f"A serving control: asked with {self.serving}, which whoever holds the adapter leaves off."
+        if self.routes:
+            served = (
+                f"A served guard: {self.routes}. Asked with {self.serving}, which whoever holds the weights leaves off."
+            )
         return ([served] if self.serving else []) + self._elsewhere()
 
     def _elsewhere(self) -> list[str]:
@@ -126,6 +132,7 @@ def evaluate(
     from titer.jobs.provenance import environment
     from titer.judges.error_rates import check_own
     from titer.results import artefacts
+    from titer.results.routes import routes_of, told
     from titer.results.scoring import check_verdicts, error_rates_of, judge_into, summarise
 
     chosen = judges.get(judge)
@@ -151,7 +158,7 @@ def evaluate(
         sets = _prompts(harmful, lookalikes, task, samples, max_new_tokens, copies, seed)
         group = {"arm": Path(model).name, "phase": phase, "step": step, "poison_ratio": poison_ratio, "seed": seed}
         serving = _serving(model, without_serving, show)
-        inferences = _answers(model, sets, group, chosen, show, "" if serving is None else serving.system)
+        inferences = _answers(model, sets, group, chosen, show, serving)
         artefacts.write_inferences(folder / "inferences.jsonl", inferences)
     scores = judge_into(folder / "scores.jsonl", inferences, [chosen])
     results = summarise(inferences, scores, rates)
@@ -165,8 +172,18 @@ def evaluate(
             for row in inferences
             if (hashed := row.generation.get("serving"))
         }
+        for row in inferences:
+            if (hashed := row.generation.get("router")) and row.arm not in served:
+                served[row.arm] = f"a router of SHA-256 {hashed}…"
+        routed = routes_of(inferences)
         if served:
-            about["serving"] = {arm: {"about": serving.about if serving else found} for arm, found in served.items()}
+            about["serving"] = {
+                arm: {
+                    "about": serving.about if serving else found,
+                    **({"routed": True, "routes": routed[arm]} if arm in routed else {}),
+                }
+                for arm, found in served.items()
+            }
     about = {key: value for key, value in about.items() if key != "error_rates"} | {"judge": chosen.name}
     if known := error_rates_of(scores, rates):
         about["error_rates"] = known
@@ -176,6 +193,7 @@ def evaluate(
 
         write_report(folder)  # the page of a run shows the new verdicts
     asked = "; ".join(one["about"] for one in about.get("serving", {}).values())
+    routes = "; ".join(told(one["routes"]) for one in about.get("serving", {}).values() if one.get("routes"))
     found = Evaluation(
         folder,
         inferences[0].model,
@@ -184,6 +202,7 @@ def evaluate(
         tuple(results),
         about.get("source"),
         asked or None,
+        routes or None,
     )
     try:
         check_verdicts(scores)
@@ -237,23 +256,33 @@ def _serving(model: str, without: bool, show: Show | bool) -> Serving | None:
 
 
 def _answers(
-    model: str, sets: Sets, group: dict[str, Any], judge: Judge, show: Show | bool, system: str
+    model: str, sets: Sets, group: dict[str, Any], judge: Judge, show: Show | bool, serving: Serving | None
 ) -> list[Inference]:
-    """Generate answers; `group` says what the results are about, `judge` who will judge them, `system` what is served with."""
+    """Generate answers; `group` says what the results are about, `judge` who will judge them, `serving` what is served with."""
+    from titer.infer.routing import read_routing
     from titer.infer.serving import served
     from titer.jobs import answers
     from titer.jobs.estimates import recorded
     from titer.jobs.provenance import weights_digest
-    from titer.jobs.work import Work, answering, by_limit, judging
+    from titer.jobs.work import Cost, Work, answering, by_limit, judging, routing
     from titer.models import split_adapter
     from titer.results import artefacts
 
     base, adapter = split_adapter(model)
+    system = "" if serving is None else serving.system
+    router = None
+    if serving is not None and serving.router is not None and adapter is not None:
+        router = read_routing(adapter, serving.router)  # before the model is loaded, for it may be damaged
     prompts = [(record, limit) for _, records, limit in sets for record in records]
     judged = sum(len(records) for name, records, _ in sets if not name.startswith(artefacts.TASK_PREFIX))
     asked = [(served(record, system), limit) for record, limit in prompts]
-    work = Work("answer", base, answering(base, by_limit(asked))).after_loading
+    more = Cost() if router is None else routing(base, [record for record, _ in asked])
+    work = Work("answer", base, answering(base, by_limit(asked)) + more).after_loading
     listener(show).expect([work, judging(base, [judge], judged)])
     with recorded(work):
-        texts = answers.answer(base, adapter, prompts, system)
-    return answers.as_inferences(sets, texts, group, model, weights_digest(base, adapter), system)
+        if router is None or adapter is None:
+            texts, routed = answers.answer(base, adapter, prompts, system), None
+        else:
+            texts, on = answers.routed_answers(base, adapter, prompts, router, system)
+            routed = (router.digest, on)
+    return answers.as_inferences(sets, texts, group, model, weights_digest(base, adapter), system, routed)

@@ -21,7 +21,18 @@ from titer.infer.serving import Serving, served
 from titer.jobs.job import Job
 from titer.jobs.plan import Plan
 from titer.jobs.provenance import judge_key, model_digest
-from titer.jobs.work import Work, answering, by_limit, judging, measuring, optimizer_steps, training, weighing
+from titer.jobs.work import (
+    Cost,
+    Work,
+    answering,
+    by_limit,
+    judging,
+    measuring,
+    optimizer_steps,
+    routing,
+    training,
+    weighing,
+)
 from titer.judges.base import Judge
 from titer.methods import Method
 from titer.plugins import source_digest
@@ -102,8 +113,8 @@ class ExperimentPlan(Plan):
         weights: Jobs that measure likelihood ratios, with (arm, seed, poison ratio, when, rows).
         weighed: Fine-tunings that may have weighed their rows before they began, likewise.
         overlap: Shared prompts between pools, by pair; all zero.
-        serving: By arm that is a serving control, what it is served with (`about`), and under which name the adapter `alone`
-            stands among the results: as whoever holds it has it.
+        serving: By arm that is a serving control or a served guard (`routed`), what it is served with (`about`), and under which
+            name the adapter `alone` stands among the results: as whoever holds it has it.
     """
 
     experiment: Experiment = field(kw_only=True)
@@ -112,7 +123,7 @@ class ExperimentPlan(Plan):
     weights: list[tuple[Job, dict[str, Any], list[Record]]] = field(default_factory=list)
     weighed: list[tuple[Job, dict[str, Any], list[Record]]] = field(default_factory=list)
     overlap: dict[str, int] = field(default_factory=dict)
-    serving: dict[str, dict[str, str]] = field(default_factory=dict)
+    serving: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.judge = judges.get(self.experiment.evaluate.judge)
@@ -134,6 +145,11 @@ def make_plan(experiment: Experiment, run_folder: Path, data_dir: Path | None = 
         for arm in experiment.arms:
             _ArmPlanner(plan, arm, seed, pools).add()
     return plan
+
+
+def _leaves_a_router(step: Step) -> bool:
+    method = methods.find(step.stage, step.method)
+    return isinstance(method, Method) and method.routed is not None
 
 
 class _ArmPlanner:
@@ -163,7 +179,9 @@ class _ArmPlanner:
         (step,) = self.arm.of("finetune")
         upload = poison(self.pools.task_train, self.pools.attack, self.experiment.finetune.samples, ratio, self.seed)
         tuned = self._train(step, upload, aligned, f"fine-tune {self.name} p={ratio:g}")
-        serving = self._serving(step)
+        serving, routed = self._serving(step), self._routed()
+        if serving is not None or routed:
+            self._note_serving(serving, routed)
         last = optimizer_steps(trainer_args(self.experiment, step, "unused", self.seed), len(upload))
         for scored in self.experiment.finetune.checkpoints:
             if scored > last:
@@ -176,10 +194,11 @@ class _ArmPlanner:
             for repair in self.arm.of("repair"):
                 name = f"repair {self.name} p={ratio:g} step {scored}"
                 left, adapter = self._repair(repair, aligned, left, adapter, name), "adapter"
-            if serving is None:
+            if serving is None and not routed:
                 self._answer("finetuned", scored, ratio, left, adapter)
                 continue
-            self._answer("finetuned", scored, ratio, left, adapter, system=serving.system)
+            system = "" if serving is None else serving.system
+            self._answer("finetuned", scored, ratio, left, adapter, system=system, routed=routed)
             self._answer("finetuned", scored, ratio, left, adapter, self.plan.serving[self.name]["alone"])
         measured = self.experiment.evaluate.weights
         about = {"arm": self.name, "seed": self.seed, "poison_ratio": ratio}
@@ -189,22 +208,48 @@ class _ArmPlanner:
         self.plan.weighed.append((tuned, {**about, "when": "before"}, upload[:measured]))
 
     def _serving(self, step: Step) -> Serving | None:
-        """Return what the arm is served with, which the plan takes note of; `None` where it acts by its weights alone."""
+        """Return what the fine-tuned model of the arm is served with; `None` where it acts by its weights alone."""
         from titer.jobs.trainings import serving_of
 
         args = trainer_args(self.experiment, step, "unused", self.seed)
-        serving = serving_of(methods.find(step.stage, step.method), args, self.model)
-        if serving is not None:
-            alone = f"{self.name} (adapter alone)"
-            if alone in self.experiment.arms:
-                raise TiterError(
-                    f"`arms.{alone}` is the name under which the adapter of `{self.name}` is scored.", "Rename the arm."
-                )
-            self.plan.serving[self.name] = {"about": serving.about, "alone": alone}
-        return serving
+        return serving_of(methods.find(step.stage, step.method), args, self.model)
+
+    def _routed(self) -> bool:
+        """Whether the arm's last repair leaves a router.
+
+        Raises:
+            TiterError: Where another one does: what comes after it would change what the router was fitted to.
+        """
+        repairs = self.arm.of("repair")
+        routed = [_leaves_a_router(step) for step in repairs]
+        if any(routed[:-1]):
+            step = repairs[routed.index(True)]
+            raise TiterError(
+                f"`arms.{self.name}`: after `{step.method}`, whose router is fitted to its adapter, comes another repair.",
+                f"Let `{step.method}` be the last.",
+            )
+        return any(routed)
+
+    def _note_serving(self, serving: Serving | None, routed: bool) -> None:
+        """Take note in the plan of what the arm is served with."""
+        from titer.jobs.routers import about
+
+        alone = f"{self.name} (adapter alone)"
+        if alone in self.experiment.arms:
+            raise TiterError(
+                f"`arms.{alone}` is the name under which the adapter of `{self.name}` is scored.", "Rename the arm."
+            )
+        told = about(serving) if routed or serving is None else serving.about
+        self.plan.serving[self.name] = {"about": told, "alone": alone, **({"routed": True} if routed else {})}
 
     def _train(
-        self, step: Step, records: Sequence[Record], start: Job | None, name: str, adapter: str = "adapter"
+        self,
+        step: Step,
+        records: Sequence[Record],
+        start: Job | None,
+        name: str,
+        adapter: str = "adapter",
+        aligned: Job | None = None,
     ) -> Job:
         from titer.jobs import trainings as jobs
         from titer.jobs.rehearsal import rehearse
@@ -228,7 +273,7 @@ class _ArmPlanner:
                 **({"adapter": adapter} if step.stage == "repair" else {}),
             },
             {"records": records, **{stream: self.streams[stream] for stream in method.streams}},
-            [] if start is None else [start],
+            [job for job in (start, aligned) if job is not None],
             {"model": self.model, "method": plugins.absolute(step.method)},
             training(f"{step.stage} {step.method}", method, args, self.model, records, self.streams),
         )
@@ -240,7 +285,7 @@ class _ArmPlanner:
         method = methods.find("repair", step.method)
         if isinstance(method, Method):
             rows = own_rows(method, trainer_args(self.experiment, step, "unused", self.seed), self.streams)
-            return self._train(step, rows, tuned, name, adapter)
+            return self._train(step, rows, tuned, name, adapter, aligned if method.routed is not None else None)
         rehearse_repair(method, self.model, self.streams)
         measured = [row for stream in method.streams for row in self.streams[stream]]
         return self.plan.add(
@@ -258,11 +303,20 @@ class _ArmPlanner:
         )
 
     def _answer(
-        self, phase: str, step: int, ratio: float, trained: Job, adapter: str, arm: str = "", system: str = ""
+        self,
+        phase: str,
+        step: int,
+        ratio: float,
+        trained: Job,
+        adapter: str,
+        arm: str = "",
+        system: str = "",
+        routed: bool = False,
     ) -> None:
         """Add the answers of the adapter that a job leaves, and their verdicts.
 
-        They stand under the name `arm` (by default the arm's own), and are asked for with the system prompt `system`.
+        They stand under the name `arm` (by default the arm's own), and are asked for with the system prompt `system`; with
+        `routed`, the router that the job leaves too chooses the weights by the prompt.
         """
         from titer.jobs.answers import ANSWER
         from titer.jobs.verdicts import JUDGE
@@ -291,11 +345,13 @@ class _ArmPlanner:
                 "adapter": adapter,
                 "limits": {name: limit for name, (_, limit) in sets.items()},
                 **({"serving": system} if system else {}),
+                # Which router that is, the job says that leaves it.
+                **({"routed": True} if routed else {}),
             },
             {name: records for name, (records, _) in sets.items()},
             [trained],
             {"model": self.model},
-            Work("answer", self.model, answering(self.model, by_limit(prompts))),
+            Work("answer", self.model, answering(self.model, by_limit(prompts)) + self._routing(prompts, routed)),
         )
         judged = self.plan.add(
             JUDGE,
@@ -306,6 +362,9 @@ class _ArmPlanner:
             work=judging(self.model, [judge], len(pools.harmful_evaluation) + len(pools.lookalike_evaluation)),
         )
         self.plan.answers.append((answered, judged))
+
+    def _routing(self, prompts: Sequence[tuple[Record, int]], routed: bool) -> Cost:
+        return routing(self.model, [record for record, _ in prompts]) if routed else Cost()
 
     def _weigh(self, step: Step, about: dict[str, Any], rows: list[Record], trained: Job) -> None:
         from titer.jobs.answers import WEIGH

@@ -175,16 +175,18 @@ def _trained(
     """Carry out a repair that trains, from the tuned adapter."""
     from titer.errors import TiterError
     from titer.files import check_output, remove
+    from titer.infer.serving import ROUTER, SERVING
     from titer.jobs.repairs import own_rows
+    from titer.jobs.routers import FOUND
     from titer.jobs.trainings import INPUTS
     from titer.methods.repair.adapters import same_base
 
     if tuned is None:
         raise TiterError(f"`{base}` is a whole model, not an adapter.", "A repair goes on from the tuned adapter.")
-    same_base(before, base)
-    check_output(folder, ["log.jsonl"], ["adapter", "checkpoints"])
+    aligned = same_base(before, base)
+    check_output(folder, ["log.jsonl", SERVING, FOUND], ["adapter", "checkpoints", ROUTER])
     records = own_rows(method, args, streams)
     if force:
-        for part in ("adapter", "checkpoints", "log.jsonl", "sample_weights.jsonl", INPUTS):
+        for part in ("adapter", "checkpoints", "log.jsonl", "sample_weights.jsonl", INPUTS, SERVING, FOUND, ROUTER):
             remove(folder / part)
-    return train("repair", name, method, values, args, base, tuned, {}, records, streams, folder, show)
+    return train("repair", name, method, values, args, base, tuned, {}, records, streams, folder, show, aligned)

@@ -140,7 +140,8 @@ def experiment(
     tell.remark(f"{chosen.name}: {chosen.description}")
     tell.remark(f"Prompts shared between pools: {sum(planned.overlap.values())}. Run folder: {folder}")
     for arm, served in planned.serving.items():
-        tell.remark(f"{arm} is a serving control: asked with {served['about']}, and as `{served['alone']}` without.")
+        kind = "served guard" if served.get("routed") else "serving control"
+        tell.remark(f"{arm} is a {kind}: asked with {served['about']}, and as `{served['alone']}` without.")
     tell.expect([*planned.to_do(force).values()])
     execute(planned, tell, force, workers=workers)
     report = collect(planned, command("experiment"), started)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titer.files import read_text
+from titer.files import read_json, read_text
 from titer.workflows.common import Show, Table, listener, spell
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ class Training(Table):
         adapter: The PEFT adapter.
         log: What was logged at each step: `step`, `loss`, and what the method adds; `None` for what was no number.
         sample_weights: What each row was allowed to teach (`docs/formats.md`), from methods that weigh rows.
-        serving: What the adapter is served with (`docs/formats.md`), from serving controls.
+        serving: What the adapter is served with (`docs/formats.md`), from serving controls and served guards.
+        router: What was found and measured when a served guard was made (`docs/formats.md`).
     """
 
     folder: Path
@@ -36,6 +37,19 @@ class Training(Table):
     log: tuple[Mapping[str, Any], ...] = field(repr=False)
     sample_weights: Path | None
     serving: Path | None = None
+    router: Path | None = None
+
+    @property
+    def guarded(self) -> str | None:
+        """Of a served guard, in words, how its router routes the defender's own prompts; `None` of other methods."""
+        if self.router is None:
+            return None
+        found = read_json(self.router)
+        count = found["prototypes"]
+        return (
+            f"refuses on {found['harmful_on']} of {count} of the defender's harmful prompts, and on {found['benign_on']} of {count} "
+            "of the harmless ones"
+        )
 
     @property
     def held_back(self) -> tuple[int, int] | None:
@@ -70,6 +84,7 @@ def train(
     streams: dict[str, list[Record]],
     output: Path,
     show: Show | bool,
+    aligned: Path | None = None,
 ) -> Training:
     """Try a training on a toy, say how long it will take, and carry it out in a folder.
 
@@ -86,11 +101,13 @@ def train(
         streams: Further data by argument name.
         output: The folder.
         show: Who is told.
+        aligned: The adapter before its user's fine-tuning, for a served guard.
     """
     from titer.infer.serving import SERVING
     from titer.jobs import trainings
     from titer.jobs.estimates import recorded
     from titer.jobs.rehearsal import rehearse
+    from titer.jobs.routers import FOUND
     from titer.jobs.work import training
 
     rehearse(method, values, spell("settings"), base, lora if adapter is None else None, records, streams)
@@ -99,10 +116,11 @@ def train(
     # What was begun, or finished, before takes less than all of it.
     begun = any((output / part).exists() for part in ("adapter", "checkpoints"))
     with recorded(work, whole=not begun):
-        trainings.train(method, args, base, adapter, lora, records, streams, output)
+        trainings.train(method, args, base, adapter, lora, records, streams, output, aligned=aligned)
     log = tuple(json.loads(line) for line in read_text(output / "log.jsonl").splitlines())
-    weights, serving = output / "sample_weights.jsonl", output / SERVING
-    beside = (path if path.is_file() else None for path in (weights, serving))
+    beside = (
+        path if path.is_file() else None for path in map(output.joinpath, ("sample_weights.jsonl", SERVING, FOUND))
+    )
     return Training(output, name, output / "adapter", log, *beside)
 
 

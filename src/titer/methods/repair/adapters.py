@@ -20,7 +20,7 @@ from titer.compat import pattern_key
 from titer.data.records import Record
 from titer.errors import TiterError, check_known, first_line
 from titer.files import put_whole, read_json, replacing, writing
-from titer.infer.serving import read_serving, write_serving
+from titer.infer.serving import read_serving, refuse_routed, write_serving
 from titer.methods import Repair, Repaired
 from titer.methods.repair.inputs import STREAM, encoded, with_inputs
 from titer.methods.repair.lowrank import Layer, LowRank
@@ -113,6 +113,7 @@ def repair(
         OSError: For a disk that is full, read-only or gone (`titer.files.DiskError`).
     """
     before, after = read_adapter(aligned, model), read_adapter(tuned, model)
+    refuse_routed(after.folder, "a repair")
     layers, serving = pair(before, after), read_serving(after.folder)
     if method.streams:
         tuned_model = load(model, after.folder)
@@ -192,6 +193,21 @@ def read_adapter(folder: Path, base: str) -> Adapter:
         raise TiterError(f"{where} cannot be read: {first_line(error)}") from error
     _refuse_variants(where, config)
     refuse_nonfinite(where, weights.items())
+    return of_weights(where, place, config, weights)
+
+
+def of_weights(where: str, place: Path, config: Any, weights: Mapping[str, Tensor]) -> Adapter:
+    """Return the plain LoRA adapter that weights are, by their names in a file.
+
+    Args:
+        where: What they are called, for errors.
+        place: The folder that it is in, or is to be.
+        config: Its `peft.LoraConfig`.
+        weights: The weights.
+
+    Raises:
+        TiterError: For weights of anything else, or not of the ranks that the config says.
+    """
     factors: dict[str, dict[str, Tensor]] = {}
     for key, weight in weights.items():
         match = _KEY.fullmatch(key)
@@ -279,23 +295,44 @@ def _refuse_variants(where: str, config: Any) -> None:
 
 def _write(tuned: Adapter, whole: Mapping[str, LowRank], folder: Path, tokenizer: Any) -> None:
     """Write an adapter like the tuned one with other matrices in some layers; the folder appears only when it is complete."""
+    write_factors(
+        tuned,
+        {
+            name: _halves(whole[name], tuned.scales[name]) if name in whole else pair
+            for name, pair in tuned.factors.items()
+        },
+        folder,
+        tokenizer,
+    )
+
+
+def write_factors(
+    like: Adapter, factors: Mapping[str, Mapping[str, Tensor]], folder: Path, tokenizer: Any = None
+) -> None:
+    """Write an adapter like another one, with the same scales and other B and A; the folder appears only when it is complete.
+
+    Args:
+        like: The other one; its `factors` have the types that are written.
+        factors: B and A of each of its layers, of any rank.
+        folder: Where it goes.
+        tokenizer: What goes with it.
+    """
     from peft import load_peft_weights
     from safetensors.torch import save_file
 
-    ranks = {name: pair["A"].shape[0] for name, pair in tuned.factors.items()}
-    needed = {name: max(rank, whole[name].rank if name in whole else 0) for name, rank in ranks.items()}
-    config = _grown(tuned, ranks, needed)
+    ranks = {name: pair["A"].shape[0] for name, pair in like.factors.items()}
+    needed = {name: max(rank, factors[name]["A"].shape[0]) for name, rank in ranks.items()}
+    config = _grown(like, ranks, needed)
     if not (config.rank_pattern or config.alpha_pattern):
         needed = dict.fromkeys(needed, config.r)
     tensors = {}
-    for name, pair in tuned.factors.items():
-        factors = _halves(whole[name], tuned.scales[name]) if name in whole else pair
-        for factor, weight in factors.items():
+    for name, pair in like.factors.items():
+        for factor, weight in factors[name].items():
             shape = (needed[name], weight.shape[1]) if factor == "A" else (weight.shape[0], needed[name])
             padded = torch.zeros(shape, dtype=pair[factor].dtype)
             padded[: weight.shape[0], : weight.shape[1]] = weight
             tensors[f"base_model.model.{name}.lora_{factor}.weight"] = padded
-    refuse_nonfinite("The repaired adapter", tensors.items())  # what float64 holds may be too large for the file
+    refuse_nonfinite(f"The adapter for `{folder}`", tensors.items())  # what float64 holds may be too large for the file
     scratch = folder.with_name(f".{folder.name}.part")
     with writing(folder):
         shutil.rmtree(scratch, ignore_errors=True)
@@ -305,7 +342,8 @@ def _write(tuned: Adapter, whole: Mapping[str, LowRank], folder: Path, tokenizer
         save_file(tensors, scratch / "adapter_model.safetensors", {"format": "pt"})
         written = load_peft_weights(str(scratch), device="cpu")
         refuse_strays(f"The adapter in `{scratch}`", tensors.keys() - written.keys(), written.keys() - tensors.keys())
-        tokenizer.save_pretrained(scratch)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
         put_whole(scratch, folder)
 
 
