@@ -11,7 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 import torch
-from conftest import key_of
+from chatting import make_adapter, new_key, until
 from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
@@ -20,22 +20,6 @@ from titer.infer.serving import Serving, write_serving
 from titer.jobs.answers import answer
 from titer.service.api.chat import desk_of
 from titer.service.tables import Model
-
-
-def make_adapter(tiny, folder, seed, rank=4, targets=("q_proj", "v_proj", "down_proj")):
-    """An adapter on the tiny model whose B is no zero, so that it answers otherwise than the base."""
-    from peft import LoraConfig, get_peft_model
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), task_type="CAUSAL_LM")
-        model = get_peft_model(tiny, config)
-        for name, weights in model.named_parameters():
-            if "lora_" in name:
-                torch.nn.init.normal_(weights, std=0.3)
-        model.save_pretrained(folder)
-        model.unload()
-    return folder
 
 
 @pytest.fixture
@@ -302,7 +286,7 @@ def test_models_of_others_and_none_are_not_found_and_held_ones_say_why(openai_cl
     assert refusal(lambda: ask(openai_client, "ft:tiny:one::nothing")) == missing
     foreign = add_model(service, "ft:tiny:two::theirs", adapters[0], org="org-two")
     assert refusal(lambda: ask(openai_client, foreign)) == missing
-    with OpenAI(base_url=f"{server}/v1", api_key=key_of(service, "two"), max_retries=0) as other:
+    with OpenAI(base_url=f"{server}/v1", api_key=new_key(service, "two"), max_retries=0) as other:
         assert ask(other, foreign).usage
         assert refusal(lambda: ask(other, tuned[0])) == missing
     held = add_model(service, "ft:tiny:one::held", adapters[0], held="harmful score 40 % is above 15 %")
@@ -312,7 +296,7 @@ def test_models_of_others_and_none_are_not_found_and_held_ones_say_why(openai_cl
 
 
 def test_a_key_without_the_scope_may_not_chat(service, server):
-    with OpenAI(base_url=f"{server}/v1", api_key=key_of(service, scopes=["files"]), max_retries=0) as other:
+    with OpenAI(base_url=f"{server}/v1", api_key=new_key(service, scopes=["files"]), max_retries=0) as other:
         assert refusal(lambda: ask(other))[0] == 403
 
 
@@ -333,13 +317,6 @@ def test_an_adapter_that_cannot_be_read_fails_its_own_requests(openai_client, se
 
 
 # --- clients that go, and engines that are full ------------------------------------------------------------------------
-
-
-def until(holds, seconds=10):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -388,12 +365,11 @@ def test_too_many_that_wait_are_told_to_come_back(openai_client, service, slow, 
         try:
             return ask(openai_client, temperature=2, seed=place, max_completion_tokens=20) and "answered"
         except openai.RateLimitError as error:
-            assert error.response.headers["retry-after"]
-            return error.code
+            return f"{error.code} {error.response.headers['retry-after']}"
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(one, range(8)))
-    assert set(found) == {"answered", "engine_overloaded"}
+    assert set(found) == {"answered", "engine_overloaded 2"}
     assert found.count("answered") >= 3
 
 
