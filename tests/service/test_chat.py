@@ -295,6 +295,16 @@ def test_models_of_others_and_none_are_not_found_and_held_ones_say_why(openai_cl
     assert caught.value.code == "model_held"
 
 
+def test_a_stranger_does_not_drop_anybodys_adapter(client, stranger, tuned):
+    body = {"model": tuned[0], "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
+    desk_of(stranger.app)._engine = desk_of(client.app)._engine
+    assert stranger.post("/v1/chat/completions", json=body).status_code == 404
+    assert desk_of(client.app).load["adapters"] == 1
+    desk_of(client.app).forget(tuned[0])
+    until(lambda: desk_of(client.app).load["adapters"] == 0)
+
+
 def test_a_key_without_the_scope_may_not_chat(service, server):
     with OpenAI(base_url=f"{server}/v1", api_key=new_key(service, scopes=["files"]), max_retries=0) as other:
         assert refusal(lambda: ask(other))[0] == 403
@@ -370,7 +380,7 @@ def test_too_many_that_wait_are_told_to_come_back(openai_client, service, slow, 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(one, range(8)))
     assert set(found) == {"answered", "engine_overloaded 2"}
-    assert found.count("answered") >= 3
+    assert found.count("answered") >= 2
 
 
 def test_a_batch_that_fails_fails_its_requests_and_the_next_is_answered(openai_client, monkeypatch, caplog):

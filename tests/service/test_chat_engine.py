@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,18 +84,19 @@ def engine(folders):
     made.close()
 
 
-def request(engine, folder, template, text, adapter=None, choices=1, **settings):
+def request(engine, folder, template, text, adapter=None, choices=1, org="", **settings):
     heard = Heard()
     prompt = template.prompt_ids([{"role": "user", "content": text}])
     named = None if adapter is None else Adapter(str(adapter), "org", f"models/{adapter}")
     sampling = Sampling(**{"max_tokens": 10, "temperature": 0.0, **settings})
-    ticket = Ticket(str(folder), template, prompt, sampling, heard, named, choices)
+    ticket = Ticket(str(folder), template, prompt, sampling, heard, named, choices, org)
     engine.submit(ticket)
     heard.ticket = ticket
     return heard
 
 
 def alone(folder, adapter, text, tokens=10):
+    """What titer's own decoding answers; asked before an engine loads anything, as two threads must not load models at once."""
     record = Record((Message("user", text),), (Message("assistant", "."),))
     return answer(str(folder), adapter, [(record, tokens)])[0]
 
@@ -104,9 +106,9 @@ def alone(folder, adapter, text, tokens=10):
 
 def test_rows_of_all_adapters_say_together_what_each_says_alone(engine, tiny_folder, template, folders):
     wanted = [(text, adapter) for text in PROMPTS for adapter in (None, 0, 1, 2, 3)]
+    expected = [alone(tiny_folder, None if adapter is None else folders[adapter], text) for text, adapter in wanted]
     heard = [request(engine, tiny_folder, template, text, adapter) for text, adapter in wanted]
     found = [one.wait().strip() for one in heard]
-    expected = [alone(tiny_folder, None if adapter is None else folders[adapter], text) for text, adapter in wanted]
     assert found == expected
     assert len(set(found)) > 10
     assert sorted(engine.fetched) == ["0", "1", "2", "3"]
@@ -200,9 +202,9 @@ def test_the_adapter_that_was_not_used_for_longest_makes_room(engine, tiny_folde
 
 def test_adapters_in_use_keep_their_place_and_others_wait(engine, tiny_folder, template, folders):
     engine.bounds = Bounds(adapters=1)
+    expected = [alone(tiny_folder, folders[adapter], PROMPTS[0]) for adapter in (0, 1, 2, 0, 1)]
     heard = [request(engine, tiny_folder, template, PROMPTS[0], adapter) for adapter in (0, 1, 2, 0, 1)]
-    found = [one.wait().strip() for one in heard]
-    assert found == [alone(tiny_folder, folders[adapter], PROMPTS[0]) for adapter in (0, 1, 2, 0, 1)]
+    assert [one.wait().strip() for one in heard] == expected
 
 
 def test_a_model_that_was_deleted_or_held_leaves_the_memory(engine, tiny_folder, template, monkeypatch):
@@ -241,8 +243,9 @@ def test_another_base_waits_for_its_turn_and_the_first_leaves_the_memory(
     other.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
     bases = [tiny_folder, tmp_path / "other", tiny_folder, tmp_path / "other"]
+    expected = [alone(base, None, PROMPTS[0]) for base in bases]
     heard = [request(engine, base, template, PROMPTS[0]) for base in bases]
-    assert [one.wait().strip() for one in heard] == [alone(base, None, PROMPTS[0]) for base in bases]
+    assert [one.wait().strip() for one in heard] == expected
     assert engine.load["bases"] == 1
     assert heard[0].wait() != heard[1].wait()
 
@@ -287,6 +290,51 @@ def test_what_nobody_waits_for_stops(engine, tiny_folder, template, monkeypatch)
     until(lambda: engine.load["adapters"] == 1)
 
 
+# --- turns ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def blocked(engine, tiny_folder, template, monkeypatch):
+    """An engine with room for one answer, which is being given until the event is set; later ones are told in order."""
+    engine.bounds = Bounds(answers=1, waiting=4)
+    go, order, step, begin = threading.Event(), [], Decoder.step, Decoder.begin
+
+    def waiting(self):
+        go.wait(10)
+        step(self)
+
+    def noting(self, tickets):
+        order.extend(ticket.org for ticket, _ in tickets)
+        begin(self, tickets)
+
+    monkeypatch.setattr(Decoder, "step", waiting)
+    monkeypatch.setattr(Decoder, "begin", noting)
+    first = request(engine, tiny_folder, template, PROMPTS[0], org="large")
+    until(lambda: order)
+    return SimpleNamespace(go=go, order=order, first=first)
+
+
+def test_organisations_take_turns(engine, tiny_folder, template, blocked):
+    heard = [request(engine, tiny_folder, template, "?", org=org) for org in ("large", "large", "large", "small")]
+    blocked.go.set()
+    for one in heard:
+        one.wait()
+    assert blocked.order == ["large", "small", "large", "large", "large"]
+
+
+def test_an_organisation_that_fills_the_line_gives_way(engine, tiny_folder, template, blocked):
+    heard = [request(engine, tiny_folder, template, "?", org="large") for _ in range(4)]
+    with pytest.raises(Refused) as caught:
+        request(engine, tiny_folder, template, "?", org="large")
+    assert caught.value.status == 429
+    small = request(engine, tiny_folder, template, "?", org="small")
+    with pytest.raises(Refused):
+        heard[-1].wait()
+    blocked.go.set()
+    for one in (*heard[:-1], small, blocked.first):
+        one.wait()
+
+
 # --- models that need another way -------------------------------------------------------------------------------------
 
 
@@ -307,8 +355,8 @@ def windowed(tokenizer, folder):
 def test_a_model_with_windows_is_decoded_row_by_row(engine, tokenizer, template, tmp_path):
     folder = windowed(tokenizer, tmp_path / "windowed")
     assert find_way(Bank(str(folder), template)) == "alone"
-    heard = [request(engine, folder, template, text, choices=2) for text in PROMPTS]
     expected = [alone(folder, None, text) for text in PROMPTS]
+    heard = [request(engine, folder, template, text, choices=2) for text in PROMPTS]
     assert [one.wait().strip() for one in heard] == expected
     assert [one.wait(1).strip() for one in heard] == expected
     assert engine.load["answers"] == 0
@@ -323,8 +371,9 @@ def test_a_model_whose_cache_is_wrong_is_decoded_without_one(engine, tiny_folder
         return forward(self, owners, **inputs)
 
     monkeypatch.setattr(Bank, "forward", forgetful)
+    expected = [alone(tiny_folder, None, text) for text in PROMPTS]
     heard = [request(engine, tiny_folder, template, text) for text in PROMPTS]
-    assert [one.wait().strip() for one in heard] == [alone(tiny_folder, None, text) for text in PROMPTS]
+    assert [one.wait().strip() for one in heard] == expected
     assert engine._now.way == "plain"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from titer.models import Template, add_adapter, load_model, refuse_nonfinite_log
 
 BASE = 0
 """Who owns the rows that the base answers by itself."""
+
+LOADING = threading.Lock()
+"""Held while weights are loaded: the libraries set things of the whole process meanwhile, and two threads leave them set."""
 
 Layers = dict[str, tuple[Tensor, Tensor, float]]
 """Of each layer that an adapter changes A, B and the factor on their product."""
@@ -48,7 +52,8 @@ class Bank:
 
     def __init__(self, name: str, template: Template) -> None:
         self.name, self.template = name, template
-        self._base: Any = load_model(name).requires_grad_(False)
+        with LOADING:
+            self._base: Any = load_model(name).requires_grad_(False)
         refuse_nonfinite_logits(f"`{name}`", self._base, template.prompt_ids([{"role": "user", "content": "?"}]))
         self._model: Any = shared_copy(self._base)
         self._seating = Seating()
@@ -82,7 +87,8 @@ class Bank:
         Raises:
             TiterError: For one that is not there, does not fit the base, or is more than LoRA.
         """
-        adapted = add_adapter(shared_copy(self._base), folder)
+        with LOADING:
+            adapted = add_adapter(shared_copy(self._base), folder)
         model = adapted.get_base_model()
         layers: Layers = {}
         for name, module in adapted_layers(model):

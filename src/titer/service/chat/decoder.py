@@ -31,6 +31,11 @@ class Decoder:
     def __len__(self) -> int:
         return sum(len(answers) for _, answers in self._running)
 
+    @property
+    def organisations(self) -> list[str]:
+        """Whose each answer is."""
+        return [answer.ticket.org for _, answers in self._running for answer in answers]
+
     def begin(self, tickets: Sequence[tuple[Ticket, int]]) -> None:
         """Run the prompts of requests and take their first tokens; what goes on joins the others.
 

@@ -97,15 +97,17 @@ class Desk:
         prompt = _prompt(text, messages, serving)
         sampling = wanted.sampling(len(prompt), text.context, policy.limits.chat_tokens)
         place = policy.models[base] if policy.chat.forward is None else base
-        ticket = Ticket(place, text.template, prompt, sampling, listen, adapter, wanted.n or 1)
+        ticket = Ticket(place, text.template, prompt, sampling, listen, adapter, wanted.n or 1, caller.org)
         self._answering(policy.chat).submit(ticket)
         return ticket
 
     def forget(self, name: str) -> None:
         """Drop a model that was deleted or held from memory."""
-        self._serving.pop(name, None)
-        if self._engine is not None:
-            self._engine[1].forget(name)
+        with self._lock:
+            self._serving.pop(name, None)
+            engine = self._engine
+        if engine is not None:
+            engine[1].forget(name)
 
     @property
     def load(self) -> dict[str, int]:
@@ -127,7 +129,6 @@ class Desk:
         with caller.reading() as tenant:
             model = tenant.find(Model, name)
             if model is None or model.base not in policy.models:
-                self.forget(name)
                 message = f"The model `{name}` does not exist or you do not have access to it."
                 raise Refused(404, message, "model", "model_not_found")
             if model.held is not None:
@@ -190,6 +191,9 @@ class Desk:
                 model = Tenant(session, adapter.org, "server").find(Model, adapter.name)
                 if model is None or model.held is not None:
                     gone.append(adapter.name)
+        with self._lock:
+            for name in gone:
+                self._serving.pop(name, None)
         return gone
 
     def _serving_of(self, adapter: Adapter) -> Serving | None:

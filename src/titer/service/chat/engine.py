@@ -1,18 +1,19 @@
 """The engine: one thread that decodes the answers to all requests together, a token of each in every step.
 
-Requests wait in a line. Between two steps those at its front whose base model is the one at work and whose adapter is in memory
-join the batch. An adapter is fetched in another thread meanwhile; another base model waits until the batch has ended, and so does
-everything behind it, so that nobody waits for ever.
+Requests wait in a line, in which organisations take turns. Between two steps those at its front whose base model is the one at work
+and whose adapter is in memory join the batch. An adapter is fetched in another thread meanwhile; another base model waits until the
+batch has ended, and so does everything behind it, so that nobody waits for ever.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import tempfile
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class Engine:
         self._reading: dict[str, Future[Layers]] = {}
         self._known: dict[str, Adapter] = {}
         self._looked = time.monotonic()
+        self._turn, self._turns = 0, dict[str, int]()  # when each organisation had its last turn
 
     # -- for other threads ---------------------------------------------------------------------------------------------
 
@@ -62,18 +64,28 @@ class Engine:
         """Let a request wait for its turn.
 
         Raises:
-            Refused: 429 when too many wait.
+            Refused: 429 when too many wait. An organisation with many of them gives way to one with fewer.
         """
         with self._condition:
             if self._closed:
                 raise closing()
             if len(self._line) >= self.bounds.waiting:
-                raise overloaded()
+                self._give_way(ticket)
             self._line.append(ticket)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="titer-chat", daemon=True)
                 self._thread.start()
             self._condition.notify()
+
+    def _give_way(self, ticket: Ticket) -> None:
+        """Send the last request away of the organisation that has the most in the line, if the newcomer's has fewer."""
+        counts = Counter(other.org for other in self._line)
+        most, count = counts.most_common(1)[0]
+        if count <= counts[ticket.org] + 1:
+            raise overloaded()
+        last = next(other for other in reversed(self._line) if other.org == most)
+        self._line.remove(last)
+        last.fail(overloaded())
 
     def forget(self, name: str) -> None:
         """Drop the adapter of a model that was deleted or held, as soon as no answer is being given with it."""
@@ -113,6 +125,7 @@ class Engine:
                         self._now.step()
                 except Exception as error:
                     # A fault of the engine's own: what runs now is in doubt, and the next request begins afresh.
+                    logger.exception("The chat engine failed.")
                     if self._now is not None:
                         self._now.abandon(error)
         shutdown = closing()
@@ -157,9 +170,7 @@ class Engine:
         """Let requests from the front of the line begin, as many as fit."""
         begin: list[tuple[Ticket, int]] = []
         longest, ahead = 0, False
-        with self._condition:
-            line = list(self._line)
-        for ticket in line:
+        for ticket in self._by_turns():
             if ticket.is_cancelled:
                 self._leave_line(ticket)
                 continue
@@ -184,12 +195,27 @@ class Engine:
                 ahead = True
                 continue
             self._leave_line(ticket)
+            self._turns[ticket.org] = self._turn = self._turn + 1
             begin.append((ticket, owner))
         if begin and self._now is not None:
             self._now.begin(begin)
 
-    def _leave_line(self, ticket: Ticket) -> None:
+    def _by_turns(self) -> list[Ticket]:
+        """Return the line as it is served.
+
+        First whose organisation has the fewest answers under way and requests before it, then whose had its turn longest ago.
+        """
         with self._condition:
+            line = list(self._line)
+        ahead = Counter(self._now.organisations) if self._now is not None else Counter[str]()
+        turns = []
+        for place, ticket in enumerate(line):
+            turns.append((ahead[ticket.org], self._turns.get(ticket.org, 0), place))
+            ahead[ticket.org] += ticket.choices
+        return [line[place] for _, _, place in sorted(turns)]
+
+    def _leave_line(self, ticket: Ticket) -> None:
+        with self._condition, contextlib.suppress(ValueError):  # it may have given way in the meantime
             self._line.remove(ticket)
 
     def _has_base(self, ticket: Ticket, may_change: bool) -> bool:

@@ -141,6 +141,7 @@ class Ticket:
         listen: Who is told.
         adapter: The fine-tuned model; `None` for the base.
         choices: How many answers.
+        org: Who asks; organisations take turns.
     """
 
     base: str
@@ -150,6 +151,7 @@ class Ticket:
     listen: Listener
     adapter: Adapter | None = None
     choices: int = 1
+    org: str = ""
     _gone: threading.Event = field(default_factory=threading.Event)
     _ended: int = 0
     _tokens: int = 0

@@ -65,7 +65,8 @@ class Remote:
         self.bounds = bounds
         self._address, self._folder = urlsplit(url), folder
         self._fetch, self._unusable = fetch, unusable
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the requests; that of the adapters is held while the other server loads one
+        self._adapters = threading.Lock()
         self._seats: OrderedDict[str, _Seat] = OrderedDict()
         self._tickets: list[Ticket] = []
         self._closed = False
@@ -87,7 +88,7 @@ class Remote:
 
     def forget(self, name: str) -> None:
         """Have the other server drop a model that was deleted or held, unless it answers with it just now."""
-        with self._lock:
+        with self._adapters:
             seat = self._seats.get(name)
             if seat is not None and not seat.requests:
                 self._unload(name)
@@ -98,6 +99,7 @@ class Remote:
             self._closed = True
             for ticket in self._tickets:
                 ticket.fail(closing())
+        with self._adapters:
             for name in list(self._seats):
                 self._unload(name)
 
@@ -122,7 +124,7 @@ class Remote:
                         if error.status != 404 or not again:
                             raise
                 # It was started anew and knows the adapter no more.
-                with self._lock:
+                with self._adapters:
                     self._seats.pop(ticket.adapter.name, None)
         except Exception as error:  # of the other server, the store or the network: the request fails with it
             fail([ticket], error)
@@ -133,7 +135,7 @@ class Remote:
     @contextlib.contextmanager
     def _loaded(self, adapter: Adapter) -> Iterator[str]:
         """Have the other server hold an adapter for a while; gives the name that it knows it by."""
-        with self._lock:
+        with self._adapters:
             self._look()
             seat = self._seats.get(adapter.name)
             if seat is None:
@@ -148,7 +150,7 @@ class Remote:
         try:
             yield _key(adapter)
         finally:
-            with self._lock:
+            with self._adapters:
                 seat.requests -= 1
 
     def _make_room(self) -> None:
