@@ -80,7 +80,10 @@ def measure(args: Any, base: str, template: Template, folder: Path) -> None:
 
     try:
         names = {number: f"{number} at a time" for number in AT_A_TIME}
-        times = in_turn({name: contender(number) for number, name in names.items()}, args.rounds)
+        for place in range(args.adapters + 1):  # the base and every adapter are in memory before anything is measured
+            ask(place % len(prompts))
+        contenders = {name: contender(number) for number, name in names.items()}
+        times = in_turn(contenders, args.rounds, warm_up=int(args.quick))
     finally:
         engine.close()
     table = Table("requests", "tokens/s", "range", title=f"{len(prompts)} chats, at most {args.tokens} tokens each")
