@@ -130,12 +130,13 @@ def stranger(service):
 
 
 @contextlib.contextmanager
-def served(service):
-    """Run the application of a service on a free port of this machine; gives its address."""
+def served(service, app=None):
+    """Run the application of a service, or another one, on a free port of this machine; gives its address."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", timeout_graceful_shutdown=2))
+        config = uvicorn.Config(app or create_app(service), log_level="warning", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:

@@ -23,6 +23,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 JSON_BYTES = 1 << 20
 """Largest body of a request that brings no file."""
+HOST = re.compile(r"(\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]+))(:\d*)?")
 TAKES_FILES = re.compile(r"/v1/files/?$|/v1/uploads/[^/]+/parts/?$|/console/")
 AROUND = 1 << 20
 """What a form may hold besides its file."""
@@ -110,7 +111,8 @@ class Guard:
         server = scope.get("server")
         if not server or not is_loopback(server[0]):
             return True
-        name = (host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]).lower()
+        found = HOST.fullmatch(host.lower())
+        name = "" if found is None else found["v6"] or found["name"]
         return is_loopback(name) or name in self.hosts
 
     async def _limit(self, scope: MutableMapping[str, Any]) -> int:
