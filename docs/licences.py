@@ -35,7 +35,9 @@ def licence(package: str) -> str:
 
 def table() -> str:
     """Return the table."""
-    rows = [f"| `{package}` | {extra} | {KNOWN.get(package) or licence(package)} |" for package, extra in needed().items()]
+    rows = [
+        f"| `{package}` | {extra} | {KNOWN.get(package) or licence(package)} |" for package, extra in needed().items()
+    ]
     return "\n".join(["| package | extra | licence |", "|---|---|---|", *rows]) + "\n"
 
 

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from titer.errors import TiterError
-from titer.service import chain, headers
+from titer.service import chain, headers, policy
 from titer.service.access import Caller, needs
 from titer.service.app import create_app
 from titer.service.chain import Broken, Head
@@ -31,6 +31,7 @@ from titer.service.tables import (
     LogEntry,
     LogHead,
     Model,
+    Organisation,
     Part,
     Upload,
     now,
@@ -39,6 +40,8 @@ from titer.service.tenants import Tenant
 
 # -- tenants ----------------------------------------------------------------------------------------------------------
 
+HYPERPARAMETERS = {"n_epochs": 1, "batch_size": 1, "learning_rate_multiplier": 1.0}
+METHOD = {"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}}
 KINDS = {
     "file": lambda: File(
         id="file-Q7", filename="f.jsonl", purpose="fine-tune", bytes=1, digest="d", place="files/org-one/file-Q7"
@@ -66,13 +69,24 @@ BODIES = ({}, {"rows": [0], "reason": "x"}, {"part_ids": ["part_Q7"]}, {"file_id
 """What may have to be sent for a request to come as far as looking the thing up."""
 
 
+NAMED = (
+    ("/v1/fine_tuning/jobs", '{"model": "tiny", "training_file": "ID"}'),
+    ("/v1/fine_tuning/jobs", '{"model": "ID", "training_file": "file-none"}'),
+    ("/v1/chat/completions", '{"model": "ID", "messages": [{"role": "user", "content": "x"}]}'),
+    ("/titer/v1/audits", '{"file_id": "ID"}'),
+)
+"""Requests that name a thing in their body."""
+
+
 @pytest.fixture
 def things(service):
     """Things of organisation `one`, by kind."""
     with service.database.writing() as session:
         tenant = Tenant(session, "org-one", "test")
         for make in KINDS.values():
-            tenant.add(make())
+            thing = tenant.add(make())
+            if isinstance(thing, Job):
+                thing.method, thing.policy = METHOD, policy.current(session).as_dict()
         tenant.log("job.created", "ftjob-Q7", why="Q7")
     service.store.write("files/org-one/file-Q7", b"Q7")
     return {kind: make().id for kind, make in KINDS.items()}
@@ -80,13 +94,12 @@ def things(service):
 
 def routes(app):
     """Every route of an application: (path, its parameters, methods). Pages have a sign-in and tests of their own."""
-    found = []
-    for context in iter_route_contexts(app.routes):
-        route = getattr(context, "original_route", None) or context
-        path = getattr(context, "path", None) or getattr(route, "path", "")
-        if isinstance(route, APIRoute) and not path.startswith("/console"):
-            found.append((path, re.findall(r"{(\w+)(?::\w+)?}", path), sorted(route.methods)))
-    return found
+    found = [one for one in iter_route_contexts(app.routes) if isinstance(one.original_route, APIRoute)]
+    return [
+        (one.path, re.findall(r"{(\w+)(?::\w+)?}", one.path), sorted(one.methods))
+        for one in found
+        if not one.path.startswith("/console")
+    ]
 
 
 def filled(path, parameters, values):
@@ -98,9 +111,10 @@ def filled(path, parameters, values):
 def crossings(app, service, things):
     """Ask for organisation one's things with a key of two's; returns every answer that gives something away."""
     wrong = []
-    with TestClient(
-        app, headers={"Authorization": f"Bearer {key_of(service, 'two')}"}, raise_server_exceptions=False
-    ) as two:
+    with service.database.writing() as session:
+        session.get(Organisation, "org-two").limits = {"requests_a_minute": None}
+    headers = {"Authorization": f"Bearer {key_of(service, 'two')}"}
+    with TestClient(app, headers=headers, raise_server_exceptions=False) as two:
 
         def ask(method, path, **sent):
             answer = two.request(method, path, **sent)
@@ -108,20 +122,29 @@ def crossings(app, service, things):
 
         for path, parameters, methods in routes(app):
             for method in methods:
-                bodies = [{"json": body} for body in BODIES] if method in ("POST", "PUT", "PATCH") else [{}]
-                bodies += [{"files": {"data": b"x"}}] if method == "POST" else []
                 if not parameters:
                     if method == "GET" and SHOWN.search(ask(method, path)[1]):
                         wrong.append(f"{method} {path} shows what is another's")
                     continue
+                bodies = [{"json": body} for body in BODIES] if method in ("POST", "PUT", "PATCH") else [{}]
+                bodies += [{"files": {"data": b"x"}}] if method == "POST" else []
+                seen = set()
                 for name in things.values():
+                    other = name[: -len("Q7")] + NOBODYS
                     for body in bodies:
                         status, text = ask(method, filled(path, parameters, [name] * len(parameters)), **body)
-                        other = name[: -len("Q7")] + NOBODYS
                         nobodys = ask(method, filled(path, parameters, [other] * len(parameters)), **body)
-                        same = (status, text.replace(name, other)) == nobodys
-                        if status < 400 or not same:
+                        if status not in (400, 404) or (status, text.replace(name, other)) != nobodys:
                             wrong.append(f"{method} {path} for {name} with {body}: {status} {text}, not {nobodys}")
+                        seen.add(status)
+                if 404 not in seen:
+                    wrong.append(f"{method} {path}: no request came as far as looking for the thing")
+        for path, body in NAMED:
+            for name in things.values():
+                other = name[: -len("Q7")] + NOBODYS
+                status, text = ask("POST", path, content=body.replace("ID", name))
+                if (status, text.replace(name, other)) != ask("POST", path, content=body.replace("ID", other)):
+                    wrong.append(f"POST {path} with {body} for {name}: {status} {text}")
     return wrong
 
 
@@ -145,8 +168,12 @@ def test_nothing_of_it_was_changed(service, things):
     assert everything() == before
 
 
-def test_a_thing_of_ones_own_is_there(client, things):
-    """Or the attack above would not have come as far as the thing."""
+def test_things_of_ones_own_are_there(client, things):
+    """Or the attack above would not have come as far as the things."""
+    for path, parameters, methods in routes(client.app):
+        if parameters and "GET" in methods:
+            answers = [client.get(filled(path, parameters, [name] * len(parameters))) for name in things.values()]
+            assert 200 in [answer.status_code for answer in answers], path
     assert client.delete(f"/titer/v1/keys/{things['key']}").status_code == 200
 
 
@@ -378,10 +405,10 @@ def test_headers_of_every_answer(client, service):
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["referrer-policy"] == "no-referrer"
         assert answer.headers["cache-control"] == "no-store"
-        policy = answer.headers["content-security-policy"]
-        assert "default-src 'none'" in policy
-        assert "frame-ancestors 'none'" in policy
-        assert "unsafe" not in policy
+        allowed = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in allowed
+        assert "frame-ancestors 'none'" in allowed
+        assert "unsafe" not in allowed
     assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
     # What the client is told is what stands in the server's log.
     assert answers[3].headers["x-request-id"] in answers[3].json()["error"]["message"]
