@@ -1,12 +1,22 @@
-# Two commands on a fresh machine: `make quickstart` and `make test`. Both install what they need into .venv.
+# On a fresh machine: `make quickstart`, `make serve` and `make test`. Each installs what it needs into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types format arrows kinds faithfulness contract install clean
+.PHONY: quickstart serve test lint types format arrows kinds faithfulness contract install clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/titer run quickstart
+
+# A fine-tuning server with one worker on this machine alone. The first start makes an organisation and prints its key.
+DATA ?= data-titer
+PORT ?= 8000
+SERVE ?=
+serve: $(VENV)/.installed-serve
+	@mkdir -p $(DATA); chmod 700 $(DATA)
+	@[ -e $(DATA)/titer.db ] && [ "$$($(BIN)/titer keys list --data $(DATA) --json)" != "[]" ] || \
+		echo "key, shown this once: $$($(BIN)/titer keys create --data $(DATA) --org mine)"
+	@$(BIN)/titer serve --data $(DATA) --port $(PORT) $(SERVE)
 
 # Two at a time, files kept whole: their models are made once. One thread each, since threads that wait for each other spin.
 test: lint types
@@ -48,6 +58,10 @@ $(VENV)/bin/python:
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-serve: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

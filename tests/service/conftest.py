@@ -56,7 +56,7 @@ def opened(data, model, database=None, text=POLICY):
     with service.database.writing() as session:
         policy.replace(session, text.format(model=model), "test")
         for name in ("one", "two"):
-            session.add(Organisation(id=f"org-{name}", name=name))
+            session.add(Organisation(id=f"org-{name}", name=name, operator=name == "one"))
     try:
         yield service
     finally:
@@ -98,12 +98,13 @@ def stranger(service):
 
 
 @contextlib.contextmanager
-def served(service):
-    """Run the application of a service on a free port of this machine; gives its address."""
+def served(service, app=None):
+    """Run the application of a service, or another one, on a free port of this machine; gives its address."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", timeout_graceful_shutdown=2))
+        config = uvicorn.Config(app or create_app(service), log_level="warning", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:

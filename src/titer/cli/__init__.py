@@ -28,17 +28,20 @@ from titer.cli import (
     assay,
     attacks,
     audit,
+    audit_log,
     convert,
     data,
     evaluate,
     finetune,
     job,
     judges,
+    keys,
     methods,
     models,
     repair,
     report,
     run,
+    serve,
     settings,
 )
 from titer.cli.common import Verb, telling
@@ -75,10 +78,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (run, align, finetune, repair, evaluate, convert, audit, report, settings, models, job, accelerate):
+for module in (
+    run,
+    align,
+    finetune,
+    repair,
+    evaluate,
+    convert,
+    audit,
+    report,
+    settings,
+    models,
+    serve,
+    job,
+    accelerate,
+):
     app.command(name=module.NAME, cls=Verb, help=module.HELP, epilog=module.EXAMPLES)(module.command)
-for group in (assay, data, methods, judges, attacks):
-    app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
+for group in (assay, data, methods, judges, attacks, keys, audit_log):
+    app.add_typer(group.app, name=group.__name__.rpartition(".")[2].replace("_", "-"))
 
 
 def _version(show: bool) -> None:
