@@ -31,6 +31,8 @@ PERCENT = Range(0, 100)
 SCHEMA = "titer/gate/1"
 FILE = "gate.json"
 BEFORE = "before"
+ASKED = "asked.json"
+"""Says of what the folder of the model before is the measurement."""
 
 METRICS = {
     "harmful_score": "harmful_score",
@@ -312,14 +314,11 @@ def _before(
 ) -> Sequence[Result]:
     """Return what is measured of the model before, or was, with the same questions to the same weights."""
     from titer.files import read_json
-    from titer.jobs.provenance import weights_digest
-    from titer.models import split_adapter
     from titer.results import read_results
     from titer.results.artefacts import write_atomically
     from titer.text import to_json
 
-    asked = {**policy.questions, "seed": seed, "weights": weights_digest(*split_adapter(model))}
-    note = folder / "asked.json"
+    asked, note = questions(model, policy, seed), folder / ASKED
     # The note is written last, so that a measurement with one is whole.
     if note.is_file() and read_json(note) == asked:
         listener(show).remark(f"{model}: measured before ({folder}).")
@@ -327,6 +326,25 @@ def _before(
     found = _measured(model, folder, policy, copies, seed, True, "aligned", show)
     write_atomically(note, to_json(asked).encode())
     return found
+
+
+def questions(model: str, policy: GatePolicy, seed: int = 0) -> dict[str, Any]:
+    """Return all that the figures of a model depend on: which weights are asked what.
+
+    Args:
+        model: The model.
+        policy: What it is asked.
+        seed: Seeds data.
+    """
+    from titer.jobs.provenance import file_digest, weights_digest
+    from titer.models import split_adapter
+
+    files = {
+        name: file_digest(Path(name)).hexdigest()
+        for name in (policy.harmful, policy.lookalikes)
+        if Path(name).is_file()
+    }
+    return {**policy.questions, "files": files, "seed": seed, "weights": weights_digest(*split_adapter(model))}
 
 
 def _unlimited(results: Sequence[Result]) -> dict[str, Figure]:
