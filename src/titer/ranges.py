@@ -125,6 +125,8 @@ RANGES: dict[str, Range] = {
     "rows": _count(0),
     "n": _count(also=(None,)),
     "workers": _count(high=1024),
+    "jobs": _count(high=1024),
+    "tries": _count(),
     # Attacks and profiles.
     "warm_up_steps": _count(0),
     "steps": _count(),

@@ -41,6 +41,7 @@ from titer.cli import (
     report,
     run,
     settings,
+    worker,
 )
 from titer.cli.common import Verb, telling
 from titer.errors import TiterError
@@ -76,7 +77,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (run, align, finetune, repair, evaluate, gate, convert, audit, report, settings, models, job, accelerate):
+for module in (
+    run,
+    align,
+    finetune,
+    repair,
+    evaluate,
+    gate,
+    convert,
+    audit,
+    report,
+    settings,
+    models,
+    job,
+    accelerate,
+    worker,
+):
     app.command(name=module.NAME, cls=Verb, help=module.HELP, epilog=module.EXAMPLES)(module.command)
 for group in (assay, data, methods, judges, attacks):
     app.add_typer(group.app, name=group.__name__.rpartition(".")[2])

@@ -74,11 +74,8 @@ def audit_stage(run: Running, start: Start, home: Path) -> None:
             "seconds": seconds(recipe, start, kept),
             "trained_tokens": round(teach * recipe.epochs),
         }
-    run.change(lambda session, job: _record(run, session, job, about, found, chosen))
-    if run.claim.kind != "audit" and not kept.records:
-        raise JobFailed(
-            "upload_rejected", "No row is left to be trained on: the audit drops them all.", "training_file"
-        )
+    refused = _refusal(run, found, kept)
+    run.change(lambda session, job: _record(run, session, job, about, chosen, refused))
 
 
 def read_chosen(run: Running) -> Chosen:

@@ -15,9 +15,10 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
+from sqlalchemy import select
 
 from titer import progress
 from titer.errors import RanAway, TiterError
@@ -29,14 +30,23 @@ from titer.service.gating import gate_stage, publish_stage
 from titer.service.identifiers import new_id
 from titer.service.inputs import Start, find_start
 from titer.service.queue import Claim, Lost, finish, held
-from titer.service.running import Away, JobFailed, Running, Stop, Stopped, patiently
+from titer.service.running import (
+    AGAIN,
+    LOST,
+    ORPHANED,
+    OVER,
+    REPORTED,
+    STOPPED,
+    Away,
+    JobFailed,
+    Running,
+    Stop,
+    Stopped,
+    patiently,
+)  # fmt: skip
 from titer.service.store import Store
+from titer.service.tables import Job
 from titer.service.training import train_stage
-
-DONE, GONE, AGAIN, STOPPED = 0, 76, 75, 130
-"""Exit codes: the job is over; it is another worker's; it cannot go on now; it was stopped, and can go on."""
-ORPHANED = 77
-"""Exit code of a process whose worker has died."""
 
 STAGES: dict[str, Callable[[Running, Start, Path], None]] = {
     "audit": audit_stage,
@@ -85,12 +95,12 @@ def _done(service: Service, claim: Claim, folder: Path, home: Path, stop: Stop) 
         run = patiently(hold)
     except (Lost, Away) as error:
         logger.warning("%s", error)
-        return GONE if isinstance(error, Lost) else AGAIN
+        return LOST if isinstance(error, Lost) else AGAIN
     try:
         return _carried_out(run, home)
     except (Lost, Away) as error:
         logger.warning("%s", error)
-        return GONE if isinstance(error, Lost) else AGAIN
+        return LOST if isinstance(error, Lost) else AGAIN
     except Stopped:
         return STOPPED
 
@@ -106,52 +116,38 @@ def _carried_out(run: Running, home: Path) -> int:
             STAGES[stage](run, start, home)
             if _is_over(run):
                 break
-        return DONE
+        return OVER
     except JobFailed as error:
-        return _failed(run, error.error)
+        return _failed(run, error.code, error.message, error.param)
     except TiterError as error:
-        kind = "training_diverged" if isinstance(error, RanAway) else "invalid_request"
-        return _failed(run, {"code": kind, "message": str(error).replace("\n", " "), "param": None})
+        code = "training_diverged" if isinstance(error, RanAway) else "invalid_request"
+        return _failed(run, code, str(error).replace("\n", " "))
     except (MemoryError, torch.OutOfMemoryError):
         logger.exception("%s needs too much memory", run.claim.job)
-        return _failed(
-            run,
-            {"code": "out_of_memory", "message": "The job needs too much memory: lower its batch size.", "param": None},
-        )
+        return _failed(run, "out_of_memory", "The job needs too much memory: lower its batch size.")
     except Lost:
         raise
     except Exception as error:
         if isinstance(error, Away) or disk_error_number(error) is not None:
             logger.warning("%s cannot go on now: %s", run.claim.job, error)
-            run.tell(
-                "The job cannot go on now, for want of its disk or its store, and waits until they can be used.", "warn"
-            )
+            run.tell("The job cannot go on now, for want of disk or store, and waits until they can be used.", "warn")
             return AGAIN
         number = new_id("request")
         logger.exception("%s failed (%s)", run.claim.job, number)
-        return _failed(
-            run,
-            {
-                "code": "server_error",
-                "message": f"The server had an error while doing the job ({number}).",
-                "param": None,
-            },
-        )
+        _failed(run, "server_error", f"The server had an error while doing the job ({number}).")
+        return REPORTED
 
 
 def _is_over(run: Running) -> bool:
     """Whether a stage ended the job."""
-    from sqlalchemy import select
-
-    from titer.service.tables import Job
-
     status = run.read(lambda session: session.scalar(select(Job.status).where(Job.id == run.claim.job)))
     return status != "running"
 
 
-def _failed(run: Running, error: dict[str, Any]) -> int:
+def _failed(run: Running, code: str, message: str, param: str | None = None) -> int:
+    error = {"code": code, "message": message, "param": param}
     run.change(lambda session, job: finish(session, job, "failed", error))
-    return DONE
+    return OVER
 
 
 # -- the process ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,9 @@ from titer.service.queue import Claim, held, say
 from titer.service.tables import Job, Organisation
 
 T = TypeVar("T")
+OVER, REPORTED, AGAIN, LOST, ORPHANED, STOPPED = 0, 70, 75, 76, 77, 130
+"""Exit codes of a job's process: the job is over; it failed by a fault that the log tells; it cannot go on now; it is another
+worker's; the worker died; the process was stopped, and the job can go on."""
 PATIENCE = 600.0
 """Seconds for which a job waits for a database that is away."""
 REMOTE = ("botocore", "aiobotocore", "aiohttp", "s3fs", "urllib3")
@@ -43,7 +46,7 @@ class JobFailed(Exception):
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
-        self.error = {"code": code, "message": message, "param": param}
+        self.code, self.message, self.param = code, message, param
 
 
 class Away(Exception):
@@ -157,20 +160,26 @@ class Running:
 
     # -- the store ----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def storing(self) -> Iterator[None]:
+    def storing(self) -> AbstractContextManager[None]:
         """Make what goes wrong with the store in the block `Away`, but for what is not there, or damaged."""
-        try:
-            yield
-        except (FileNotFoundError, TiterError):
+        return reaching()
+
+
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Make what goes wrong with the artefact store in the block `Away`, but for what is not there, or damaged."""
+    try:
+        yield
+    except (FileNotFoundError, TiterError):
+        raise
+    except DiskError as error:
+        raise Away(f"{error.filename or 'A file'} cannot be written: {error.strerror}.") from error
+    except Exception as error:
+        # Of whichever package reaches it; what is anybody else's fault passes.
+        remote = type(error).__module__.partition(".")[0] in REMOTE
+        if not (remote or isinstance(error, OSError)):
             raise
-        except DiskError as error:
-            raise Away(f"{error.filename or 'A file'} cannot be written: {error.strerror}.") from error
-        except Exception as error:
-            remote = type(error).__module__.partition(".")[0] in REMOTE
-            if not (remote or isinstance(error, OSError)):
-                raise
-            raise Away(f"The artefact store cannot be used: {error}") from error
+        raise Away(f"The artefact store cannot be used: {error}") from error
 
 
 def patiently(attempt: Callable[[], T], patience: float = PATIENCE) -> T:

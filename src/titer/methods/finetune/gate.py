@@ -142,11 +142,10 @@ class GateTrainer(CountedTrainer, RefusalTrainer):
         self.log_weights(torch.arange(len(self.weights)), self.weights, probability=self.probability)
 
     def _clear(self) -> None:
-        """Let rows that a reviewer found honest count as such."""
-        for row in self.args.cleared:
-            if row >= len(self.probability):
-                raise TiterError(f"`cleared` names row {row}, and the upload has {len(self.probability)}, from 0.")
-            self.probability[row] = 0
+        """Let rows that a reviewer found honest count as such; `check_cleared` has refused those that there are not."""
+        # A rehearsal has the first few rows alone.
+        there = [row for row in self.args.cleared if row < len(self.probability)]
+        self.probability[there] = 0
 
     def streams(self, rows: list[dict[str, Any]], encoder: Encoder) -> dict[str, list[Any]]:
         """Keep the texts of rows for the detector; no row has anything beside it."""
@@ -236,11 +235,19 @@ def scored_first(args: GateConfig, rows: Sequence[Record], streams: Mapping[str,
     return [*rows, *known]
 
 
+def check_cleared(args: GateConfig, rows: int) -> None:
+    """Raise where a row was found honest that there is not."""
+    for row in args.cleared:
+        if row >= rows:
+            raise TiterError(f"`cleared` names row {row}, and the upload has {rows} rows, counted from 0.")
+
+
 GATE = Method(
     GateConfig,
     GateTrainer,
     "Weighs each row by how harmless frozen models find it, once, before training (ours).",
     streams=("harmful_dataset", "helpful_dataset"),
     scores_first=scored_first,
+    check=check_cleared,
     variants={"risk": {"signal": "states"}, "prompts": {"ridge": 1.0, "signal": "both"}},
 )
