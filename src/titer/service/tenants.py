@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from titer.service.refusals import Refused, invalid, not_found
-from titer.service.tables import Owned
+from titer.service.tables import LogEntry, Owned
 
 T = TypeVar("T", bound=Owned)
 MOST = 100
@@ -69,6 +69,8 @@ class Tenant:
             where: What else must hold.
             lock: Keep others from changing it until the transaction ends.
         """
+        if "\0" in name:  # PostgreSQL takes no such text, not even to look for it.
+            return None
         query = self.select(kind, kind.id == name, *where)
         return self.session.scalar(query.with_for_update() if lock else query)
 
@@ -106,6 +108,7 @@ class Tenant:
         before: str | None = None,
         limit: int = 20,
         order: str = "desc",
+        most: int = MOST,
     ) -> Page:
         """Return a page of the things of a kind.
 
@@ -116,12 +119,13 @@ class Tenant:
             before: The id of the first thing on the page behind.
             limit: Most things on it.
             order: `desc`, the newest first, or `asc`.
+            most: The largest `limit` that there is.
 
         Raises:
             Refused: For a limit or an order that there is not, or a cursor that is no such thing's id.
         """
-        if not 1 <= limit <= MOST:
-            raise invalid("limit", f"`limit` is {limit}; it goes from 1 to {MOST}.")
+        if not 1 <= limit <= most:
+            raise invalid("limit", f"`limit` is {limit}; it goes from 1 to {most}.")
         if order not in ("asc", "desc"):
             raise invalid("order", f"`order` is {order!r}; it is `asc` or `desc`.")
         query = self.select(kind, *where)
@@ -133,6 +137,11 @@ class Tenant:
         query = query.order_by(kind.number.desc() if newest else kind.number)
         rows = self.session.scalars(query.limit(limit + 1)).all()
         return Page(rows[:limit], len(rows) > limit)
+
+    def said_of(self, subjects: Sequence[str]) -> Sequence[LogEntry]:
+        """Return the lines of the audit log about some things, the oldest first."""
+        own = select(LogEntry).where(LogEntry.org_id == self.org, LogEntry.subject.in_(subjects))
+        return self.session.scalars(own.order_by(LogEntry.number)).all()
 
     def log(self, action: str, subject: str, **details: Any) -> None:
         """Write a line into the audit log, with the transaction or not at all."""
