@@ -36,6 +36,7 @@ class Organisation(Base):
         name: What its administrator calls it; unique, shown, never a part of a path.
         priority: Jobs of a higher one are taken first.
         limits: What differs for it from the policy's `quota`.
+        served: Counts up over all organisations with each job that a worker takes; the lowest was served longest ago.
     """
 
     __tablename__ = "organisations"
@@ -43,6 +44,7 @@ class Organisation(Base):
     name: Mapped[str] = mapped_column(String(64), unique=True)
     priority: Mapped[int] = mapped_column(default=0)
     limits: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    served: Mapped[int] = mapped_column(BigInteger, default=0)
     created_at: Mapped[int] = mapped_column(default=now)
 
 
