@@ -75,9 +75,7 @@ def read_upload(run: Running) -> Upload:
 
 def _check(found: chat_rows.Checked) -> None:
     if found.errors:
-        first = found.errors[0]
-        more = f" (and {len(found.errors) - 1} more)" if len(found.errors) > 1 else ""
-        raise JobFailed("invalid_training_file", f"Line {first.line}: {first.message}{more}", "training_file")
+        raise JobFailed("invalid_training_file", found.message, "training_file")
 
 
 def count_tokens(run: Running, upload: Upload, base: str) -> list[int]:

@@ -24,7 +24,6 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-import titer
 from titer.service.context import Service
 from titer.service.queue import SECONDS, Claim, Lost, Queue, finish, held, say
 from titer.service.running import AGAIN, LOST, OVER, REPORTED, STOPPED, Away, is_away, reaching
@@ -203,7 +202,7 @@ class Worker:
         self.tell(f"{claim.job}: attempt {claim.attempt}, process {process.pid}")
 
     def _process(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-        home = str(Path(titer.__file__).parents[1])
+        home = str(Path(__file__).parents[2])  # where this titer is
         paths = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
         return subprocess.Popen(
             [sys.executable, "-m", "titer.service.pipeline"],
