@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,10 +168,10 @@ class Worker:
                 with reaching():
                     settled = queue.validate(self.service.store)
                 pause = IDLE / 5 if settled else min(2 * pause, LONGEST)
-            except (DBAPIError, Away) as error:
-                if isinstance(error, DBAPIError) and not is_away(error):
-                    raise
-                self.tell(f"files cannot be checked: {error}")
+            except Exception as error:
+                # Whatever it is, the files of other jobs are looked at again in a while.
+                away = isinstance(error, Away) or (isinstance(error, DBAPIError) and is_away(error))
+                self.tell(f"files cannot be checked: {error}" if away else traceback.format_exc())
                 pause = 5.0
 
     # -- a job's process ----------------------------------------------------------------------------------------------
