@@ -26,7 +26,8 @@ from titer.stats.intervals import Estimate
 from titer.workflows.audit import Audit, AuditedRow
 
 
-def test_a_job_becomes_a_model(service):
+def test_a_job_becomes_a_model(any_service):
+    service = any_service
     name = add_job(service, suffix="mine")
     assert done(service, name) == OVER
     job = job_of(service, name)

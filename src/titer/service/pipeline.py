@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -43,7 +42,8 @@ from titer.service.running import (
     Stop,
     Stopped,
     patiently,
-)  # fmt: skip
+    remove_work,
+)
 from titer.service.store import Store
 from titer.service.tables import Job
 from titer.service.training import train_stage
@@ -70,9 +70,8 @@ def do(service: Service, claim: Claim, stop: Stop | None = None) -> int:
     folder = service.work.absolute() / claim.job / str(claim.attempt)
     home = Path.cwd()
     try:
-        # What an earlier attempt left here counts no more: the state that does is in the store.
-        shutil.rmtree(folder.parent, ignore_errors=True)
-        folder.mkdir(parents=True)
+        remove_work(service, claim, earlier=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with contextlib.chdir(folder), progress.shown(None):
             return _done(service, claim, folder, home, stop or Stop())
     except OSError as error:
@@ -81,7 +80,7 @@ def do(service: Service, claim: Claim, stop: Stop | None = None) -> int:
         logger.warning("%s", error)
         return AGAIN
     finally:
-        shutil.rmtree(folder.parent, ignore_errors=True)
+        remove_work(service, claim)
 
 
 def _done(service: Service, claim: Claim, folder: Path, home: Path, stop: Stop) -> int:

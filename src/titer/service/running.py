@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -205,3 +206,21 @@ def patiently(attempt: Callable[[], T], patience: float = PATIENCE) -> T:
 def is_away(error: DBAPIError) -> bool:
     """Whether a database cannot be used now, and what was wanted of it may be wanted again."""
     return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+
+
+def remove_work(service: Service, claim: Claim, earlier: bool = False) -> None:
+    """Remove what an attempt at a job left on this machine, and earlier ones: the state that counts is in the store.
+
+    Args:
+        service: The service.
+        claim: The attempt. A later one may be at work here already.
+        earlier: Leave its own.
+    """
+    folder = service.work / claim.job
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name.isdigit() and int(path.name) < claim.attempt + (not earlier):
+            shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()  # unless another one has something in it

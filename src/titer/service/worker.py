@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 
 from titer.service.context import Service
 from titer.service.queue import SECONDS, Claim, Lost, Queue, finish, held, say
-from titer.service.running import AGAIN, LOST, OVER, REPORTED, STOPPED, Away, is_away, reaching
+from titer.service.running import AGAIN, LOST, OVER, REPORTED, STOPPED, Away, is_away, reaching, remove_work
 from titer.service.tables import Event, Job
 from titer.text import say as write
 from titer.text import visible
@@ -251,6 +251,7 @@ class Worker:
         if child.process.stdin is not None:
             child.process.stdin.close()
         claim = child.claim
+        remove_work(self.service, claim)  # of a process that was killed
         if code == OVER:
             self.tell(f"{claim.job}: over")
             child.log.unlink(missing_ok=True)  # it tells nothing that the job's events do not
