@@ -125,6 +125,8 @@ RANGES: dict[str, Range] = {
     "rows": _count(0),
     "n": _count(also=(None,)),
     "workers": _count(high=1024),
+    "jobs": _count(high=1024),
+    "tries": _count(),
     # Attacks and profiles.
     "warm_up_steps": _count(0),
     "steps": _count(),
@@ -148,7 +150,7 @@ RANGES: dict[str, Range] = {
 _FINITE = Range(-1e30, 1e30)
 """For the numbers of a method from outside of titer, whose config may check them more closely."""
 
-_LISTS = ("seeds", "poison_ratios", "checkpoints", "depths")
+_LISTS = ("seeds", "poison_ratios", "checkpoints", "depths", "cleared")
 """Settings that may be lists, each value of which is in the range."""
 
 

@@ -33,6 +33,7 @@ from titer.cli import (
     data,
     evaluate,
     finetune,
+    gate,
     job,
     judges,
     keys,
@@ -43,6 +44,7 @@ from titer.cli import (
     run,
     serve,
     settings,
+    worker,
 )
 from titer.cli.common import Verb, telling
 from titer.errors import TiterError
@@ -84,12 +86,14 @@ for module in (
     finetune,
     repair,
     evaluate,
+    gate,
     convert,
     audit,
     report,
     settings,
     models,
     serve,
+    worker,
     job,
     accelerate,
 ):

@@ -213,6 +213,7 @@ def train(
     folder: Path,
     checkpoints: Sequence[int] = (),
     aligned: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train an adapter with `method` and save it in `folder/adapter`, with the model's tokenizer.
 
@@ -234,6 +235,7 @@ def train(
         folder: Where the adapter goes.
         checkpoints: Optimizer steps after which to save the adapter too, as `folder/step-N`.
         aligned: The adapter before its user's fine-tuning, on which a served guard finds settings.
+        callbacks: Who else follows the training; they must not change it.
 
     Raises:
         TiterError: When `folder` holds another training, the adapter does not fit, or the training runs away.
@@ -277,7 +279,7 @@ def train(
         None if adapter is not None else lora,
         records,
         streams,
-        [ReportSteps(steps), SaveAdapters(folder, checkpoints)],
+        [ReportSteps(steps), SaveAdapters(folder, checkpoints), *callbacks],
     )
     try:
         with steps:

@@ -12,6 +12,8 @@ from titer.files import read_json, read_text
 from titer.workflows.common import Show, Table, listener, spell
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from titer.data import Record
     from titer.methods import Method
     from titer.train.trainer import PackedSFTConfig
@@ -85,6 +87,7 @@ def train(
     output: Path,
     show: Show | bool,
     aligned: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Training:
     """Try a training on a toy, say how long it will take, and carry it out in a folder.
 
@@ -102,6 +105,7 @@ def train(
         output: The folder.
         show: Who is told.
         aligned: The adapter before its user's fine-tuning, for a served guard.
+        callbacks: Who else follows the training.
     """
     from titer.infer.serving import SERVING
     from titer.jobs import trainings
@@ -116,7 +120,8 @@ def train(
     # What was begun, or finished, before takes less than all of it.
     begun = any((output / part).exists() for part in ("adapter", "checkpoints"))
     with recorded(work, whole=not begun):
-        trainings.train(method, args, base, adapter, lora, records, streams, output, aligned=aligned)
+        more: dict[str, Any] = {"aligned": aligned, "callbacks": callbacks}
+        trainings.train(method, args, base, adapter, lora, records, streams, output, **more)
     log = tuple(json.loads(line) for line in read_text(output / "log.jsonl").splitlines())
     beside = (
         path if path.is_file() else None for path in map(output.joinpath, ("sample_weights.jsonl", SERVING, FOUND))

@@ -11,7 +11,7 @@ from torch import Tensor
 from titer.data.datasets import with_refusals
 from titer.errors import check_known
 from titer.methods import Gradients, Method
-from titer.methods.finetune.gate import GateConfig, GateTrainer, scored_first
+from titer.methods.finetune.gate import GateConfig, GateTrainer, check_cleared, scored_first
 from titer.methods.finetune.replay import ReplayTrainer
 from titer.methods.streams import alignment_rows, as_texts
 from titer.packing.batches import PackedBatch
@@ -108,6 +108,7 @@ SIEVE = Method(
     streams=("harmful_dataset", "helpful_dataset"),
     gradients=_gradients,
     scores_first=scored_first,
+    check=check_cleared,
     variants={
         "": {"signal": "states", "replay": 0.25},
         "ratio": {"signal": "states", "replay": 0.25, "ratio": "mean", "tau": 0.5},
