@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from titer.errors import TiterError
@@ -15,6 +16,7 @@ from titer.service.api import chat, files, jobs, models, operations, safety, upl
 from titer.service.context import Service
 from titer.service.identifiers import new_id
 from titer.service.refusals import Refused
+from titer.service.texts import check_texts
 from titer.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -22,10 +24,12 @@ logger = logging.getLogger(__name__)
 
 def create_app(service: Service) -> FastAPI:
     """Return the application of a service, as uvicorn runs it."""
-    app = FastAPI(title="titer", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="titer", version=__version__, docs_url=None, redoc_url=None, dependencies=[Depends(check_texts)]
+    )
     app.state.service = service
     for module in (files, uploads, jobs, models, chat, safety, operations):
-        app.include_router(module.router)
+        app.include_router(module.router, dependencies=[Depends(check_texts)])
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(TiterError, _mistake)
     app.add_exception_handler(RequestValidationError, _malformed)
@@ -35,7 +39,9 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _answer(refused: Refused) -> Response:
-    return JSONResponse(refused.body, refused.status, headers=refused.headers)
+    # Spelt in ASCII, since it may quote what cannot be written otherwise.
+    body = json.dumps(refused.body).encode()
+    return Response(body, refused.status, {**refused.headers, "Content-Type": "application/json"})
 
 
 async def _refused(request: Request, error: Any) -> Response:
