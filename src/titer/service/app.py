@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from titer.errors import TiterError
@@ -19,6 +20,7 @@ from titer.service.health import Health
 from titer.service.limits import Limits
 from titer.service.metrics import Figures, Measured
 from titer.service.refusals import Refused
+from titer.service.texts import check_texts
 from titer.service.tracing import Traced
 from titer.version import __version__
 
@@ -42,7 +44,8 @@ def create_app(service: Service, hosts: Iterable[str] = ()) -> FastAPI:
         service: The service.
         hosts: Names under which it may be asked over the loopback device: those of a proxy on this machine.
     """
-    app = Application(title="titer", version=__version__, docs_url=None, redoc_url=None)
+    checked = [Depends(check_texts)]
+    app = Application(title="titer", version=__version__, docs_url=None, redoc_url=None, dependencies=checked)
     app.state.service, app.state.hosts = service, list(hosts)
     app.state.limits, app.state.figures, app.state.health = Limits(service), Figures(service), Health(service)
     for module in (files, uploads, jobs, models, chat, safety, operations):
@@ -56,7 +59,9 @@ def create_app(service: Service, hosts: Iterable[str] = ()) -> FastAPI:
 
 
 def _answer(refused: Refused) -> Response:
-    return JSONResponse(refused.body, refused.status, headers=refused.headers)
+    # Spelt in ASCII, since it may quote what cannot be written otherwise.
+    body = json.dumps(refused.body).encode()
+    return Response(body, refused.status, {**refused.headers, "Content-Type": "application/json"})
 
 
 async def _refused(request: Request, error: Any) -> Response:

@@ -69,7 +69,7 @@ def train_stage(run: Running, start: Start, home: Path) -> None:
             recipe.streams,
             FOLDER,
             False,
-            [Follow(run, recipe, start)],
+            callbacks=[Follow(run, recipe, start)],
         )
     with run.storing():
         run.service.store.put_folder(f"models/{run.claim.job}", done.adapter)
