@@ -24,9 +24,7 @@ logger = logging.getLogger(__name__)
 
 def create_app(service: Service) -> FastAPI:
     """Return the application of a service, as uvicorn runs it."""
-    app = FastAPI(
-        title="titer", version=__version__, docs_url=None, redoc_url=None, dependencies=[Depends(check_texts)]
-    )
+    app = FastAPI(title="titer", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     for module in (files, uploads, jobs, models, chat, safety, operations):
         app.include_router(module.router, dependencies=[Depends(check_texts)])
