@@ -44,12 +44,11 @@ def create_app(service: Service, hosts: Iterable[str] = ()) -> FastAPI:
         service: The service.
         hosts: Names under which it may be asked over the loopback device: those of a proxy on this machine.
     """
-    checked = [Depends(check_texts)]
-    app = Application(title="titer", version=__version__, docs_url=None, redoc_url=None, dependencies=checked)
+    app = Application(title="titer", version=__version__, docs_url=None, redoc_url=None)
     app.state.service, app.state.hosts = service, list(hosts)
     app.state.limits, app.state.figures, app.state.health = Limits(service), Figures(service), Health(service)
     for module in (files, uploads, jobs, models, chat, safety, operations):
-        app.include_router(module.router)
+        app.include_router(module.router, dependencies=[Depends(check_texts)])
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(TiterError, _mistake)
     app.add_exception_handler(RequestValidationError, _malformed)

@@ -12,7 +12,15 @@ from starlette.responses import StreamingResponse
 
 from titer.service.access import Caller, needs
 from titer.service.forms import Form, pour
-from titer.service.incoming import IncomingFile, check_purpose, check_seconds, read_chunks, store_file
+from titer.service.incoming import (
+    PURPOSES,
+    RESULTS,
+    IncomingFile,
+    check_purpose,
+    check_seconds,
+    read_chunks,
+    store_file,
+)
 from titer.service.refusals import Refused, invalid, not_found
 from titer.service.tables import File, Job, now
 from titer.service.tenants import Tenant
@@ -122,7 +130,8 @@ def listed(
     order: str = "desc",
 ) -> dict[str, Any]:
     """List files, the newest first."""
-    where = [alive(), *([] if purpose is None else [File.purpose == purpose])]
+    known = purpose if purpose in (*PURPOSES, RESULTS) else ""  # PostgreSQL does not take every text to look for
+    where = [alive(), *([] if purpose is None else [File.purpose == known])]
     with caller.reading() as tenant:
         page = tenant.page(File, *where, after=after, limit=limit, order=order, most=MOST)
         return page.as_list([as_object(file) for file in page.rows])

@@ -220,6 +220,8 @@ def appeals(
     caller: ForJobs, file_id: str | None = None, after: str | None = None, limit: int = 20, order: str = "desc"
 ) -> dict[str, Any]:
     """List appeals, the newest first."""
+    if file_id is not None and "\0" in file_id:  # PostgreSQL takes no such text, not even to look for it
+        raise invalid("file_id", "No id holds a NUL character.")
     where = [] if file_id is None else [Appeal.file_id == file_id]
     with caller.reading() as tenant:
         page = tenant.page(Appeal, *where, after=after, limit=limit, order=order)
