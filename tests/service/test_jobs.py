@@ -111,6 +111,25 @@ def test_openais_client_makes_a_job_and_reads_all_of_it(openai_client, service):
     assert messages == [f"Validating training file: {file}", f"Created fine-tuning job: {job.id}"]
 
 
+def test_a_file_that_openais_client_uploaded_is_checked_and_its_job_is_queued(openai_client, service):
+    row = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n'
+    many, few = (openai_client.files.create(file=("a.jsonl", row * n), purpose="fine-tune") for n in (10, 9))
+    jobs = openai_client.fine_tuning.jobs
+    right, wrong = (jobs.create(model="tiny", training_file=file.id).id for file in (many, few))
+    assert Queue(service.database, "a").validate(service.store) == 2
+    assert jobs.retrieve(right).status == "queued"
+    failed = checked(jobs.retrieve(wrong))
+    assert (failed.status, failed.error.code, failed.error.param) == (
+        "failed",
+        "invalid_training_file",
+        "training_file",
+    )
+    assert jobs.list_events(wrong).data[0].level == "error"
+    with pytest.raises(openai.ConflictError, match=right):
+        openai_client.files.delete(many.id)
+    assert openai_client.files.delete(few.id).deleted
+
+
 def test_openais_client_cancels_pauses_and_resumes(openai_client, service):
     jobs = openai_client.fine_tuning.jobs
     job = jobs.create(model="tiny", training_file=file_of(service))

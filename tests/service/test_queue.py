@@ -1,9 +1,7 @@
 """The queue: each job is taken once, organisations take turns, and the jobs of dead workers are taken over."""
 
-import sys
 import threading
 import time
-import types
 from collections import Counter
 
 import pytest
@@ -373,48 +371,34 @@ def test_a_poll_that_finds_nothing_locks_nothing(service):
 # -- files are checked -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def rows_checked(monkeypatch):
-    """What the check of a file says: by default, that each line is an example."""
-    said = {"errors": []}
-
-    def check(lines, *, rows, limit=100, method="supervised"):
-        said["rows"] = rows
-        count = len(list(lines))
-        return types.SimpleNamespace(rows=count, errors=said["errors"], examples=count, assistant_turns=count)
-
-    stand_in = types.SimpleNamespace(check=check)
-    monkeypatch.setitem(sys.modules, "titer.service.chat_rows", stand_in)
-    monkeypatch.setattr("titer.service.chat_rows", stand_in, raising=False)
-    return said
+ROW = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n'
 
 
-def file_of(service, org="one", lines=12):
+def file_of(service, org="one", data=ROW * 12):
     name = new_id("file")
     place = f"files/org-{org}/{name}"
-    service.store.write(place, b"{}\n" * lines)
+    service.store.write(place, data)
     with service.database.writing() as session:
-        settings = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": 3 * lines, "digest": "", "place": place}
+        settings = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": len(data), "digest": "", "place": place}
         session.add(File(id=name, org_id=f"org-{org}", **settings))
     return name
 
 
-def test_a_job_whose_files_are_right_is_queued(any_service, rows_checked):
+def test_a_job_whose_files_are_right_is_queued(any_service):
     job = put(any_service, status="validating_files", file_id=file_of(any_service))
     mine = Queue(any_service.database, "a")
     assert mine.claim() is None
     assert mine.validate(any_service.store) == 1
     found = row(any_service, job)
-    assert (found.status, found.rows, rows_checked["rows"]) == ("queued", 12, 50_000)
+    assert (found.status, found.rows) == ("queued", 12)
+    assert [one.message for one in events(any_service, job)] == ["Files validated, moving job to queued state."]
     assert mine.validate(any_service.store) == 0
     assert mine.claim().job == job
 
 
-def test_a_job_with_wrong_rows_has_failed_with_all_that_is_wrong(any_service, rows_checked):
-    rows_checked["errors"] = [
-        types.SimpleNamespace(line=line, column=5, path="messages", message=f"wrong {line}") for line in (2, 7)
-    ]
-    job = put(any_service, status="validating_files", file_id=file_of(any_service))
+def test_a_job_with_wrong_rows_has_failed_with_all_that_is_wrong(any_service):
+    data = ROW + b'{"messages": 3}\n' + ROW * 8 + b"{\n" * 120
+    job = put(any_service, status="validating_files", file_id=file_of(any_service, data=data))
     Queue(any_service.database, "a").validate(any_service.store)
     found = row(any_service, job)
     assert (found.status, found.error["code"], found.error["param"]) == (
@@ -422,11 +406,29 @@ def test_a_job_with_wrong_rows_has_failed_with_all_that_is_wrong(any_service, ro
         "invalid_training_file",
         "training_file",
     )
-    assert "line 2, column 5: wrong 2\nline 7, column 5: wrong 7" in found.error["message"]
+    first, *lines, last = found.error["message"].splitlines()
+    assert first == "The training file cannot be used. Its errors:"
+    assert lines[0].startswith("line 2, column 14 (messages): ")
+    assert [line.split(",")[0] for line in lines[1:]] == [f"line {number}" for number in range(11, 110)]
+    assert last == "and 21 more."
 
 
-def test_a_job_with_too_few_rows_or_without_its_file_has_failed(any_service, rows_checked):
-    few = put(any_service, status="validating_files", file_id=file_of(any_service, lines=9))
+def test_a_line_without_an_end_is_an_error_that_is_not_held(any_service):
+    job = put(any_service, status="validating_files", file_id=file_of(any_service, data=b" " * (3 << 20)))
+    Queue(any_service.database, "a").validate(any_service.store)
+    assert row(any_service, job).error["code"] == "invalid_training_file"
+
+
+def test_more_rows_than_the_policy_of_the_job_allows_are_an_error(any_service):
+    job = put(any_service, status="validating_files", file_id=file_of(any_service))
+    rules = row(any_service, job).policy
+    change(any_service, job, policy={**rules, "limits": {**rules["limits"], "rows": 11}})
+    Queue(any_service.database, "a").validate(any_service.store)
+    assert "more than 11 lines" in row(any_service, job).error["message"]
+
+
+def test_a_job_with_too_few_rows_or_without_its_file_has_failed(any_service):
+    few = put(any_service, status="validating_files", file_id=file_of(any_service, data=ROW * 9))
     gone = put(any_service, status="validating_files", file_id="file-gone")
     right = file_of(any_service)
     other = put(any_service, status="validating_files", file_id=right, validation_file_id="file-gone")
@@ -438,7 +440,7 @@ def test_a_job_with_too_few_rows_or_without_its_file_has_failed(any_service, row
     assert "not there" in row(any_service, foreign).error["message"]
 
 
-def test_files_of_each_organisation_are_checked_in_turns(any_service, rows_checked):
+def test_files_of_each_organisation_are_checked_in_turns(any_service):
     jobs = [
         put(any_service, org, status="validating_files", file_id=file_of(any_service, org))
         for org in ("one",) * 3 + ("two",)
@@ -452,7 +454,7 @@ def test_files_of_each_organisation_are_checked_in_turns(any_service, rows_check
     ]
 
 
-def test_more_rows_than_the_quota_of_a_day_are_not_trained_on(any_service, rows_checked):
+def test_more_rows_than_the_quota_of_a_day_are_not_trained_on(any_service):
     with any_service.database.writing() as session:
         session.get(Organisation, "org-one").limits = {"rows_a_day": 20}
     jobs = [put(any_service, status="validating_files", file_id=file_of(any_service)) for _ in range(2)]
@@ -461,13 +463,13 @@ def test_more_rows_than_the_quota_of_a_day_are_not_trained_on(any_service, rows_
     assert (first.status, second.status, second.error["code"]) == ("queued", "failed", "insufficient_quota")
 
 
-def test_a_job_that_was_cancelled_while_its_files_were_checked_stays_cancelled(any_service, rows_checked, monkeypatch):
+def test_a_job_that_was_cancelled_while_its_files_were_checked_stays_cancelled(any_service, monkeypatch):
     job = put(any_service, status="validating_files", file_id=file_of(any_service))
 
     def checked(*args):
         change(any_service, job, status="cancelled")
         return 12, None
 
-    monkeypatch.setattr(queue, "_checked", checked)
+    monkeypatch.setattr(queue, "check_files", checked)
     assert Queue(any_service.database, "a").validate(any_service.store) == 0
     assert row(any_service, job).status == "cancelled"

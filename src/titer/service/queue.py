@@ -24,11 +24,10 @@ from titer.service.quotas import ENDS
 from titer.service.refusals import Refused
 from titer.service.store import Store
 from titer.service.tables import Event, File, Job, Organisation, now
+from titer.service.training_files import LEAST, check_files
 
 SECONDS = 30.0
 """How long the beats of a worker must stand still before its job may be taken."""
-LEAST = 10
-"""Fewest examples that a job trains on, as OpenAI's."""
 
 
 class Lost(Exception):
@@ -151,7 +150,7 @@ class Queue:
                 if file is not None
             }
         most = policy.from_dict(job.policy).limits.rows
-        rows, error = _checked(store, files, most, LEAST if job.kind == "fine_tuning" else 1)
+        rows, error = check_files(store, files, most, LEAST if job.kind == "fine_tuning" else 1)
         with self.database.writing() as session:
             organisation = quotas.lock(session, job.org_id)
             coming = (Job.id == name, Job.status == "validating_files")
@@ -349,34 +348,6 @@ def _next_to_check(session: Session, most: int) -> Sequence[str]:
     turn = func.row_number().over(partition_by=Job.org_id, order_by=Job.number)
     waiting = select(Job.id, Job.number, turn.label("turn")).where(Job.status == "validating_files").subquery()
     return session.scalars(select(waiting.c.id).order_by(waiting.c.turn, waiting.c.number).limit(most)).all()
-
-
-def _checked(store: Store, files: dict[str, File | None], most: int, least: int) -> tuple[int, dict[str, Any] | None]:
-    """Return how many examples there are to train on, and what is wrong with the files of a job."""
-    from titer.service import chat_rows
-
-    rows = 0
-    for param, file in files.items():
-        try:
-            if file is None:
-                raise FileNotFoundError
-            with store.open(file.place) as lines:
-                found = chat_rows.check(lines, rows=most)
-        except FileNotFoundError:
-            return rows, _wrong(param, "It is not there any more.")
-        if found.errors:
-            shown = "\n".join(f"line {one.line}, column {one.column}: {one.message}" for one in found.errors)
-            return rows, _wrong(param, f"Its errors:\n{shown}")
-        if param == "training_file":
-            rows = found.examples
-            if rows < least:
-                return rows, _wrong(param, f"It has {rows} examples; a job needs at least {least}.")
-    return rows, None
-
-
-def _wrong(param: str, what: str) -> dict[str, Any]:
-    message = f"The {param.replace('_', ' ')} cannot be used. {what}"
-    return {"code": f"invalid_{param}", "message": message, "param": param}
 
 
 def _beyond(session: Session, job: Job, rows: int, limit: int | None) -> dict[str, Any] | None:

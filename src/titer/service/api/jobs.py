@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Text, cast, exists, false, func, or_, sele
 
 from titer.service import quotas
 from titer.service.access import Caller, needs
+from titer.service.api.files import find_file
 from titer.service.api.job_requests import JobRequest, check, check_key
 from titer.service.identifiers import new_id
 from titer.service.policy import Policy
@@ -186,7 +187,7 @@ def _check_model(tenant: Tenant, name: str, rules: Policy) -> None:
 
 
 def _file(tenant: Tenant, name: str, param: str) -> File:
-    file = tenant.get(File, name, "File object", param=param, lock=True)
+    file = find_file(tenant, name, param, lock=True)
     if file.purpose != "fine-tune":
         raise invalid(param, f"The purpose of {name} is `{file.purpose}`; a job needs `fine-tune`.", "invalid_file")
     return file
