@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from titer.data import Record
 from titer.models import Template, load_tokenizer, split_adapter
-from titer.service import chat_rows
+from titer.service import chat_rows, json_lines
 from titer.service.running import JobFailed, Running
+from titer.service.store import CHUNK
 from titer.service.tables import File, Model
 from titer.service.tenants import Tenant
 
@@ -61,16 +64,21 @@ def read_upload(run: Running) -> Upload:
     if file is None:
         raise JobFailed("file_not_found", f"The file {run.job.file_id} was deleted.", "training_file")
     try:
-        with run.storing(), run.service.store.open(file.place) as lines:
+        with run.storing(), run.service.store.open(file.place) as data:
             if run.claim.kind == "audit":  # the files of other jobs were checked before they were queued
-                _check(chat_rows.check(lines, rows=run.policy.limits.rows))
-                lines.seek(0)
-            pairs = list(chat_rows.records(lines))
+                _check(chat_rows.check(_lines(data), rows=run.policy.limits.rows))
+                data.seek(0)
+            pairs = list(chat_rows.records(_lines(data)))
     except FileNotFoundError:
         raise JobFailed("file_not_found", f"What {file.id} holds is gone.", "training_file") from None
     if not pairs:
         raise JobFailed("invalid_training_file", f"{file.id} holds nothing to be taught.", "training_file")
     return Upload(tuple(row for row, _ in pairs), tuple(record for _, record in pairs))
+
+
+def _lines(data: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file as they were checked when it came."""
+    return json_lines.split(iter(partial(data.read, CHUNK), b""))
 
 
 def _check(found: chat_rows.Checked) -> None:

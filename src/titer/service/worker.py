@@ -249,7 +249,8 @@ class Worker:
         """Do what is to be done about a job whose process has ended."""
         self.children.remove(child)
         if child.process.stdin is not None:
-            child.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # of what it did not live to read
+                child.process.stdin.close()
         claim = child.claim
         remove_work(self.service, claim)  # of a process that was killed
         if code == OVER:
