@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from titer.errors import TiterError
 from titer.service.api import chat, files, jobs, models, operations, safety, uploads
+from titer.service.console import pages
 from titer.service.context import Service
 from titer.service.identifiers import new_id
 from titer.service.refusals import Refused
@@ -26,6 +27,8 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for module in (files, uploads, jobs, models, chat, safety, operations):
         app.include_router(module.router)
+    app.mount("/console/static", pages.static)
+    app.include_router(pages.router)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(TiterError, _mistake)
     app.add_exception_handler(RequestValidationError, _malformed)
