@@ -156,7 +156,7 @@ class Job(Owned, Base):
 
     Attributes:
         kind: `fine_tuning` or `audit`.
-        model: The base model's name.
+        model: The base model's name, or the fine-tuned model's that it goes on from.
         file_id: What is trained on, or audited.
         validation_file_id: What the loss is measured on beside it.
         method: OpenAI's `method` as given, with what was filled in.
@@ -179,12 +179,17 @@ class Job(Owned, Base):
         fine_tuned_model: The model, once it may be used or is held.
         trained_tokens: How many tokens taught.
         estimated_finish: When it will be done, as far as one knows.
+        rows: How many examples are trained on, once its file was checked.
+        idempotency: The client's `Idempotency-Key`: a request that comes again makes no second job.
     """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("queue", "status", "kind", "priority", "number"),)
+    __table_args__ = (
+        Index("queue", "status", "org_id", "priority", "number"),
+        UniqueConstraint("org_id", "idempotency"),
+    )
     kind: Mapped[str] = mapped_column(String(16), default="fine_tuning")
-    model: Mapped[str] = mapped_column(String(128))
+    model: Mapped[str] = mapped_column(String(256))
     file_id: Mapped[str] = mapped_column(String(64), index=True)
     validation_file_id: Mapped[str | None] = mapped_column(String(64))
     method: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -208,6 +213,8 @@ class Job(Owned, Base):
     fine_tuned_model: Mapped[str | None] = mapped_column(String(256))
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     estimated_finish: Mapped[int | None]
+    rows: Mapped[int | None]
+    idempotency: Mapped[str | None] = mapped_column(String(255))
 
 
 class Event(Owned, Base):

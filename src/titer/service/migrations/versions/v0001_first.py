@@ -122,7 +122,7 @@ def upgrade() -> None:
     op.create_table(
         "jobs",
         sa.Column("kind", sa.String(length=16), nullable=False),
-        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("model", sa.String(length=256), nullable=False),
         sa.Column("file_id", sa.String(length=64), nullable=False),
         sa.Column("validation_file_id", sa.String(length=64), nullable=True),
         sa.Column("method", sa.JSON(), nullable=False),
@@ -146,6 +146,8 @@ def upgrade() -> None:
         sa.Column("fine_tuned_model", sa.String(length=256), nullable=True),
         sa.Column("trained_tokens", sa.BigInteger(), nullable=True),
         sa.Column("estimated_finish", sa.Integer(), nullable=True),
+        sa.Column("rows", sa.Integer(), nullable=True),
+        sa.Column("idempotency", sa.String(length=255), nullable=True),
         sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("id", sa.String(length=256), nullable=False),
         sa.Column("org_id", sa.String(length=64), nullable=False),
@@ -156,11 +158,12 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("number"),
         sa.UniqueConstraint("id"),
+        sa.UniqueConstraint("org_id", "idempotency"),
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_jobs_file_id"), ["file_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_jobs_org_id"), ["org_id"], unique=False)
-        batch_op.create_index("queue", ["status", "kind", "priority", "number"], unique=False)
+        batch_op.create_index("queue", ["status", "org_id", "priority", "number"], unique=False)
 
     op.create_table(
         "keys",
