@@ -84,8 +84,8 @@ def seed(service, org="org-one", word=""):
     made["model"], made["bad"] = (model_id("tiny", "one", name) for name in ("support-desk", "held-back"))
     with service.database.writing() as session:
 
-        def add(kind, **values):
-            session.add(kind(org_id=org, **values))
+        def add(table, **values):
+            session.add(table(org_id=org, **values))
             session.flush()
 
         for name, filename in (("file", f"support{word}.jsonl"), ("other", "faq.jsonl")):
@@ -96,13 +96,22 @@ def seed(service, org="org-one", word=""):
         about = {"file_id": made["file"], "model": "tiny", "policy": policy}
         method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3, "batch_size": 8}}}
         jobs = {
-            "done": {"status": "succeeded", "gate": DEPLOY, "suffix": "support-desk", "fine_tuned_model": made["model"]},
+            "done": {
+                "status": "succeeded",
+                "gate": DEPLOY,
+                "suffix": "support-desk",
+                "fine_tuned_model": made["model"],
+            },
             "held": {"status": "succeeded", "gate": HOLD, "suffix": "held-back", "fine_tuned_model": made["bad"]},
             "running": {"status": "running", "stage": "train", "suffix": "evening-run"},
             "paused": {"status": "paused"},
             "failed": {
                 "status": "failed",
-                "error": {"code": "upload_rejected", "message": f"7.5 % of the rows look harmful. {word}", "param": None},
+                "error": {
+                    "code": "upload_rejected",
+                    "message": f"7.5 % of the rows look harmful. {word}",
+                    "param": None,
+                },
             },
             "queued": {"status": "queued", "file_id": made["other"]},
         }
@@ -111,7 +120,14 @@ def seed(service, org="org-one", word=""):
             found = audited(service, made[name], rows) if late else None
             details = {"team": f"care {word}"}
             add(Job, id=made[name], **{**about, "method": method, "details": details, "audit": found, **values})
-        add(Job, id=made["audit"], kind="audit", **about, status="succeeded", audit=audited(service, made["audit"], rows))
+        add(
+            Job,
+            id=made["audit"],
+            kind="audit",
+            **about,
+            status="succeeded",
+            audit=audited(service, made["audit"], rows),
+        )
         add(Job, id=made["waiting"], kind="audit", **about, status="queued")
         for name in ("done", "running"):
             steps = [step for step in range(1, 41) if name == "done" or step <= 17]

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from titer.report.words import compact
 
 Points = Sequence[tuple[float, float]]
-WIDTH, HEIGHT = 520, 240
+WIDTH, HEIGHT = 440, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40
 COLOURS = ("--arm-1", "--arm-0", "--arm-2")
 DASHES = ("none", "6 3", "2 3")
@@ -88,11 +88,11 @@ def intervals(figures: Mapping[str, Mapping[str, Any]], before: Mapping[str, Map
         before: The same metrics of the model before, where they were measured.
         label: See `lines`.
     """
-    row, left = 56, 150
+    row, left = 56, 122
     height = row * len(figures) + 30
 
     def across(value: float) -> float:
-        return _between(value, 0, 100, left, WIDTH - 56)
+        return _between(value, 0, 100, left, WIDTH - 50)
 
     parts = []
     for tick in (0, 25, 50, 75, 100):

@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
-from sqlalchemy import func, select
 
 from titer.service import policy
 from titer.service.api import jobs
@@ -17,13 +16,13 @@ from titer.service.console import drawings
 from titer.service.console.files import cleared_rows
 from titer.service.console.page import Form, PageRoute, go, problems_of, render, word
 from titer.service.console.session import PATH, ForJobs, Visitor
-from titer.service.policy import Policy, QuotaPolicy
+from titer.service.policy import Policy
+from titer.service.quotas import quota_of, used
 from titer.service.refusals import Refused
-from titer.service.tables import Event, File, Job, Model, Organisation, now
+from titer.service.tables import Event, File, Job, Model, Organisation
 from titer.service.tenants import Tenant
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-DAY = 24 * 3600
 EVENTS = 100
 """Most events on a job's page: the newest."""
 METRICS = {
@@ -252,18 +251,17 @@ def measured_chart(gate: dict[str, Any]) -> str | None:
 # Quotas --------------------------------------------------------------------------------------------------------------
 
 
-def quotas(tenant: Tenant, held: QuotaPolicy) -> list[tuple[str, int, int | None, bool]]:
+def quotas(tenant: Tenant) -> list[tuple[str, int, int | None, bool]]:
     """Return what is used: in words, how much, of how much at most, and whether it is bytes."""
-    own = tenant.session.get_one(Organisation, tenant.org).limits
-    recent = Job.created_at > now() - DAY
-    stored = tenant.session.scalar(select(func.sum(File.bytes)).where(File.org_id == tenant.org)) or 0
-    used = {
-        "running_jobs": ("jobs that run", tenant.count(Job, Job.status == "running")),
-        "waiting_jobs": ("jobs that wait", tenant.count(Job, Job.status.in_(("validating_files", "queued", "paused")))),
-        "jobs_a_day": ("jobs made in 24 hours", tenant.count(Job, recent, Job.kind == "fine_tuning")),
-        "storage_bytes": ("files stored", stored),
-    }
+    limits = quota_of(policy.current(tenant.session), tenant.session.get_one(Organisation, tenant.org))
+    amounts = used(tenant.session, tenant.org)
+    stored = sum(file.bytes for file in tenant.all(File))
+    running = tenant.count(Job, Job.status == "running")
     return [
-        (said, amount, own.get(name, getattr(held, name)), name == "storage_bytes")
-        for name, (said, amount) in used.items()
+        ("jobs that run", running, limits.running_jobs, False),
+        ("jobs that wait", amounts.waiting, limits.waiting_jobs, False),
+        ("jobs made in 24 hours", amounts.jobs, limits.jobs_a_day, False),
+        ("rows trained on in 24 hours", amounts.rows, limits.rows_a_day, False),
+        ("tokens in 24 hours", amounts.tokens, limits.tokens_a_day, False),
+        ("files stored", stored, limits.storage_bytes, True),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from functools import cache
 from pathlib import Path
@@ -66,9 +67,10 @@ def render(
         "path": request.url.path,
         "notice": NOTICES.get(request.query_params.get("done", "")),
         "version": __version__,
-        "problems": {},
     }
-    text = visible(environment().get_template(template).render({**about, **context}))
+    # A field that nothing is wrong with has no problem, and templates ask for that of each.
+    wrong = defaultdict(str, context.pop("problems", {}))
+    text = visible(environment().get_template(template).render({**about, **context, "problems": wrong}))
     # Pages hold an organisation's things: no cache keeps them.
     return HTMLResponse(text, status, headers={"Cache-Control": "no-store"})
 

@@ -10,7 +10,6 @@ from fastapi.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 import titer
-from titer.service import policy
 from titer.service.console import admin, files, jobs, models
 from titer.service.console.page import Form, PageRoute, go, render, word
 from titer.service.console.session import (
@@ -45,7 +44,7 @@ def overview(request: Request, visitor: AnyVisitor) -> Response:
         if visitor.may("models"):
             found["models"] = tenant.page(Model, Model.step.is_(None), limit=SHOWN).rows
         names = {file.id: file.filename for file in tenant.all(File)} if visitor.may("files") else {}
-        quotas = jobs.quotas(tenant, policy.current(tenant.session).quota)
+        quotas = jobs.quotas(tenant)
     return render(request, "overview.html.j2", visitor=visitor, title="Overview", quotas=quotas, names=names, **found)
 
 

@@ -80,6 +80,23 @@ if (chat) {
     return line;
   };
 
+  // What the server sends as `data:` lines, as it comes.
+  async function* events(answer) {
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      const lines = (rest + part.value).split("\n");
+      rest = lines.pop();
+      for (const text of lines) if (text.startsWith("data: {")) yield JSON.parse(text.slice(6));
+    }
+  }
+
+  // A refusal is a page; what it says stands in its alert.
+  const refusal = async (answer) => {
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    return page.querySelector("[role=alert]")?.textContent.trim() || `The server answered ${answer.status}.`;
+  };
+
   chat.addEventListener("submit", async (event) => {
     event.preventDefault();
     const text = field.value.trim();
@@ -97,12 +114,12 @@ if (chat) {
       form.set("messages", JSON.stringify(asked));
       const answer = await fetch(chat.action, { method: "POST", headers, body: form });
       if (answer.status === 401) return location.reload();
-      if (!answer.ok) throw new Error(await answer.text());
+      if (!answer.ok) throw new Error(await refusal(answer));
       let said = "";
-      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      for (let part = await reader.read(); !part.done; part = await reader.read()) {
-        said += part.value;
-        line.textContent = said;
+      for await (const event of events(answer)) {
+        if (event.error) throw new Error(event.error.message);
+        said += event.choices[0]?.delta.content ?? "";
+        line.textContent = said || "…";
         line.scrollIntoView({ block: "nearest" });
       }
       if (!said) line.textContent = "(empty)";
