@@ -95,7 +95,8 @@ def test_a_visit_begins_with_a_key_and_ends_when_one_signs_out(service):
     assert "secure" not in cookie
     assert "Overview" in browser.get("/console").text
     held = browser.client.cookies[COOKIE]
-    assert key not in held and [visit.key_id for visit in rows_of(service, Visit)] == [row.id]
+    assert key not in held
+    assert [visit.key_id for visit in rows_of(service, Visit)] == [row.id]
     assert held not in {visit.id for visit in rows_of(service, Visit)}
     assert browser.post("/console/sign-out").status_code == 303
     assert rows_of(service, Visit) == []
@@ -114,7 +115,8 @@ def test_over_https_the_cookie_never_leaves_it(service):
 def test_a_wrong_key_is_refused_beside_its_field(service):
     answer = Browser(service).sign_in("sk-titer-nonsense")
     assert answer.status_code == 401
-    assert 'id="key-problem"' in answer.text and 'aria-invalid="true"' in answer.text
+    assert 'id="key-problem"' in answer.text
+    assert 'aria-invalid="true"' in answer.text
     assert "nonsense" not in answer.text
 
 
@@ -175,7 +177,9 @@ def test_a_key_sees_what_it_is_for(service, ids):
     browser = Browser(service)
     browser.sign_in(new_key(service, scopes=["jobs"])[0])
     page = browser.get("/console").text
-    assert "/console/jobs" in page and "/console/keys" not in page and "/console/models" not in page
+    assert "/console/jobs" in page
+    assert "/console/keys" not in page
+    assert "/console/models" not in page
     assert browser.get(f"/console/jobs/{ids['done']}").status_code == 200
     for path in ("files", "models", "keys", "policy", "log", f"chat?model={ids['model']}"):
         answer = browser.get(f"/console/{path}")
@@ -214,7 +218,8 @@ def test_no_form_is_taken_without_its_token(service, browser, ids):
 
 def test_a_form_is_bounded(browser):
     answer = browser.post("/console/policy", {"text": "x" * (1 << 20)})
-    assert answer.status_code == 413 and "1.0 MB" in answer.text
+    assert answer.status_code == 413
+    assert "1.0 MB" in answer.text
     chunked = browser.client.post(
         "/console/keys",
         content=iter([b"x" * 65536] * 40),
@@ -284,7 +289,8 @@ def test_pages_hold_no_script_and_no_style_of_their_own(service, browser, ids):
 def test_what_lies_beside_the_pages_is_there(browser):
     for path, kind in {"static/console.js": "javascript", "static/console.css": "css", "looks.css": "css"}.items():
         answer = browser.get(f"/console/{path}")
-        assert answer.status_code == 200 and kind in answer.headers["content-type"]
+        assert answer.status_code == 200
+        assert kind in answer.headers["content-type"]
     assert browser.get("/console/static/../../service/tables.py").status_code == 404
     assert browser.get("/console/nothing").status_code == 404
 
@@ -298,7 +304,8 @@ def test_a_file_is_uploaded_audited_and_deleted(service, browser):
     (file,) = rows_of(service, File)
     assert answer.headers["location"] == f"/console/files/{file.id}?done=uploaded"
     page = browser.get(answer.headers["location"]).text
-    assert "each of its rows can be trained on" in page and file.digest in page
+    assert "each of its rows can be trained on" in page
+    assert file.digest in page
     answer = browser.post(f"/console/files/{file.id}/audits")
     (job,) = rows_of(service, Job)
     assert (job.kind, job.file_id) == ("audit", file.id)
@@ -316,8 +323,10 @@ def test_what_is_wrong_with_rows_is_a_table(service, browser):
     answer = browser.post("/console/files", files={"file": (f"{EVIL}.jsonl", bad)})
     assert answer.status_code == 400
     assert rows_of(service, File) == []
-    assert 'id="file-problem"' in answer.text and "What is wrong with its rows" in answer.text
-    assert re.search(r'<td class="num">2</td>', answer.text) and re.search(r'<td class="num">3</td>', answer.text)
+    assert 'id="file-problem"' in answer.text
+    assert "What is wrong with its rows" in answer.text
+    assert re.search(r'<td class="num">2</td>', answer.text)
+    assert re.search(r'<td class="num">3</td>', answer.text)
     assert "<script>alert" not in answer.text
 
 
@@ -325,7 +334,8 @@ def test_a_file_that_is_too_large_is_refused_while_it_comes(service, browser):
     with service.database.writing() as session:
         policy.replace(session, "limits: {file_bytes: 100}", "test")
     answer = browser.post("/console/files", files={"file": ("rows.jsonl", LINES)})
-    assert answer.status_code in (400, 413) and "file-problem" in answer.text
+    assert answer.status_code in (400, 413)
+    assert "file-problem" in answer.text
     answer = browser.post("/console/files", files={"file": ("rows.jsonl", b"x" * 100_000)})
     assert answer.status_code == 413
     assert rows_of(service, File) == []
@@ -333,13 +343,17 @@ def test_a_file_that_is_too_large_is_refused_while_it_comes(service, browser):
 
 def test_rows_of_an_audit_are_shown_with_reasons(browser, ids):
     page = browser.get(f"/console/audits/{ids['audit']}").text
-    assert "poisoned" in page and "7.5 %" in page and "4.1 %" in page
+    assert "poisoned" in page
+    assert "7.5 %" in page
+    assert "4.1 %" in page
     assert page.count('name="row"') == 49, "a page of 50, of which one is marked honest already"
-    assert "marked honest" in page and "21 min" in page
+    assert "marked honest" in page
+    assert "21 min" in page
     assert "Page 1 of 3" in page
     flagged = browser.get(f"/console/audits/{ids['audit']}?only=flagged").text
     assert flagged.count('name="row"') == 8
-    assert "near a harmful prompt" in flagged and "near harmless" not in flagged
+    assert "near a harmful prompt" in flagged
+    assert "near harmless" not in flagged
     assert browser.get(f"/console/audits/{ids['audit']}?page=4").status_code == 404
     assert browser.get(f"/console/audits/{ids['audit']}?page=0").status_code == 400
 
@@ -348,15 +362,18 @@ def test_rows_are_marked_honest(service, browser, ids):
     address = f"/console/audits/{ids['audit']}/appeals"
     answer = browser.post(address, {"reason": "", "only": "flagged"})
     assert answer.status_code == 400
-    assert 'id="row-problem"' in answer.text and 'id="reason-problem"' in answer.text
+    assert 'id="row-problem"' in answer.text
+    assert 'id="reason-problem"' in answer.text
     answer = browser.post(address, {"row": ["16", "29"], "reason": " "})
     assert answer.text.count("checked") == 2, "what was chosen stays so"
     answer = browser.post(address, {"row": ["-1"], "reason": "x"})
-    assert answer.status_code == 400 and "no rows of the file" in answer.text
+    assert answer.status_code == 400
+    assert "no rows of the file" in answer.text
     answer = browser.post(address, {"row": ["0", "5"], "reason": EVIL, "only": "flagged"})
     made = rows_of(service, Appeal, Appeal.reason == EVIL)
     if not made:  # the seed's file has one row in the store, so that a service that counts rows refuses
-        assert answer.status_code == 400 and 'id="row-problem"' in answer.text
+        assert answer.status_code == 400
+        assert 'id="row-problem"' in answer.text
         return
     assert sorted(made[0].rows) == [0, 5]
     assert answer.headers["location"].endswith("?only=flagged&done=appealed")
@@ -369,7 +386,8 @@ def test_an_audit_that_failed_and_one_whose_rows_are_gone_say_so(service, browse
         job = session.scalar(select(Job).where(Job.id == ids["waiting"]))
         job.status, job.error = "failed", {"code": "server_error", "message": "The disk is full.", "param": None}
     page = browser.get(f"/console/audits/{ids['waiting']}/live").text
-    assert "The disk is full." in page and "data-over" in page
+    assert "The disk is full." in page
+    assert "data-over" in page
 
 
 # Jobs ----------------------------------------------------------------------------------------------------------------
@@ -386,7 +404,8 @@ def test_a_job_is_made(service, browser):
     assert (job.suffix, job.seed, job.details) == ("desk", 7, {"team": "care", "ticket": "a:b"})
     assert job.method["supervised"]["hyperparameters"]["n_epochs"] == 2
     page = browser.get(answer.headers["location"]).text
-    assert "The job is made." in page and "data-live" in page
+    assert "The job is made." in page
+    assert "data-live" in page
 
 
 @pytest.mark.parametrize(
@@ -433,12 +452,17 @@ def test_a_job_shows_what_was_found_measured_and_decided(browser, ids):
     ):
         assert said in page, said
     assert page.count('<svg class="plot"') == 2
-    assert "data-over" in page and "Chat with the model" in page and "/cancel" not in page
+    assert "data-over" in page
+    assert "Chat with the model" in page
+    assert "/cancel" not in page
     page = browser.get(f"/console/jobs/{ids['held']}").text
-    assert "The model is held: harmful_score 62.5 %" in page and "does not hold" in page
+    assert "The model is held: harmful_score 62.5 %" in page
+    assert "does not hold" in page
     assert "Chat with the model" not in page
     page = browser.get(f"/console/jobs/{ids['running']}").text
-    assert "It is being trained." in page and "step 17 of 40" in page and "data-over" not in page
+    assert "It is being trained." in page
+    assert "step 17 of 40" in page
+    assert "data-over" not in page
     assert "upload_rejected" not in browser.get(f"/console/jobs/{ids['failed']}").text
 
 
@@ -450,7 +474,8 @@ def test_a_job_is_paused_resumed_and_cancelled(service, browser, ids):
         found = rows_of(service, Job, Job.id == job)[0].status
         assert found == status or (wish == "resume" and found == "validating_files")
     answer = browser.post(f"/console/jobs/{job}/cancel")
-    assert answer.status_code == 400 and 'role="alert"' in answer.text
+    assert answer.status_code == 400
+    assert 'role="alert"' in answer.text
     assert browser.post(f"/console/jobs/{job}/explode").status_code == 404
 
 
@@ -463,7 +488,9 @@ def test_the_newest_events_are_shown(service, browser, ids):
                 )
             )
     page = browser.get(f"/console/jobs/{ids['queued']}").text
-    assert "No. 130." in page and "No. 31." in page and "No. 30." not in page
+    assert "No. 130." in page
+    assert "No. 31." in page
+    assert "No. 30." not in page
     assert page.index("No. 130.") < page.index("No. 129.")
     assert "Older ones" in page
 
@@ -473,11 +500,14 @@ def test_the_newest_events_are_shown(service, browser, ids):
 
 def test_models_say_whether_they_may_be_used(browser, ids):
     page = browser.get("/console/models").text
-    assert ids["model"] in page and "checkpoint of step 20" in page
-    assert "held" in page and "62.5 % [47–76] is above 15 %" in page
+    assert ids["model"] in page
+    assert "checkpoint of step 20" in page
+    assert "held" in page
+    assert "62.5 % [47–76] is above 15 %" in page
     assert f"/console/chat?model={ids['bad'].replace(':', '%3A')}" not in page
     page = browser.get(f"/console/chat?model={ids['bad']}").text
-    assert "Nobody can chat with this model" in page and "<textarea" not in page
+    assert "Nobody can chat with this model" in page
+    assert "<textarea" not in page
     assert browser.get("/console/chat?model=nothing").status_code == 404
 
 
@@ -501,7 +531,8 @@ def test_a_key_is_shown_once(service, browser):
     assert (key.org_id, key.name, key.scopes) == ("org-one", "build server", ["files", "jobs"])
     assert key.expires_at == pytest.approx(now() + 30 * 86400, abs=60)
     page = browser.get("/console/keys").text
-    assert secret not in page and "build server" in page
+    assert secret not in page
+    assert "build server" in page
     assert [line.action for line in rows_of(service, LogEntry)][-1] == "key.created"
     assert secret not in json.dumps([line.details for line in rows_of(service, LogEntry)])
 
@@ -551,7 +582,8 @@ def test_a_policy_is_replaced_and_kept(service, browser):
     assert service.policy().gate.harmful_score == 20
     assert [version.text for version in rows_of(service, PolicyVersion)][-1] == text
     page = browser.get("/console/policy").text
-    assert "holds now" in page and "harmful_score: 20" in page
+    assert "holds now" in page
+    assert "harmful_score: 20" in page
     assert "small: smollm2" not in browser.get("/console/policy?version=1").text
     assert browser.get("/console/policy?version=99").status_code == 404
 
@@ -571,7 +603,8 @@ def test_a_policy_is_replaced_and_kept(service, browser):
 )
 def test_what_is_wrong_with_a_policy_names_key_and_line(service, browser, text, said):
     answer = browser.post("/console/policy", {"text": text})
-    assert answer.status_code == 400 and 'id="text-problem"' in answer.text
+    assert answer.status_code == 400
+    assert 'id="text-problem"' in answer.text
     problem = html.unescape(re.search(r'id="text-problem">(.*?)</p>', answer.text, re.DOTALL)[1])
     assert [word for word in said if word not in problem] == []
     assert len(rows_of(service, PolicyVersion)) == 1
@@ -580,15 +613,18 @@ def test_what_is_wrong_with_a_policy_names_key_and_line(service, browser, text, 
 def test_the_audit_log_is_filtered_and_verified(service, browser, ids):
     browser.post("/console/keys", {"name": "a", "scope": "jobs"})
     page = browser.get("/console/log").text
-    assert "key.created" in page and "console.signed_in" in page
+    assert "key.created" in page
+    assert "console.signed_in" in page
     page = browser.get("/console/log?action=key.").text
-    assert "key.created" in page and "console.signed_in" not in page
+    assert "key.created" in page
+    assert "console.signed_in" not in page
     assert "No line is like that" in browser.get("/console/log?subject=%25").text
     assert "The chain is whole" in browser.get("/console/log?verify=true").text
     with service.database.writing() as session:
         session.scalar(select(LogEntry).order_by(LogEntry.number.desc()).limit(1)).subject = "key_another"
     page = browser.get("/console/log?verify=true").text
-    assert "The chain is whole" not in page and 'class="box bad"' in page
+    assert "The chain is whole" not in page
+    assert 'class="box bad"' in page
 
 
 # Drawings ------------------------------------------------------------------------------------------------------------
@@ -596,10 +632,13 @@ def test_the_audit_log_is_filtered_and_verified(service, browser, ids):
 
 def test_drawings_hold_what_they_are_of():
     drawn = drawings.lines({"a <b>": [(1, 2.0), (2, 1.0)], "c": [(1, 3.0), (2, 2.5)]}, "step", 'x "y" <z>')
-    assert drawn.count("<polyline") == 2 and "<z>" not in drawn and "&quot;y&quot;" in drawn
+    assert drawn.count("<polyline") == 2
+    assert "<z>" not in drawn
+    assert "&quot;y&quot;" in drawn
     assert drawings.lines({"flat": [(5, 0.0), (5, 0.0)]}, "step", "x")
     drawn = drawings.histogram([0.0, 0.1, 0.99, 1.0], 0.5, "x")
-    assert drawn.count("<rect") == 3 and drawn.count("var(--harmful)") == 1
+    assert drawn.count("<rect") == 3
+    assert drawn.count("var(--harmful)") == 1
 
 
 def test_charts_wait_for_something_to_draw():
