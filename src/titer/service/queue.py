@@ -19,6 +19,7 @@ from titer.service import policy, quotas
 from titer.service.chain import append
 from titer.service.database import Database
 from titer.service.identifiers import new_id
+from titer.service.policy import Policy
 from titer.service.quotas import ENDS
 from titer.service.refusals import Refused
 from titer.service.store import Store
@@ -138,6 +139,7 @@ class Queue:
 
     def _validate(self, store: Store, name: str) -> bool:
         with self.database.reading() as session:
+            rules = policy.current(session)
             job = session.scalars(select(Job).where(Job.id == name)).one()
             params = {"training_file": job.file_id, "validation_file": job.validation_file_id}
             files = {
@@ -153,7 +155,7 @@ class Queue:
             found = session.scalar(select(Job).where(*coming).with_for_update())
             if found is None:  # Another worker was faster, or its owner did not want it any more.
                 return False
-            quota = quotas.quota_of(policy.current(session), organisation)
+            quota = quotas.quota_of(rules, organisation)
             _settle(session, found, rows, error or _beyond(session, found, rows, quota.rows_a_day), self.worker)
         return True
 
@@ -190,8 +192,10 @@ class Queue:
             return self._take(session, job, "job.taken_over")
 
     def _take_next(self) -> Claim | None:
+        with self.database.reading() as session:  # Reading a policy takes longer than taking a job.
+            rules = policy.current(session)
         with self.database.writing() as session:
-            for org in self._by_turn(session):
+            for org in self._by_turn(session, rules):
                 waiting = select(Job).where(Job.status == "queued", Job.org_id == org)
                 first = waiting.order_by(Job.priority.desc(), Job.number).limit(1)
                 # One that is locked is being cancelled or paused.
@@ -202,14 +206,13 @@ class Queue:
                     return self._take(session, job, "job.started")
         return None
 
-    def _by_turn(self, session: Session) -> Iterator[str]:
+    def _by_turn(self, session: Session, rules: Policy) -> Iterator[str]:
         """Yield the organisations whose jobs may be taken now, in their order."""
         waiting = {row[0]: row for row in session.execute(_counted("queued")).all()}
         # Those who claim wait for each other here, so that nobody counts jobs that another one is about to take.
         rows = select(Organisation).where(Organisation.id.in_(waiting)).order_by(Organisation.id)
         organisations = session.scalars(rows.with_for_update(key_share=True)).all()
         running = {row[0]: int(row[1]) for row in session.execute(_counted("running")).all()}
-        rules = policy.current(session)
         by_turn = sorted(
             organisations, key=lambda one: (running.get(one.id, 0), -waiting[one.id][2], waiting[one.id][3])
         )

@@ -52,9 +52,13 @@ class Used:
     tokens: int
 
 
+def waiting(session: Session, org: str) -> int:
+    """Return how many jobs of an organisation wait."""
+    return session.scalar(select(func.count()).select_from(Job).where(Job.org_id == org, Job.status.in_(WAITING))) or 0
+
+
 def used(session: Session, org: str) -> Used:
     """Return what an organisation uses."""
-    waiting = select(func.count()).select_from(Job).where(Job.org_id == org, Job.status.in_(WAITING))
     today = (Job.org_id == org, Job.kind == "fine_tuning", Job.created_at > now() - DAY)
     over = Job.status.in_(ENDS)
     jobs, taught = session.execute(select(func.count(), func.sum(Job.trained_tokens)).where(*today)).one()
@@ -64,7 +68,7 @@ def used(session: Session, org: str) -> Used:
     coming = session.execute(unknown.where(*today, not_(over), Job.trained_tokens.is_(None))).all()
     expected = sum(expected_tokens(method, size, audit) for audit, method, size in coming)
     return Used(
-        waiting=session.scalar(waiting) or 0,
+        waiting=waiting(session, org),
         jobs=jobs,
         rows=int(session.scalar(rows) or 0),
         tokens=int(taught or 0) + expected,
@@ -86,3 +90,23 @@ def check(name: str, limit: int | None, amount: int, more: int = 1) -> None:
             429, f"This organisation's quota `{name}` is {limit}: {amount} are used, and this would be {more} more.",
             code="insufficient_quota", kind="insufficient_quota",
         )  # fmt: skip
+
+
+def check_job(session: Session, quota: QuotaPolicy, org: str, method: dict[str, Any], size: int) -> None:
+    """Raise `Refused` 429 unless an organisation may make one more job.
+
+    Args:
+        session: The transaction, in which the organisation is locked.
+        quota: What it may use.
+        org: Its id.
+        method: OpenAI's `method` of the job.
+        size: The size of its file in bytes.
+    """
+    check("waiting_jobs", quota.waiting_jobs, waiting(session, org))
+    if (quota.jobs_a_day, quota.rows_a_day, quota.tokens_a_day) == (None, None, None):
+        return
+    so_far = used(session, org)
+    check("jobs_a_day", quota.jobs_a_day, so_far.jobs)
+    # How many rows it has is known when its file is checked, and then the quota is looked at again.
+    check("rows_a_day", quota.rows_a_day, so_far.rows)
+    check("tokens_a_day", quota.tokens_a_day, so_far.tokens, expected_tokens(method, size))

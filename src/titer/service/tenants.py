@@ -69,6 +69,8 @@ class Tenant:
             where: What else must hold.
             lock: Keep others from changing it until the transaction ends.
         """
+        if "\0" in name:  # PostgreSQL takes no such text, not even to look for it.
+            return None
         query = self.select(kind, kind.id == name, *where)
         return self.session.scalar(query.with_for_update() if lock else query)
 
