@@ -88,7 +88,7 @@ def opened(data, model, database=None, text=POLICY):
     with service.database.writing() as session:
         policy.replace(session, text.format(model=model), "test")
         for name in ("one", "two"):
-            session.add(Organisation(id=f"org-{name}", name=name))
+            session.add(Organisation(id=f"org-{name}", name=name, operator=name == "one"))
     try:
         yield service
     finally:

@@ -11,6 +11,8 @@ from fastapi import Depends, Request
 
 from titer.service import keys
 from titer.service.context import Service
+from titer.service.headers import EXTRA
+from titer.service.limits import address_of
 from titer.service.refusals import Refused
 from titer.service.tenants import Tenant
 
@@ -56,10 +58,22 @@ def bearer(request: Request) -> str:
 
 
 def caller_of(service: Service, secret: str) -> Caller:
-    """Return whom a key belongs to; raises `Refused` 401."""
+    """Return whom a key belongs to; raises `Refused` 401. Nothing is counted: what comes with a request is `admitted`."""
     with service.database.reading() as session:
         key = keys.authenticate(session, secret)
         return Caller(service, key.id, key.org_id, tuple(key.scopes))
+
+
+def admitted(request: Request, secret: str) -> Caller:
+    """Return whom a key belongs to that came with a request.
+
+    Raises:
+        Refused: 401 for a wrong key; 429 for one that is used too often, and for an address that guesses.
+    """
+    state = request.app.state
+    key, headers = state.limits.admit(address_of(request), secret)
+    request.scope[EXTRA].update(headers)
+    return Caller(state.service, key.id, key.org_id, tuple(key.scopes))
 
 
 def needs(scope: str) -> Any:
@@ -69,7 +83,7 @@ def needs(scope: str) -> Any:
     """
 
     def caller(request: Request) -> Caller:
-        found = caller_of(request.app.state.service, bearer(request))
+        found = admitted(request, bearer(request))
         keys.check_scope(found.scopes, scope)
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,17 +15,36 @@ from titer.errors import TiterError
 from titer.service.api import chat, files, jobs, models, operations, safety, uploads
 from titer.service.console import pages
 from titer.service.context import Service
-from titer.service.identifiers import new_id
+from titer.service.headers import REQUEST, Guard
+from titer.service.limits import Limits
+from titer.service.metrics import Figures, Measured
 from titer.service.refusals import Refused
+from titer.service.tracing import Traced
 from titer.version import __version__
 
 logger = logging.getLogger(__name__)
 
 
-def create_app(service: Service) -> FastAPI:
-    """Return the application of a service, as uvicorn runs it."""
-    app = FastAPI(title="titer", version=__version__, docs_url=None, redoc_url=None)
-    app.state.service = service
+class Application(FastAPI):
+    """The application with what stands around it, also around its answer to a fault of its own."""
+
+    def build_middleware_stack(self) -> Any:
+        """Return what a server calls."""
+        limits: Limits = self.state.limits
+        guard = Guard(super().build_middleware_stack(), lambda: limits.policy().limits.file_bytes, self.state.hosts)
+        return Traced(Measured(guard, self.state.figures))
+
+
+def create_app(service: Service, hosts: Iterable[str] = ()) -> FastAPI:
+    """Return the application of a service, as uvicorn runs it.
+
+    Args:
+        service: The service.
+        hosts: Names under which it may be asked over the loopback device: those of a proxy on this machine.
+    """
+    app = Application(title="titer", version=__version__, docs_url=None, redoc_url=None)
+    app.state.service, app.state.hosts = service, list(hosts)
+    app.state.limits, app.state.figures = Limits(service), Figures(service)
     for module in (files, uploads, jobs, models, chat, safety, operations):
         app.include_router(module.router)
     app.mount("/console/static", pages.static)
@@ -76,6 +96,6 @@ async def _plain(request: Request, error: Any) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     """Answer a fault of the service: its number stands in the log beside what happened."""
-    number = new_id("request")
+    number = request.scope[REQUEST]
     logger.error("%s %s failed (%s)", request.method, request.url.path, number, exc_info=error)
     return _answer(Refused(500, f"The server had an error while processing your request ({number}).", code=None))

@@ -36,6 +36,7 @@ class Organisation(Base):
         name: What its administrator calls it; unique, shown, never a part of a path.
         priority: Jobs of a higher one are taken first.
         limits: What differs for it from the policy's `quota`.
+        operator: Whether it runs the server: its `admin` keys may change the policy, which holds for all.
     """
 
     __tablename__ = "organisations"
@@ -43,6 +44,7 @@ class Organisation(Base):
     name: Mapped[str] = mapped_column(String(64), unique=True)
     priority: Mapped[int] = mapped_column(default=0)
     limits: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    operator: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[int] = mapped_column(default=now)
 
 
@@ -181,6 +183,7 @@ class Job(Owned, Base):
         estimated_finish: When it will be done, as far as one knows.
         rows: How many examples are trained on, once its file was checked.
         idempotency: The client's `Idempotency-Key`: a request that comes again makes no second job.
+        tidied: Whether what it needed on the way is gone (`retention`).
     """
 
     __tablename__ = "jobs"
@@ -215,6 +218,7 @@ class Job(Owned, Base):
     estimated_finish: Mapped[int | None]
     rows: Mapped[int | None]
     idempotency: Mapped[str | None] = mapped_column(String(255))
+    tidied: Mapped[bool] = mapped_column(default=False)
 
 
 class Event(Owned, Base):
@@ -247,6 +251,7 @@ class Model(Owned, Base):
         step: Of a checkpoint; `None` for the job's result.
         held: Why it cannot be used: what the gate decided; `None` for one that is deployed.
         metrics: Of a checkpoint, OpenAI's: step, train_loss, …
+        bytes: How large its adapter is, for quotas.
     """
 
     __tablename__ = "models"
@@ -256,6 +261,7 @@ class Model(Owned, Base):
     step: Mapped[int | None]
     held: Mapped[str | None] = mapped_column(Text)
     metrics: Mapped[dict[str, Any] | None]
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class Appeal(Owned, Base):
@@ -273,6 +279,19 @@ class Appeal(Owned, Base):
     rows: Mapped[list[int]]
     reason: Mapped[str] = mapped_column(Text)
     reviewer: Mapped[str] = mapped_column(String(64))
+
+
+class Removal(Base):
+    """What is to be removed from the artefact store, since the rows that named it are gone; gone itself once that is done.
+
+    Attributes:
+        place: Its key in the store: a file or a folder.
+    """
+
+    __tablename__ = "removals"
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
+    created_at: Mapped[int] = mapped_column(default=now)
+    place: Mapped[str] = mapped_column(String(200))
 
 
 class PolicyVersion(Base):

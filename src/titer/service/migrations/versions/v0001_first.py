@@ -40,6 +40,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("limits", sa.JSON(), nullable=False),
+        sa.Column("operator", sa.Boolean(), nullable=False),
         sa.Column("created_at", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("name"),
@@ -50,6 +51,13 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Integer(), nullable=False),
         sa.Column("text", sa.Text(), nullable=False),
         sa.Column("author", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("number"),
+    )
+    op.create_table(
+        "removals",
+        sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("created_at", sa.Integer(), nullable=False),
+        sa.Column("place", sa.String(length=200), nullable=False),
         sa.PrimaryKeyConstraint("number"),
     )
     op.create_table(
@@ -148,6 +156,7 @@ def upgrade() -> None:
         sa.Column("estimated_finish", sa.Integer(), nullable=True),
         sa.Column("rows", sa.Integer(), nullable=True),
         sa.Column("idempotency", sa.String(length=255), nullable=True),
+        sa.Column("tidied", sa.Boolean(), nullable=False),
         sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("id", sa.String(length=256), nullable=False),
         sa.Column("org_id", sa.String(length=64), nullable=False),
@@ -197,6 +206,7 @@ def upgrade() -> None:
         sa.Column("step", sa.Integer(), nullable=True),
         sa.Column("held", sa.Text(), nullable=True),
         sa.Column("metrics", sa.JSON(), nullable=True),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("id", sa.String(length=256), nullable=False),
         sa.Column("org_id", sa.String(length=64), nullable=False),
@@ -321,6 +331,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_appeals_file_id"))
 
     op.drop_table("appeals")
+    op.drop_table("removals")
     op.drop_table("policies")
     op.drop_table("organisations")
     op.drop_table("log_head")
