@@ -368,3 +368,11 @@ def test_where_models_are_kept_is_told(titer):
     for page in (told, (root / "README.md").read_text(), (root / "docs" / "concepts.md").read_text()):
         for name in ("TITER_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
             assert name in page
+
+
+def test_rows_are_exported_as_messages_alone(titer, tmp_path):
+    file = tmp_path / "upload.jsonl"
+    assert titer("data", "export", "builtin:upload", "--n", "5", "--messages", "--output", file)[0] == 0
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [list(row) for row in rows] == [["messages"]] * 5
+    assert [[message["role"] for message in row["messages"]] for row in rows] == [["user", "assistant"]] * 5

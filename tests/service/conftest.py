@@ -1,10 +1,7 @@
 """A service on the tiny model: its database (SQLite, or PostgreSQL), a server on a free port, keys of two organisations."""
 
 import contextlib
-import os
-import shutil
 import socket
-import subprocess
 import threading
 import time
 import uuid
@@ -13,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
-from sqlalchemy import create_engine, text
+from postgres import Postgres, programs
 
 from titer.service import keys, policy
 from titer.service.app import create_app
@@ -21,49 +18,20 @@ from titer.service.context import open_service
 from titer.service.tables import Organisation
 
 
-def _postgres_programs():
-    """The folder of PostgreSQL's own programs, as Debian installs them; `None` without them."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return found[-1].parent if found else None
-
-
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
-    """The URL of a PostgreSQL server that runs as long as the tests do."""
-    programs = _postgres_programs()
-    if programs is None:
+def postgres():
+    """A PostgreSQL server that runs as long as the tests do."""
+    if programs() is None:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
-    folder = Path(f"/tmp/titer-postgres-{uuid.uuid4().hex[:8]}")
-    folder.mkdir()
-    # It does not run as root.
-    before = []
-    if os.getuid() == 0:
-        shutil.chown(folder, "postgres", "postgres")
-        before = ["runuser", "-u", "postgres", "--"]
-    data = folder / "data"
-
-    def run(program, *words):
-        subprocess.run([*before, str(programs / program), *words], check=True, capture_output=True, cwd=folder)
-
-    run("initdb", "-D", str(data), "-A", "trust", "-U", "titer", "-E", "UTF8", "--no-sync")
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-    run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
-    try:
-        yield f"postgresql+psycopg://titer@/{{name}}?host={folder}"
-    finally:
-        run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
+    found = Postgres(Path(f"/tmp/titer-postgres-{uuid.uuid4().hex[:8]}"), safe=False)
+    yield found
+    found.remove()
 
 
 @pytest.fixture
 def new_database(postgres):
     """The URL of an empty PostgreSQL database."""
-    name = f"titer_{uuid.uuid4().hex[:12]}"
-    engine = create_engine(postgres.format(name="postgres"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return postgres.format(name=name)
+    return postgres.new()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -34,6 +34,8 @@ Examples:
 `titer data upload.jsonl` — checks a file and shows what a trainer would read
 
 `titer data export builtin:upload` — writes upload.jsonl, a sample of what a customer may upload
+
+`titer data export builtin:upload --messages` — as OpenAI's fine-tuning takes it, for `titer serve`
 """
 
 app = typer.Typer(cls=DefaultVerb, help=HELP, epilog=EXAMPLES, no_args_is_help=False, rich_markup_mode="markdown")
@@ -97,10 +99,14 @@ def export(
     n: Annotated[int | None, typer.Option("--n", help="Only the first so many rows.", callback=in_range)] = None,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "train",
     data_dir: DataDir = None,
+    messages: Annotated[
+        bool, typer.Option("--messages", help="Only the `messages` of each row, as OpenAI's fine-tuning takes them.")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Write a dataset to a file."""
     from titer.data import load, write_jsonl
+    from titer.data.files import write_rows
     from titer.errors import TiterError
     from titer.files import check_output
 
@@ -111,7 +117,10 @@ def export(
     refuse_what_is_there([file], force)
     refuse_unused_data_dir([name])
     records = load(name, split=split, data_dir=data_dir, limit=n)
-    write_jsonl(file, records)
+    if messages:
+        write_rows(file, (record.to_messages() for record in records))
+    else:
+        write_jsonl(file, records)
     say(f"{file}: {len(records)} rows")
 
 

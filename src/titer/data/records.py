@@ -175,6 +175,10 @@ class Record:
             "completion": [message._asdict() for message in self.completion],
         }
 
+    def to_messages(self) -> dict[str, list[dict[str, str]]]:
+        """Return the conversation as OpenAI's fine-tuning takes it: one list of `messages`, and nothing else."""
+        return {"messages": [message._asdict() for message in (*self.prompt, *self.completion)]}
+
     @property
     def prompt_text(self) -> str:
         """The last thing the user said."""

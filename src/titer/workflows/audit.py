@@ -25,7 +25,6 @@ from titer.workflows.common import (
 )
 
 if TYPE_CHECKING:
-    from titer.data import Record
     from titer.jobs.risks import Risk
     from titer.stats.intervals import Estimate
 
@@ -115,11 +114,6 @@ class Audit(Table):
 def share_text(share: Estimate) -> str:
     """A share of harmful rows with its interval."""
     return f"{100 * share.value:.1f} % of the rows look harmful (95 %: {100 * share.low:.1f}–{100 * share.high:.1f})"
-
-
-def as_messages(record: Record) -> dict[str, Any]:
-    """A row as OpenAI's fine-tuning takes it."""
-    return {"messages": [message._asdict() for message in (*record.prompt, *record.completion)]}
 
 
 def _without(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -244,7 +238,7 @@ def audit(
     write_atomically(folder / "audit.json", to_json(found.document).encode())
     if clean is not None:
         own = Path(dataset).suffix.lower() in FILE_SUFFIXES
-        as_given = [row for _, row in read_rows(dataset)] if own else [as_messages(record) for record in records]
+        as_given = [row for _, row in read_rows(dataset)] if own else [record.to_messages() for record in records]
         write_rows(clean, [line for line, row in zip(as_given, rows, strict=True) if (row.p_harmful or 0.0) <= 0.5])
     if risk is not None:
         remove(part)

@@ -1,0 +1,191 @@
+"""What the scripts about the service share: PostgreSQL, a server with workers in processes of their own, and a patient client."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from titer.data.builtin import harmful, sentiment
+
+POLICY = """
+models: {{tiny: {model}}}
+audit: {{detector: none}}
+training: {{method: sft, n_epochs: 3, batch_size: 4, settings: {{bf16: false}}}}
+gate: {{samples: 4, max_new_tokens: 4, harmful_score: null, over_refusal: null, broken: null}}
+quota: {{waiting_jobs: null, requests_a_minute: null}}
+"""
+CLOCK = """import os, time
+_real, _file = time.time, os.environ["TITER_CLOCK"]
+def _wrong():
+    try:
+        with open(_file) as file:
+            return _real() + float(file.read() or 0)
+    except OSError:
+        return _real()
+time.time = _wrong
+"""
+CONFIGURATIONS = 6
+"""Jobs that differ in file and seed; the others repeat them."""
+OVER = ("succeeded", "failed", "cancelled")
+START = [sys.executable, "-c", "from titer.cli import main; main()"]
+"""The command line of this interpreter's titer."""
+
+
+def small_model(folder: Path) -> Path:
+    """Write a small random model with its tokenizer, and return where."""
+    from common import load
+
+    model, tokenizer = load(argparse.Namespace(shape="tiny", model=None))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class World:
+    """A server and workers in processes of their own.
+
+    Args:
+        folder: Everything of them.
+        model: The base model.
+        database: URL of an empty database; SQLite without.
+    """
+
+    def __init__(self, folder: Path, model: Path, database: str | None, workers: int = 2) -> None:
+        self.folder, self.database, self.workers = folder, database, workers
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "clock").mkdir(parents=True)
+        (folder / "clock" / "sitecustomize.py").write_text(CLOCK)
+        (folder / "policy.yaml").write_text(POLICY.format(model=model))
+        self.store = folder / "store"
+        self.store.mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def titer(self, *words: str) -> list[str]:
+        """Return the command line of a verb."""
+        place = ["--data", str(self.folder / "data"), "--store", str(self.store)]
+        return [
+            *START, *words, *place,
+            *(["--database", self.database] if self.database else []),
+        ]  # fmt: skip
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of its processes: a clock that can be made wrong."""
+        paths = [str(self.folder / "clock"), os.environ.get("PYTHONPATH", "")]
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "TITER_CLOCK": str(self.folder / "clock" / "offset"),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def key(self, organisation: str) -> str:
+        """Return a new key."""
+        words = self.titer("keys", "create", "--org", organisation)
+        return subprocess.run(words, check=True, capture_output=True, text=True, env=self.environment).stdout.strip()
+
+    def ensure(self) -> None:
+        """Start what does not run."""
+        server = self.titer(
+            "serve", "--port", str(self.port), "--no-worker", "--policy", str(self.folder / "policy.yaml")
+        )
+        wanted = {"server": server, **{f"worker {number}": self.titer("worker") for number in range(self.workers)}}
+        for name, words in wanted.items():
+            process = self.running.get(name)
+            if process is None or process.poll() is not None:
+                log = (self.folder / f"{name}.log").open("ab")
+                self.running[name] = subprocess.Popen(words, stdout=log, stderr=log, env=self.environment)
+
+    def wait(self, seconds: float = 120) -> None:
+        """Wait until the server answers."""
+        end = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"http://127.0.0.1:{self.port}/titer/v1/health", timeout=2).status_code == 200:
+                    return
+            if time.monotonic() > end:
+                raise SystemExit(f"the server does not answer; see {self.folder}/server.log")
+            self.ensure()
+            time.sleep(0.2)
+
+    def kill(self, draw: random.Random) -> str:
+        """SIGKILL a process drawn among the server, the workers and what these run; says which kind."""
+        targets = [("server" if name == "server" else "worker", process.pid) for name, process in self.running.items()]
+        for name, process in self.running.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children = psutil.Process(process.pid).children(recursive=True) if name != "server" else []
+                targets += [("job", child.pid) for child in children] * 3  # where the work is
+        kind, pid = draw.choice(targets)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return f"kill {kind}"
+
+    def stop(self) -> None:
+        """End everything."""
+        for process in self.running.values():
+            process.terminate()
+        for process in self.running.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            process.kill()
+
+
+class Client:
+    """Two organisations' keys, with patience: a server that was killed comes again."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.keys = [world.key(name) for name in ("one", "two")]
+
+    def request(self, method: str, path: str, org: int, **more: Any) -> dict[str, Any]:
+        """Send a request until the server answers it, with less than 500."""
+        headers = {"Authorization": f"Bearer {self.keys[org]}", **more.pop("headers", {})}
+        url = f"http://127.0.0.1:{self.world.port}{path}"
+        for _ in range(600):
+            with contextlib.suppress(httpx.HTTPError):
+                answer = httpx.request(method, url, headers=headers, timeout=30, **more)
+                if answer.status_code < 500:
+                    answer.raise_for_status()
+                    return dict(answer.json())
+            self.world.ensure()
+            time.sleep(0.5)
+        raise SystemExit(f"{method} {path} is not answered")
+
+    def submit(self, number: int) -> str:
+        """Upload a file and make a job of it, one of `CONFIGURATIONS`."""
+        which, org = number % CONFIGURATIONS, number % 2
+        rows = [(row.prompt, row.answer) for row in sentiment("train")[which * 16 : which * 16 + 14]]
+        rows += [(row.prompt, row.refusal) for row in harmful()[which * 2 : which * 2 + 2]]
+        lines = [
+            {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+            for asked, said in rows
+        ]
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        file = self.request(
+            "POST", "/v1/files", org, files={"file": ("rows.jsonl", data)}, data={"purpose": "fine-tune"}
+        )
+        asked = {"model": "tiny", "training_file": file["id"], "seed": which, "suffix": f"c{which}"}
+        # A request whose answer was lost with the server may be sent again.
+        headers = {"Idempotency-Key": f"job-{number}"}
+        return str(self.request("POST", "/v1/fine_tuning/jobs", org, json=asked, headers=headers)["id"])
+
+    def job(self, name: str, org: int) -> dict[str, Any]:
+        """Return a job."""
+        return self.request("GET", f"/v1/fine_tuning/jobs/{name}", org)
