@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 from starlette.datastructures import FormData, UploadFile
 
-from titer.service import keys
+from titer.service import keys, policy
 from titer.service.api import files, safety
 from titer.service.console import drawings
 from titer.service.console.page import Form, PageRoute, go, problems_of, read_form, render, word, words
@@ -48,7 +48,8 @@ def _list(
 ) -> Response:
     with visitor.caller.reading() as tenant:
         page = tenant.page(File, after=after)
-    context = {"page": page, "problems": problems or {}, "errors": errors or [], "filename": filename}
+        most = policy.current(tenant.session).limits.file_bytes
+    context = {"page": page, "problems": problems or {}, "errors": errors or [], "filename": filename, "most": most}
     return render(request, "files.html.j2", 400 if problems else 200, visitor, title="Files", **context)
 
 

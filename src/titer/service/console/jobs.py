@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from titer.service import policy
 from titer.service.api import jobs
+from titer.service.api.job_requests import JobRequest
 from titer.service.console import drawings
 from titer.service.console.files import cleared_rows
 from titer.service.console.page import Form, PageRoute, go, problems_of, render, word
@@ -63,7 +64,7 @@ def create_job(request: Request, visitor: ForJobs, form: Form) -> Response:
     asked, problems = _request(given, visitor.caller.service.policy())
     if not problems:
         try:
-            job = jobs.create_job(visitor.caller, jobs.JobRequest.model_validate(asked))
+            job = jobs.create_job(visitor.caller, JobRequest.model_validate(asked))
             return go(f"{PATH}/jobs/{job.id}", "created")
         except ValidationError as error:
             problems = _malformed(error)

@@ -64,11 +64,10 @@ def sign_in_form(request: Request, form: Form) -> Response:
     """Open a visit with a key."""
     wanted = inside(word(form, "next"))
     try:
-        cookie = sign_in(request.app.state.service, word(form, "key"))
+        cookie = sign_in(request, word(form, "key"))
     except Refused as error:
-        if error.status != 401:
-            raise
-        return _ask(request, wanted, {"key": "That is no key of this server, or it has expired or was taken back."})
+        said = "That is no key of this server, or it has expired or was taken back."
+        return _ask(request, wanted, {"key": said if error.status == 401 else error.message}, error.status)
     # A new cookie: one that somebody may have planted before is worth nothing.
     response = go(wanted)
     set_cookie(request, response, cookie)
@@ -89,12 +88,12 @@ def inside(path: str) -> str:
     return path if path.startswith(f"{PATH}/") and "\\" not in path and ".." not in path else PATH
 
 
-def _ask(request: Request, wanted: str, problems: dict[str, str]) -> Response:
+def _ask(request: Request, wanted: str, problems: dict[str, str], status: int = 200) -> Response:
     cookie = request.cookies.get(COOKIE) or new_cookie()
     page = render(
         request,
         "sign_in.html.j2",
-        401 if problems else 200,
+        status,
         title="Sign in",
         csrf=csrf_of(cookie),
         wanted=wanted,

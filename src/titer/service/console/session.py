@@ -17,8 +17,7 @@ from fastapi.responses import Response
 from sqlalchemy import delete, select
 
 from titer.service import keys
-from titer.service.access import Caller, caller_of
-from titer.service.context import Service
+from titer.service.access import Caller, admitted
 from titer.service.refusals import Refused
 from titer.service.tables import Key, Organisation, Visit, now
 
@@ -40,11 +39,13 @@ class Visitor:
         caller: Whose key it is, as for the API's endpoints.
         cookie: What the browser holds.
         organisation: The organisation's name.
+        operator: Whether it runs the server.
     """
 
     caller: Caller
     cookie: str
     organisation: str
+    operator: bool
 
     @property
     def csrf(self) -> str:
@@ -67,13 +68,13 @@ def check_csrf(cookie: str | None, token: str | None) -> None:
         raise Refused(403, "This form is out of date. Go back, load the page again and repeat it.", code="csrf")
 
 
-def sign_in(service: Service, secret: str) -> str:
+def sign_in(request: Request, secret: str) -> str:
     """Open a visit with a key; returns the cookie. Visits of its organisation that have expired are removed.
 
     Raises:
-        Refused: 401, for a key that is worth nothing.
+        Refused: 401, for a key that is worth nothing; 429, where somebody guesses.
     """
-    caller, cookie = caller_of(service, secret), new_cookie()
+    caller, cookie = admitted(request, secret), new_cookie()
     with caller.writing() as tenant:
         tenant.session.execute(delete(Visit).where(Visit.org_id == caller.org, Visit.expires_at <= now()))
         tenant.add(Visit(id=keys.digest(cookie), key_id=caller.key, expires_at=now() + SECONDS))
@@ -116,7 +117,7 @@ def visitor_of(request: Request) -> Visitor | None:
     with service.database.reading() as session:
         # As with keys: before it is known whose visit it is, there is no organisation to look in.
         found = session.execute(
-            select(Visit, Key, Organisation.name)
+            select(Visit, Key, Organisation)
             .join(Key, Key.id == Visit.key_id)
             .join(Organisation, Organisation.id == Visit.org_id)
             .where(Visit.id == keys.digest(cookie))
@@ -124,10 +125,10 @@ def visitor_of(request: Request) -> Visitor | None:
     if found is None:
         return None
     visit, key, organisation = found
-    over = visit.expires_at <= now() or key.revoked_at is not None
-    if over or (key.expires_at is not None and key.expires_at <= now()):
+    if visit.expires_at <= now() or not keys.is_good(key):
         return None
-    return Visitor(Caller(service, key.id, key.org_id, tuple(key.scopes)), cookie, organisation)
+    caller = Caller(service, key.id, key.org_id, tuple(key.scopes))
+    return Visitor(caller, cookie, organisation.name, organisation.operator)
 
 
 def signed_in(scope: str | None = None) -> Any:

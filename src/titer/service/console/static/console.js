@@ -46,6 +46,12 @@ addEventListener("pageshow", () => document.querySelectorAll("button:disabled").
 for (const input of document.querySelectorAll("input[type=file]")) {
   for (const [name, over] of [["dragenter", true], ["dragleave", false], ["drop", false]])
     input.addEventListener(name, () => input.classList.toggle("over", over));
+  // One that is too large is not sent first.
+  input.addEventListener("change", () => {
+    const large = [...input.files].some((file) => file.size > Number(input.dataset.most));
+    input.setCustomValidity(large ? input.dataset.said : "");
+    if (large) input.reportValidity();
+  });
 }
 
 // Rows of an audit: arrows go from mark to mark.
