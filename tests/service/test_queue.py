@@ -121,6 +121,20 @@ def test_organisations_take_turns_whatever_one_has_waiting(any_service):
     assert [mine.claim().org for _ in range(6)] == ["org-one", "org-two"] * 2 + ["org-one"] * 2
 
 
+def test_a_single_worker_takes_turns_too(any_service):
+    """Nothing runs whenever it claims: the second organisation's jobs would come behind all of the first one's."""
+    for _ in range(6):
+        put(any_service, "one")
+    for _ in range(2):
+        put(any_service, "two")
+    mine, order = Queue(any_service.database, "a"), []
+    while (claim := mine.claim()) is not None:
+        order.append(claim.org)
+        with any_service.database.writing() as session:
+            finish(session, held(session, claim), "succeeded")
+    assert order == ["org-one", "org-two"] * 2 + ["org-one"] * 4
+
+
 def test_turns_go_by_what_runs_and_not_by_what_ran(any_service):
     """Who has a long job running comes behind who has none, though it has had fewer."""
     mine = Queue(any_service.database, "a")

@@ -79,7 +79,8 @@ class Queue:
     def claim(self) -> Claim | None:
         """Take the next job: of the organisation with the fewest that run, the highest priority first, then the oldest.
 
-        One whose worker is dead comes before all: its organisation has it among those that run already. Nothing is locked
+        Of organisations that are equal in this, the one that was served longest ago comes first, so that also a single worker,
+        of which nothing runs whenever it claims, takes turns. One whose worker is dead comes before all: its organisation has it among those that run already. Nothing is locked
         while there is nothing to be taken.
         """
         stalled, some_wait = self._look()
@@ -140,7 +141,9 @@ class Queue:
     def _validate(self, store: Store, name: str) -> bool:
         with self.database.reading() as session:
             rules = policy.current(session)
-            job = session.scalars(select(Job).where(Job.id == name)).one()
+            job = session.scalar(select(Job).where(Job.id == name))
+            if job is None:
+                return False
             params = {"training_file": job.file_id, "validation_file": job.validation_file_id}
             files = {
                 param: session.scalar(select(File).where(File.id == file, File.org_id == job.org_id))
@@ -195,31 +198,34 @@ class Queue:
         with self.database.reading() as session:  # Reading a policy takes longer than taking a job.
             rules = policy.current(session)
         with self.database.writing() as session:
-            for org in self._by_turn(session, rules):
-                waiting = select(Job).where(Job.status == "queued", Job.org_id == org)
+            for organisation in self._by_turn(session, rules):
+                waiting = select(Job).where(Job.status == "queued", Job.org_id == organisation.id)
                 first = waiting.order_by(Job.priority.desc(), Job.number).limit(1)
                 # One that is locked is being cancelled or paused.
                 job = session.scalar(first.with_for_update(skip_locked=True))
                 if job is not None:
+                    organisation.served = (session.scalar(select(func.max(Organisation.served))) or 0) + 1
                     what = "Audit" if job.kind == "audit" else "Fine-tuning job"
                     say(session, job, f"{what} {'resumed' if job.attempt else 'started'}.")
                     return self._take(session, job, "job.started")
         return None
 
-    def _by_turn(self, session: Session, rules: Policy) -> Iterator[str]:
+    def _by_turn(self, session: Session, rules: Policy) -> Iterator[Organisation]:
         """Yield the organisations whose jobs may be taken now, in their order."""
-        waiting = {row[0]: row for row in session.execute(_counted("queued")).all()}
+        waiting = _counted(session, "queued")
         # Those who claim wait for each other here, so that nobody counts jobs that another one is about to take.
         rows = select(Organisation).where(Organisation.id.in_(waiting)).order_by(Organisation.id)
         organisations = session.scalars(rows.with_for_update(key_share=True)).all()
-        running = {row[0]: int(row[1]) for row in session.execute(_counted("running")).all()}
-        by_turn = sorted(
-            organisations, key=lambda one: (running.get(one.id, 0), -waiting[one.id][2], waiting[one.id][3])
-        )
-        for one in by_turn:
+        running = {org: count for org, (count, _, _) in _counted(session, "running").items()}
+
+        def turn(one: Organisation) -> tuple[int, int, int, int]:
+            _, priority, oldest = waiting[one.id]
+            return running.get(one.id, 0), -priority, one.served, oldest
+
+        for one in sorted(organisations, key=turn):
             most = quotas.quota_of(rules, one).running_jobs
             if most is None or running.get(one.id, 0) < most:
-                yield one.id
+                yield one
 
     def _take(self, session: Session, job: Job, action: str) -> Claim:
         job.status, job.worker, job.wish = "running", self.worker, None
@@ -232,10 +238,11 @@ class Queue:
         return Claim(job.id, job.org_id, job.kind, job.attempt, self.worker)
 
 
-def _counted(status: str) -> Any:
-    """Return the query for an organisation's jobs of a status: how many, their highest priority, their oldest."""
+def _counted(session: Session, status: str) -> dict[str, tuple[int, int, int]]:
+    """Return of each organisation with jobs of a status: how many, their highest priority, their oldest."""
     columns = (Job.org_id, func.count(), func.max(Job.priority), func.min(Job.number))
-    return select(*columns).where(Job.status == status).group_by(Job.org_id)
+    rows = session.execute(select(*columns).where(Job.status == status).group_by(Job.org_id)).all()
+    return {org: (int(count), int(priority), int(oldest)) for org, count, priority, oldest in rows}
 
 
 def held(session: Session, claim: Claim) -> Job:

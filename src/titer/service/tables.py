@@ -37,6 +37,7 @@ class Organisation(Base):
         priority: Jobs of a higher one are taken first.
         limits: What differs for it from the policy's `quota`.
         operator: Whether it runs the server: its `admin` keys may change the policy, which holds for all.
+        served: Counts up over all organisations with each job that a worker takes; the lowest was served longest ago.
     """
 
     __tablename__ = "organisations"
@@ -45,6 +46,7 @@ class Organisation(Base):
     priority: Mapped[int] = mapped_column(default=0)
     limits: Mapped[dict[str, Any]] = mapped_column(default=dict)
     operator: Mapped[bool] = mapped_column(default=False)
+    served: Mapped[int] = mapped_column(BigInteger, default=0)
     created_at: Mapped[int] = mapped_column(default=now)
 
 

@@ -41,6 +41,7 @@ def upgrade() -> None:
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("limits", sa.JSON(), nullable=False),
         sa.Column("operator", sa.Boolean(), nullable=False),
+        sa.Column("served", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("name"),
