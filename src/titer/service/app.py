@@ -16,6 +16,7 @@ from titer.service.api import chat, files, jobs, models, operations, safety, upl
 from titer.service.console import pages
 from titer.service.context import Service
 from titer.service.headers import REQUEST, Guard
+from titer.service.health import Health
 from titer.service.limits import Limits
 from titer.service.metrics import Figures, Measured
 from titer.service.refusals import Refused
@@ -44,7 +45,7 @@ def create_app(service: Service, hosts: Iterable[str] = ()) -> FastAPI:
     """
     app = Application(title="titer", version=__version__, docs_url=None, redoc_url=None)
     app.state.service, app.state.hosts = service, list(hosts)
-    app.state.limits, app.state.figures = Limits(service), Figures(service)
+    app.state.limits, app.state.figures, app.state.health = Limits(service), Figures(service), Health(service)
     for module in (files, uploads, jobs, models, chat, safety, operations):
         app.include_router(module.router)
     app.mount("/console/static", pages.static)

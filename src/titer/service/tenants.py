@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from titer.service.refusals import Refused, invalid, not_found
-from titer.service.tables import Owned
+from titer.service.tables import LogEntry, Organisation, Owned
 
 T = TypeVar("T", bound=Owned)
 MOST = 100
@@ -134,6 +134,34 @@ class Tenant:
                 query = query.where(kind.number < number if newest is behind else kind.number > number)
         query = query.order_by(kind.number.desc() if newest else kind.number)
         rows = self.session.scalars(query.limit(limit + 1)).all()
+        return Page(rows[:limit], len(rows) > limit)
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether the organisation runs the server."""
+        found = self.session.get(Organisation, self.org)
+        return found is not None and found.operator
+
+    def lines(self, before: int | None = None, limit: int = 20, action: str | None = None) -> Page:
+        """Return lines of the audit log about this organisation, the newest first; operators see the server's own too.
+
+        Args:
+            before: The number of the last line on the page before.
+            limit: Most lines.
+            action: What was done: `key.created`, or all of a kind: `key.`.
+
+        Raises:
+            Refused: For a limit that there is not.
+        """
+        if not 1 <= limit <= MOST:
+            raise invalid("limit", f"`limit` is {limit}; it goes from 1 to {MOST}.")
+        own = LogEntry.org_id == self.org
+        query = select(LogEntry).where(own | LogEntry.org_id.is_(None) if self.is_operator else own)
+        if before is not None:
+            query = query.where(LogEntry.number < before)
+        if action is not None:
+            query = query.where(LogEntry.action.startswith(action, autoescape=True))
+        rows = self.session.scalars(query.order_by(LogEntry.number.desc()).limit(limit + 1)).all()
         return Page(rows[:limit], len(rows) > limit)
 
     def log(self, action: str, subject: str, **details: Any) -> None:
