@@ -8,6 +8,7 @@ from typing import Any, Self
 import anyio.from_thread
 from sqlalchemy import func, select
 
+from titer.service import quotas
 from titer.service.access import Caller
 from titer.service.chat_rows import Checked, Checker
 from titer.service.forms import check_filename, too_large
@@ -55,9 +56,7 @@ def used_bytes(tenant: Tenant) -> int:
 
 def storage(tenant: Tenant, policy: Policy) -> int | None:
     """Return how many bytes an organisation may have in the store; `None` for as many as it likes."""
-    own = tenant.session.get_one(Organisation, tenant.org).limits
-    most: int | None = own.get("storage_bytes", policy.quota.storage_bytes)
-    return most
+    return quotas.quota_of(policy, tenant.session.get_one(Organisation, tenant.org)).storage_bytes
 
 
 def check_storage(tenant: Tenant, policy: Policy, more: int) -> None:

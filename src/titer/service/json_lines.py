@@ -212,9 +212,9 @@ def column(text: str, path: Path) -> int:
 
 
 def _within(text: str, at: int, step: str | int) -> int | None:
-    """Return where a value of the list or object that begins at a place begins; of a key that stands twice, the last."""
+    """Return where a value of the list or object that begins at a place begins; of a key that stands twice, the first."""
     is_object = text[at] == "{"
-    index, found = 0, None
+    index = 0
     at = _next(text, at + 1)
     while text[at] not in "]}":
         key: str | int = index
@@ -222,14 +222,12 @@ def _within(text: str, at: int, step: str | int) -> int | None:
             key, at = _SKIP.raw_decode(text, at)
             at = _next(text, _next(text, at) + 1)  # behind the colon
         if key == step:
-            found = at
-            if not is_object:
-                break
+            return at
         at = _next(text, _SKIP.raw_decode(text, at)[1])
         if text[at] == ",":
             at = _next(text, at + 1)
         index += 1
-    return found
+    return None
 
 
 def _next(text: str, at: int) -> int:

@@ -108,6 +108,7 @@ class Tenant:
         before: str | None = None,
         limit: int = 20,
         order: str = "desc",
+        most: int = MOST,
     ) -> Page:
         """Return a page of the things of a kind.
 
@@ -118,12 +119,13 @@ class Tenant:
             before: The id of the first thing on the page behind.
             limit: Most things on it.
             order: `desc`, the newest first, or `asc`.
+            most: The largest `limit` that there is.
 
         Raises:
             Refused: For a limit or an order that there is not, or a cursor that is no such thing's id.
         """
-        if not 1 <= limit <= MOST:
-            raise invalid("limit", f"`limit` is {limit}; it goes from 1 to {MOST}.")
+        if not 1 <= limit <= most:
+            raise invalid("limit", f"`limit` is {limit}; it goes from 1 to {most}.")
         if order not in ("asc", "desc"):
             raise invalid("order", f"`order` is {order!r}; it is `asc` or `desc`.")
         query = self.select(kind, *where)
@@ -163,6 +165,11 @@ class Tenant:
             query = query.where(LogEntry.action.startswith(action, autoescape=True))
         rows = self.session.scalars(query.order_by(LogEntry.number.desc()).limit(limit + 1)).all()
         return Page(rows[:limit], len(rows) > limit)
+
+    def said_of(self, subjects: Sequence[str]) -> Sequence[LogEntry]:
+        """Return the lines of the audit log about some things, the oldest first."""
+        own = select(LogEntry).where(LogEntry.org_id == self.org, LogEntry.subject.in_(subjects))
+        return self.session.scalars(own.order_by(LogEntry.number)).all()
 
     def log(self, action: str, subject: str, **details: Any) -> None:
         """Write a line into the audit log, with the transaction or not at all."""

@@ -225,11 +225,14 @@ def _remove_parts(tenant: Tenant, upload_id: str) -> list[str]:
 @router.post("/v1/uploads/{upload_id}/cancel")
 def cancel(upload_id: str, caller: Authorised) -> dict[str, Any]:
     """Give an upload up, with its parts."""
+    with caller.reading() as tenant:
+        name = _pending(tenant, upload_id).id
     with caller.writing() as tenant:
-        upload = _pending(tenant, upload_id, lock=True)
+        # The log is locked before the upload, as where it is completed: otherwise each would wait for the other.
+        tenant.log("upload.cancelled", name)
+        upload = _pending(tenant, name, lock=True)
         upload.status = "cancelled"
-        places = _remove_parts(tenant, upload_id)
-        tenant.log("upload.cancelled", upload.id)
+        places = _remove_parts(tenant, name)
     for place in places:
         caller.service.store.remove(place)
     return upload_object(upload)
