@@ -133,6 +133,31 @@ def test_rows_of_a_cache_are_selected_and_repeated(model):
 # --- modules ---------------------------------------------------------------------------------------------------------
 
 
+def test_rows_join_a_cache_that_is_under_way(model):
+    with needed_by("Chat answers that begin while others are decoded (`titer.service.chat`)"):
+        caches = [model(input_ids=ids, use_cache=True).past_key_values for ids in (IDS, IDS[:1, :3])]
+        assert all(compat.can_be_joined(cache) for cache in caches)
+        joined = compat.join_caches(caches, 4)
+        mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])
+        new, places = torch.tensor([[5], [6], [7]]), torch.tensor([[4], [4], [3]])
+        found = model(input_ids=new, attention_mask=mask, position_ids=places, past_key_values=joined).logits[:, -1]
+        for row, ids in enumerate(([*IDS[0], 5], [*IDS[1], 6], [*IDS[0, :3], 7])):
+            assert torch.allclose(found[row], model(input_ids=torch.tensor([ids])).logits[0, -1], atol=1e-4)
+        compat.keep_rows(joined, torch.tensor([2]))
+        compat.cut_cache(joined, 1)
+        ids = torch.tensor([[*IDS[0, :3], 7, 8]])
+        after = model(input_ids=ids[:, -1:], past_key_values=joined).logits[0, -1]
+        assert torch.allclose(after, model(input_ids=ids).logits[0, -1], atol=1e-4)
+
+
+def test_a_cache_with_more_in_it_than_keys_and_values_is_not_joined():
+    from transformers import DynamicCache, MistralConfig
+
+    windowed = DynamicCache(config=MistralConfig(num_hidden_layers=1, sliding_window=4))
+    assert not compat.can_be_joined(windowed)
+    assert not compat.can_be_joined(None)
+
+
 def test_outputs_of_all_modules_are_watched_until_the_handle_is_removed():
     seen = []
     layer = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())

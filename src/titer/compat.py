@@ -77,6 +77,44 @@ def keep_rows(cache: Any, rows: Tensor) -> None:
     cache.batch_select_indices(rows)
 
 
+def join_caches(caches: Sequence[Any], length: int) -> Any:
+    """Return one cache with the rows of all, each padded on the left to `length` positions; the first is changed.
+
+    `keys` and `values` of its `layers`: the library makes rows leave a batch, and lets none join one that is under way.
+    """
+    import torch
+
+    def padded(states: Tensor) -> Tensor:
+        missing = length - states.shape[-2]
+        return torch.cat((states.new_zeros(*states.shape[:-2], missing, states.shape[-1]), states), -2)
+
+    joined = caches[0]
+    for place, layer in enumerate(joined.layers):
+        layer.keys = torch.cat([padded(cache.layers[place].keys) for cache in caches])
+        layer.values = torch.cat([padded(cache.layers[place].values) for cache in caches])
+    return joined
+
+
+def cut_cache(cache: Any, columns: int) -> None:
+    """Forget the first positions of a cache, which no row of it attends to.
+
+    `keys` and `values` of its `layers`; the documented `crop` forgets the last.
+    """
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[..., columns:, :], layer.values[..., columns:, :]
+
+
+def can_be_joined(cache: Any) -> bool:
+    """Say whether a cache is keys and values of all positions and nothing else, as `join_caches` wants it.
+
+    `layers` of class `DynamicLayer` itself: what its subclasses, and caches of recurrent models, keep beside them is not documented.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    layers = getattr(cache, "layers", [])
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
 # -- modules ----------------------------------------------------------------------------------------------------------
 
 

@@ -122,8 +122,9 @@ def _train(name: str, folder: Path, crew: Sequence[Attempt], questions: Question
     """
     from transformers import PrinterCallback
 
-    from titer.attacks.fleet import Fleet, shared_copy
+    from titer.attacks.fleet import Fleet
     from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
+    from titer.infer.stacked import shared_copy
     from titer.jobs.trainings import ReportSteps, last_checkpoint, lora_config
 
     model, template = attacked_model(name), _template(name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,12 +38,17 @@ class Serving:
 
 def served(record: Record, system: str) -> Record:
     """Return a conversation as a service asks it: `system` before its own system prompt, with a space between them."""
+    return replace(record, prompt=served_messages(record.prompt, system))
+
+
+def served_messages(prompt: Sequence[Message], system: str) -> tuple[Message, ...]:
+    """Return the messages of a conversation, as `served`."""
     if not system:
-        return record
-    first, *others = record.prompt
+        return tuple(prompt)
+    first, *others = prompt
     if first.role == "system":
-        return replace(record, prompt=(Message("system", f"{system} {first.content}"), *others))
-    return replace(record, prompt=(Message("system", system), *record.prompt))
+        return (Message("system", f"{system} {first.content}"), *others)
+    return (Message("system", system), *prompt)
 
 
 def system_digest(system: str) -> str:

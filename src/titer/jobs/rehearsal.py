@@ -20,12 +20,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 
 from titer import methods
 from titer.attacks.coroutine import random_state, restore_random_state
-from titer.attacks.fleet import Fleet, shared_copy, stack
+from titer.attacks.fleet import Fleet, stack
 from titer.attacks.rows import training_row
 from titer.attacks.threats import Attack
 from titer.attacks.trainer import AttackTrainer, attack_settings, optimizer_of
 from titer.data.records import Record
 from titer.errors import TiterError
+from titer.infer.stacked import shared_copy
 from titer.jobs import trainings
 from titer.jobs.provenance import digest
 from titer.jobs.work import empty_model

@@ -7,6 +7,8 @@ and a job goes by the one that held when it was made.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -185,6 +187,37 @@ class RetentionPolicy:
 
 
 @dataclass(frozen=True)
+class ChatPolicy:
+    """How models are chatted with.
+
+    Attributes:
+        answers: Most answers that are decoded at a time.
+        waiting: Most requests that wait for their turn; more are refused.
+        adapters: Most fine-tuned models in memory.
+        bases: Most base models in memory; when another is asked for, one that is idle makes room.
+        forward: Let a vLLM or SGLang server that loads adapters at run time answer instead: its address, `http://HOST:PORT`.
+        forward_folder: A folder that this server writes adapters into and that one reads them from, under the same path.
+    """
+
+    RANGES: ClassVar[dict[str, Range]] = dict.fromkeys(
+        ("answers", "waiting", "adapters", "bases"), Range(1, 10**4, True)
+    )
+
+    answers: int = 16
+    waiting: int = 64
+    adapters: int = 16
+    bases: int = 1
+    forward: str | None = None
+    forward_folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.forward is not None and not re.fullmatch(r"https?://[^/?#]+/?", self.forward):
+            raise TiterError(f"`chat.forward` is `{self.forward}`.", "Write the server's address: http://HOST:PORT.")
+        if self.forward is not None and self.forward_folder is None:
+            raise TiterError("`chat.forward` needs `chat.forward_folder`, where adapters are handed over.")
+
+
+@dataclass(frozen=True)
 class Policy:
     """A policy.
 
@@ -200,6 +233,7 @@ class Policy:
     limits: LimitPolicy = field(default_factory=LimitPolicy)
     quota: QuotaPolicy = field(default_factory=QuotaPolicy)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    chat: ChatPolicy = field(default_factory=ChatPolicy)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -228,7 +262,11 @@ def from_dict(values: Any, where: str = "policy") -> Policy:
 def current(session: Session) -> Policy:
     """Return the policy that holds now."""
     newest = session.scalar(select(PolicyVersion).order_by(PolicyVersion.number.desc()).limit(1))
-    return Policy() if newest is None else parse(newest.text)
+    return Policy() if newest is None else _read(newest.text)
+
+
+# Each request of a client asks for it, and reading YAML takes a while.
+_read = functools.lru_cache(maxsize=4)(parse)
 
 
 def replace(session: Session, text: str, author: str) -> Policy:

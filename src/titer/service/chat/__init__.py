@@ -1,0 +1,1 @@
+"""Chat with base and fine-tuned models: one base in memory, adapters over it, answers batched across requests."""
