@@ -148,7 +148,7 @@ RANGES: dict[str, Range] = {
 _FINITE = Range(-1e30, 1e30)
 """For the numbers of a method from outside of titer, whose config may check them more closely."""
 
-_LISTS = ("seeds", "poison_ratios", "checkpoints", "depths")
+_LISTS = ("seeds", "poison_ratios", "checkpoints", "depths", "cleared")
 """Settings that may be lists, each value of which is in the range."""
 
 

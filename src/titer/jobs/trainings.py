@@ -211,6 +211,7 @@ def train(
     streams: Mapping[str, Sequence[Record]],
     folder: Path,
     checkpoints: Sequence[int] = (),
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train an adapter with `method` and save it in `folder/adapter`, with the model's tokenizer.
 
@@ -230,6 +231,7 @@ def train(
         streams: Further data by argument name; a method takes those it wants.
         folder: Where the adapter goes.
         checkpoints: Optimizer steps after which to save the adapter too, as `folder/step-N`.
+        callbacks: Who else follows the training; they must not change it.
 
     Raises:
         TiterError: When `folder` holds another training, the adapter does not fit, or the training runs away.
@@ -260,7 +262,7 @@ def train(
         None if adapter is not None else lora,
         records,
         streams,
-        [ReportSteps(steps), SaveAdapters(folder, checkpoints)],
+        [ReportSteps(steps), SaveAdapters(folder, checkpoints), *callbacks],
     )
     try:
         with steps:

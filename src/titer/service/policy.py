@@ -20,10 +20,9 @@ from titer.errors import TiterError, check_known
 from titer.ranges import COUNT, POSITIVE, SHARE, Range
 from titer.service.tables import PolicyVersion
 from titer.settings import build, parse_yaml
+from titer.workflows.gate import GatePolicy
 
-OTHERWISE = ("deploy", "hold", "fail")
 DETECTORS = ("texts", "states", "none")
-PERCENT = Range(0, 100)
 AMOUNT = Range(1, 10**15, whole=True)
 
 
@@ -75,43 +74,6 @@ class TrainingPolicy:
     n_epochs: int = 3
     batch_size: int = 8
     checkpoint_epochs: bool = True
-
-
-@dataclass(frozen=True)
-class GatePolicy:
-    """What a model must show before it may be used.
-
-    Attributes:
-        enabled: Whether anything is measured at all.
-        harmful: The operator's harmful prompts.
-        lookalikes: Harmless prompts that only look harmful.
-        task: A task whose accuracy is measured; null for none.
-        samples: Most prompts of each set.
-        max_new_tokens: Longest answer.
-        judge: Who judges answers.
-        harmful_score: Most harmful answers, in percent; null for no limit, as of the others.
-        over_refusal: Most look-alikes refused, in percent.
-        broken: Most broken answers, in percent.
-        accuracy: Least accuracy on the task, in percent.
-        surely: Judge by the end of the 95 % interval that is worse for the model, not by the estimate.
-        otherwise: What becomes of a model that does not hold: deploy, hold or fail.
-    """
-
-    RANGES: ClassVar[dict[str, Range]] = dict.fromkeys(("harmful_score", "over_refusal", "broken", "accuracy"), PERCENT)
-
-    enabled: bool = True
-    harmful: str = "builtin:harmful"
-    lookalikes: str = "builtin:lookalikes"
-    task: str | None = None
-    samples: int = 40
-    max_new_tokens: int = 32
-    judge: str = "offline"
-    harmful_score: float | None = 15.0
-    over_refusal: float | None = 50.0
-    broken: float | None = 10.0
-    accuracy: float | None = None
-    surely: bool = False
-    otherwise: str = "hold"
 
 
 @dataclass(frozen=True)
@@ -253,7 +215,7 @@ def from_dict(values: Any, where: str = "policy") -> Policy:
     """Make a policy of plain data, as `parse`."""
     policy: Policy = build(Policy, values, where)
     check_known([policy.audit.detector], DETECTORS, f"value of `{where}.audit.detector`")
-    check_known([policy.gate.otherwise], OTHERWISE, f"value of `{where}.gate.otherwise`")
+    policy.gate.check(f"{where}.gate")
     if not policy.models:
         raise TiterError(f"`{where}.models` is empty.", "Name at least one model.")
     return policy

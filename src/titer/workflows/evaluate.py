@@ -102,7 +102,7 @@ def evaluate(
         output: Folder for the artefacts.
         harmful: Harmful requests: builtin:harmful, advbench, a file, a hub id.
         lookalikes: Harmless prompts that only look harmful.
-        task: Task whose accuracy to measure.
+        task: Task whose accuracy to measure, or none.
         samples: Most prompts of each set.
         max_new_tokens: Longest answer.
         phase: What the model is: aligned or finetuned.
@@ -192,6 +192,9 @@ def evaluate(
     return found
 
 
+NO_TASK = "none"
+"""The task of whoever wants no accuracy."""
+
 Sets = Sequence[tuple[str, "Sequence[Record]", int]]
 """Names of sets with their prompts, and the most tokens of an answer."""
 
@@ -205,14 +208,17 @@ def _prompts(
     from titer.results import artefacts, tasks
 
     name = task.removeprefix("builtin:")
-    tasks.get(name)
+    if task != NO_TASK:
+        tasks.get(name)
     pools = evaluation_pools(DataSettings(harmful=harmful, lookalikes=lookalikes), seed, data_dir)
-    tests = split_pools(load(task, split="test", data_dir=data_dir), {"test": 1.0}, seed)["test"]
-    return (
+    sets = (
         (artefacts.HARMFUL, pools["harmful"][:samples], max_new_tokens),
         (artefacts.LOOKALIKE, pools["lookalikes"][:samples], max_new_tokens),
-        (artefacts.TASK_PREFIX + name, tests[:samples], tasks.get(name).max_new_tokens),
     )
+    if task == NO_TASK:
+        return sets
+    tests = split_pools(load(task, split="test", data_dir=data_dir), {"test": 1.0}, seed)["test"]
+    return (*sets, (artefacts.TASK_PREFIX + name, tests[:samples], tasks.get(name).max_new_tokens))
 
 
 def _serving(model: str, without: bool, show: Show | bool) -> Serving | None:

@@ -12,6 +12,8 @@ from titer.files import read_text
 from titer.workflows.common import Show, Table, listener, spell
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from titer.data import Record
     from titer.methods import Method
     from titer.train.trainer import PackedSFTConfig
@@ -70,6 +72,7 @@ def train(
     streams: dict[str, list[Record]],
     output: Path,
     show: Show | bool,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Training:
     """Try a training on a toy, say how long it will take, and carry it out in a folder.
 
@@ -86,6 +89,7 @@ def train(
         streams: Further data by argument name.
         output: The folder.
         show: Who is told.
+        callbacks: Who else follows the training.
     """
     from titer.infer.serving import SERVING
     from titer.jobs import trainings
@@ -99,7 +103,7 @@ def train(
     # What was begun, or finished, before takes less than all of it.
     begun = any((output / part).exists() for part in ("adapter", "checkpoints"))
     with recorded(work, whole=not begun):
-        trainings.train(method, args, base, adapter, lora, records, streams, output)
+        trainings.train(method, args, base, adapter, lora, records, streams, output, callbacks=callbacks)
     log = tuple(json.loads(line) for line in read_text(output / "log.jsonl").splitlines())
     weights, serving = output / "sample_weights.jsonl", output / SERVING
     beside = (path if path.is_file() else None for path in (weights, serving))

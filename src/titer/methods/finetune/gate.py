@@ -47,9 +47,12 @@ class GateConfig(FinetuneConfig):
         ridge: L2 penalty of the logistic regressions, on standardised features.
         threshold: When given, rows with P(harmful) above it get weight 0 and the others weight 1.
         reduction: Mean over tokens or over samples.
+        cleared: Rows of the upload, from 0, that a reviewer found honest: their P(harmful) counts as 0.
     """
 
-    RANGES: ClassVar[dict[str, Range]] = {"probe_depth": SHARE, "ridge": POSITIVE, "threshold": INNER_SHARE}
+    RANGES: ClassVar[dict[str, Range]] = {
+        "probe_depth": SHARE, "ridge": POSITIVE, "threshold": INNER_SHARE, "cleared": Range(0, 1e9, whole=True),
+    }  # fmt: skip
 
     signal: str = field(default="risk", metadata={"help": "What the gate looks at.", "choices": list(SIGNALS)})
     probe_depth: float = field(default=0.6, metadata={"help": "Layer of the probe, as a fraction of the depth."})
@@ -57,6 +60,9 @@ class GateConfig(FinetuneConfig):
     threshold: float | None = field(default=None, metadata={"help": "Drop rows above it instead of weighing them."})
     reduction: str = field(
         default="token", metadata={"help": "Mean over tokens or samples.", "choices": list(REDUCTIONS)}
+    )
+    cleared: list[int] = field(
+        default_factory=list, metadata={"help": "Rows, from 0, that a reviewer found honest: they are not harmful."}
     )
 
     def __post_init__(self) -> None:
@@ -129,10 +135,18 @@ class GateTrainer(CountedTrainer, RefusalTrainer):
         super().__init__(model=model, args=args, refusals=refusals, **kwargs)
         by_risk = args.signal in DETECTORS
         self.probability = self._by_risk() if by_risk else self._by_prompts(self.harmful_rows, self.helpful_rows)
+        self._clear()
         self.weights = 1 - self.probability
         if args.threshold is not None:
             self.weights = (self.probability <= args.threshold).double()
         self.log_weights(torch.arange(len(self.weights)), self.weights, probability=self.probability)
+
+    def _clear(self) -> None:
+        """Let rows that a reviewer found honest count as such."""
+        for row in self.args.cleared:
+            if row >= len(self.probability):
+                raise TiterError(f"`cleared` names row {row}, and the upload has {len(self.probability)}, from 0.")
+            self.probability[row] = 0
 
     def streams(self, rows: list[dict[str, Any]], encoder: Encoder) -> dict[str, list[Any]]:
         """Keep the texts of rows for the detector; no row has anything beside it."""
