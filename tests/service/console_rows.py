@@ -90,7 +90,7 @@ def seed(service, org="org-one", word=""):
 
         for name, filename in (("file", f"support{word}.jsonl"), ("other", "faq.jsonl")):
             place = f"files/{org}/{made[name]}"
-            service.store.write(place, b"{}\n")
+            service.store.write(place, b"{}\n" * 120)
             add(File, id=made[name], filename=filename, purpose="fine-tune", bytes=48213, digest="ab" * 32, place=place)
         rows = audit_rows(word=word)
         about = {"file_id": made["file"], "model": "tiny", "policy": policy}

@@ -104,12 +104,8 @@ def test_rows_are_marked_honest(service, browser, ids):
     assert answer.status_code == 400
     assert "no rows of the file" in answer.text
     answer = browser.post(address, {"row": ["0", "5"], "reason": EVIL, "only": "flagged"})
-    made = rows_of(service, Appeal, Appeal.reason == EVIL)
-    if not made:  # the seed's file has one row in the store, so that a service that counts rows refuses
-        assert answer.status_code == 400
-        assert 'id="row-problem"' in answer.text
-        return
-    assert sorted(made[0].rows) == [0, 5]
+    (made,) = rows_of(service, Appeal, Appeal.reason == EVIL)
+    assert made.rows == [0, 5]
     assert answer.headers["location"].endswith("?only=flagged&done=appealed")
 
 
@@ -185,7 +181,7 @@ def test_a_job_shows_what_was_found_measured_and_decided(browser, ids):
         "The model may be used",
     ):
         assert said in page, said
-    assert page.count('<svg class="plot"') == 2
+    assert page.count('<svg class="plot"') == 3
     assert "data-over" in page
     assert "Chat with the model" in page
     assert "/cancel" not in page
@@ -243,6 +239,30 @@ def test_models_say_whether_they_may_be_used(browser, ids):
     assert "Nobody can chat with this model" in page
     assert "<textarea" not in page
     assert browser.get("/console/chat?model=nothing").status_code == 404
+
+
+def test_a_model_answers_in_pieces(service, browser):
+    said = [{"role": "user", "content": "Hello?"}]
+    answer = browser.post("/console/chat", {"model": "tiny", "messages": json.dumps(said)})
+    assert answer.status_code == 200
+    events = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[0])["choices"][0]["delta"]["role"] == "assistant"
+
+
+@pytest.mark.parametrize("messages", ["", "[", "[" * 100_000, '"x"', '[{"role": "nobody", "content": 1}]', "[]"])
+def test_what_is_no_conversation_is_refused(browser, messages):
+    answer = browser.post("/console/chat", {"model": "tiny", "messages": messages})
+    assert answer.status_code == 400
+    assert 'role="alert"' in answer.text
+
+
+def test_a_held_model_does_not_answer(browser, ids):
+    said = json.dumps([{"role": "user", "content": "Hello?"}])
+    for model, status in ((ids["bad"], 403), ("nothing", 404)):
+        answer = browser.post("/console/chat", {"model": model, "messages": said})
+        assert answer.status_code == status
+        assert 'role="alert"' in answer.text
 
 
 def test_a_model_is_deleted(service, browser, ids):
@@ -309,7 +329,8 @@ def test_whoever_takes_the_own_key_back_is_out(service, browser):
 
 
 def test_a_policy_is_replaced_and_kept(service, browser):
-    text = "models: {small: smollm2-135m-instruct}\ngate:\n  harmful_score: 20\n"
+    (held,) = rows_of(service, PolicyVersion)
+    text = held.text.replace("gate: {", "gate: {surely: true, ").replace("harmful_score: null", "harmful_score: 20")
     assert (
         browser.post("/console/policy", {"text": text.replace("\n", "\r\n")}).headers["location"].endswith("done=saved")
     )
@@ -318,8 +339,19 @@ def test_a_policy_is_replaced_and_kept(service, browser):
     page = browser.get("/console/policy").text
     assert "holds now" in page
     assert "harmful_score: 20" in page
-    assert "small: smollm2" not in browser.get("/console/policy?version=1").text
+    assert "surely" not in browser.get("/console/policy?version=1").text
     assert browser.get("/console/policy?version=99").status_code == 404
+
+
+def test_the_operator_alone_sees_where_models_lie_and_changes_the_policy(service, tiny_folder):
+    browser = Browser(service)
+    browser.sign_in(new_key(service, "org-two")[0])
+    page = browser.get("/console/policy").text
+    assert "tiny: …" in page
+    assert str(tiny_folder) not in page
+    assert "<textarea" not in page
+    assert browser.post("/console/policy", {"text": "gate: {enabled: false}"}).status_code == 403
+    assert len(rows_of(service, PolicyVersion)) == 1
 
 
 @pytest.mark.parametrize(
@@ -330,8 +362,8 @@ def test_a_policy_is_replaced_and_kept(service, browser):
         ("gate: {samples: x}", ["policy.gate.samples", "(line 1)"]),
         ("models: {}", ["policy.models", "(line 1)"]),
         ("gate:\n  otherwise: sing", ["sing", "(line 2)"]),
-        ("a: b: c", ["policy:1", "not valid YAML"]),
-        ("\0", ["not valid YAML"]),
+        ("a: b: c", ["YAML", "line 1"]),
+        ("\0", ["YAML"]),
         ("- a", ["must be a mapping"]),
     ],
 )

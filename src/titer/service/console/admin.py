@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import yaml
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import select
 
-from titer.errors import TiterError
-from titer.service import chain, keys, policy
+from titer.service import keys, policy
+from titer.service.api import operations
 from titer.service.console.page import Form, PageRoute, go, render, word, words
 from titer.service.console.session import PATH, ForAdmin, Visitor
 from titer.service.keys import SCOPES
 from titer.service.refusals import Refused
-from titer.service.tables import Key, LogEntry, PolicyVersion, now
+from titer.service.tables import Key, PolicyVersion, now
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 DAY = 24 * 3600
@@ -109,16 +111,17 @@ def _policy(
     request: Request, visitor: Visitor, version: int | None = None, text: str | None = None, problem: str = ""
 ) -> Response:
     with visitor.caller.reading() as tenant:
-        newest = PolicyVersion.number.desc()
-        # Who else wrote one is not everybody's business.
-        most = VERSIONS if visitor.operator else 1
-        history = tenant.session.scalars(select(PolicyVersion).order_by(newest).limit(most)).all()
-        chosen = None if version is None or not visitor.operator else tenant.session.get(PolicyVersion, version)
-        if version is not None and chosen is None:
-            raise Refused(404, "There is no such policy.")
-        shown = chosen or (history[0] if history else None)
-        if text is None:
-            text = shown.text if shown else policy.as_yaml(policy.Policy())
+        held = policy.current(tenant.session)
+        newest = select(PolicyVersion).order_by(PolicyVersion.number.desc()).limit(VERSIONS)
+        # Who wrote one, and where models lie on the server, is the operator's business.
+        history = tenant.session.scalars(newest).all() if visitor.operator else []
+        chosen = tenant.session.get(PolicyVersion, version) if version is not None and visitor.operator else None
+    if version is not None and chosen is None:
+        raise Refused(404, "There is no such policy.")
+    if not visitor.operator:
+        text = policy.as_yaml(dataclasses.replace(held, models=dict.fromkeys(held.models, "…")))
+    elif text is None:
+        text = chosen.text if chosen else history[0].text if history else policy.as_yaml(held)
     return render(
         request,
         "policy.html.j2",
@@ -134,25 +137,24 @@ def _policy(
 
 @router.post(f"{PATH}/policy")
 def replace_policy(request: Request, visitor: ForAdmin, form: Form) -> Response:
-    """Let a policy hold from now on, or show what is wrong with it. It holds for all organisations."""
-    if not visitor.operator:
-        raise Refused(403, "Only the organisation that runs this server changes its policy.")
+    """Let a policy hold from now on, or show what is wrong with it."""
     given = form.get("text")
     text = given.replace("\r\n", "\n") if isinstance(given, str) else ""
     try:
-        with visitor.caller.writing() as tenant:
-            policy.replace(tenant.session, text, visitor.caller.key)
-    except TiterError as error:
-        return _policy(request, visitor, text=text, problem=str(error) + line_of(error, text))
+        operations.replace_policy(visitor.caller, text)
+    except Refused as error:
+        if error.status != 400:
+            raise
+        return _policy(request, visitor, text=text, problem=error.message + line_of(error.message, text))
     return go(f"{PATH}/policy", "saved")
 
 
-def line_of(error: TiterError, text: str) -> str:
-    """Return in which line of a policy the key stands that an error names, in words; nothing where it names none."""
-    named = error.message.split("`")[1::2]
+def line_of(message: str, text: str) -> str:
+    """Return in which line of a policy the key stands that a message names, in words; nothing where it names none."""
+    named = message.split("`")[1::2]
     if not named or named[0].split(".")[0] != "policy":
         return ""
-    steps = named[0].split(".")[1:] + (named[1:2] if error.message.startswith("Unknown key") else [])
+    steps = named[0].split(".")[1:] + (named[1:2] if message.startswith("Unknown key") else [])
     node, line = yaml.compose(text, yaml.SafeLoader), None
     for step in steps:
         found = [pair for pair in getattr(node, "value", []) if isinstance(pair, tuple) and pair[0].value == step]
@@ -175,34 +177,16 @@ def show_log(
     verify: bool = False,
 ) -> Response:
     """Show the organisation's lines of the audit log, the newest first."""
-    query = select(LogEntry).where(LogEntry.org_id == visitor.caller.org)
-    if action:
-        query = query.where(LogEntry.action.startswith(action, autoescape=True))
-    if subject:
-        query = query.where(LogEntry.subject.contains(subject, autoescape=True))
-    if before is not None:
-        query = query.where(LogEntry.number < before)
     with visitor.caller.reading() as tenant:
-        found = tenant.session.scalars(query.order_by(LogEntry.number.desc()).limit(ON_PAGE + 1)).all()
+        page = tenant.lines(before, ON_PAGE, action or None, subject or None)
     return render(
         request,
         "log.html.j2",
         visitor=visitor,
         title="Audit log",
-        lines=found[:ON_PAGE],
-        more=len(found) > ON_PAGE,
+        lines=page.rows,
+        more=page.has_more,
         action=action,
         subject=subject,
-        verified=verify,
-        broken=_broken(visitor) if verify else None,
+        verified=operations.verify_audit_log(visitor.caller) if verify else None,
     )
-
-
-def _broken(visitor: Visitor) -> str | None:
-    """Return what is wrong with the whole server's log; `None` where nothing is."""
-    with visitor.caller.reading() as tenant:
-        try:
-            chain.verify(tenant.session)
-        except chain.Broken as error:
-            return f"The chain is broken at {error}."
-    return None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -15,6 +14,8 @@ from titer.service.api import files, safety
 from titer.service.console import drawings
 from titer.service.console.page import Form, PageRoute, go, problems_of, read_form, render, word, words
 from titer.service.console.session import PATH, ForAdmin, ForFiles, ForJobs, Visitor
+from titer.service.evidence import audited_rows
+from titer.service.incoming import store_file
 from titer.service.refusals import Refused, not_found
 from titer.service.tables import Appeal, File, Job
 from titer.service.tenants import Tenant
@@ -22,8 +23,6 @@ from titer.service.tenants import Tenant
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 ON_PAGE = 50
 """Rows of an audit on a page."""
-LIKELY = 0.5
-"""P(harmful) above which a row counts as flagged."""
 CHUNK = 1 << 20
 
 
@@ -47,7 +46,7 @@ def _list(
     filename: str = "",
 ) -> Response:
     with visitor.caller.reading() as tenant:
-        page = tenant.page(File, after=after)
+        page = tenant.page(File, files.alive(), after=after)
         most = policy.current(tenant.session).limits.file_bytes
     context = {"page": page, "problems": problems or {}, "errors": errors or [], "filename": filename, "most": most}
     return render(request, "files.html.j2", 400 if problems else 200, visitor, title="Files", **context)
@@ -60,7 +59,7 @@ def upload(request: Request, visitor: ForFiles, form: Annotated[FormData, Depend
     if not isinstance(given, UploadFile) or not given.filename:
         return _list(request, visitor, problems={"file": "Choose a file."})
     try:
-        stored = files.store_file(visitor.caller, _chunks(given.file), given.filename, "fine-tune")
+        stored = store_file(visitor.caller, _chunks(given.file), given.filename, "fine-tune")
     except Refused as error:
         problems = problems_of(error, {}, "file")
         return _list(request, visitor, problems=problems, errors=error.details.get("errors"), filename=given.filename)
@@ -76,7 +75,7 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
 def show_file(request: Request, name: str, visitor: ForFiles) -> Response:
     """Show a file with its audits, jobs and appeals."""
     with visitor.caller.reading() as tenant:
-        file = tenant.get(File, name, "file")
+        file = files.find_file(tenant, name)
         found = tenant.all(Job, Job.file_id == file.id) if visitor.may("jobs") else []
         appeals = tenant.all(Appeal, Appeal.file_id == file.id)
     audits = [job for job in reversed(found) if job.kind == "audit"]
@@ -166,8 +165,8 @@ def _audit(
         job = tenant.get(Job, name, "audit")
         file = tenant.find(File, job.file_id)
         cleared = cleared_rows(tenant, job.file_id)
-    ranked = rows_of(visitor, job)
-    listed = [row for row in ranked if (row.get("p_harmful") or 0.0) > LIKELY] if only == "flagged" else ranked
+    ranked = audited_rows(visitor.caller.service.store, job) or ()
+    listed = [row for row in ranked if only != "flagged" or row["flagged"]]
     pages = max(1, -(-len(listed) // ON_PAGE))
     if page > pages:
         raise not_found("page", str(page), "page")
@@ -192,29 +191,16 @@ def _audit(
     )
 
 
-def rows_of(visitor: Visitor, job: Job) -> list[dict[str, Any]]:
-    """Return the rows of a job's audit, the most suspicious first; none before it has been made, or once it was deleted."""
-    place = (job.audit or {}).get("place")
-    if place is None:
-        return []
-    try:
-        document = json.loads(visitor.caller.service.store.read(place))
-    except FileNotFoundError:
-        return []
-    rows: list[dict[str, Any]] = document["rows"]
-    return rows
-
-
 def cleared_rows(tenant: Tenant, file: str) -> set[int]:
     """Return the numbers of the rows of a file that a reviewer found honest."""
     return {row for found in tenant.all(Appeal, Appeal.file_id == file) for row in found.rows}
 
 
-def histogram_of(rows: list[dict[str, Any]], job: Job) -> str | None:
+def histogram_of(rows: Sequence[dict[str, Any]], job: Job) -> str | None:
     """Return the chart of P(harmful) over the rows; `None` where nothing looked for harm."""
-    values = [row["p_harmful"] for row in rows if row.get("p_harmful") is not None]
+    values = [row["p_harmful"] for row in rows if row["p_harmful"] is not None]
     if not values:
         return None
-    flagged = sum(value > LIKELY for value in values)
+    flagged = sum(row["flagged"] for row in rows)
     label = f"How likely rows are harmful: of {len(values)}, {flagged} are likelier harmful than not."
     return drawings.histogram(values, (job.policy.get("audit") or {}).get("drop_over"), label)

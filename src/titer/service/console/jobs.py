@@ -12,14 +12,17 @@ from pydantic import ValidationError
 
 from titer.service import policy
 from titer.service.api import jobs
+from titer.service.api.files import alive
 from titer.service.api.job_requests import JobRequest
 from titer.service.console import drawings
-from titer.service.console.files import cleared_rows
+from titer.service.console.files import cleared_rows, histogram_of
 from titer.service.console.page import Form, PageRoute, go, problems_of, render, word
 from titer.service.console.session import PATH, ForJobs, Visitor
+from titer.service.evidence import audited_rows
 from titer.service.policy import Policy
 from titer.service.quotas import quota_of, used
 from titer.service.refusals import Refused
+from titer.service.retention import used_bytes
 from titer.service.tables import Event, File, Job, Model, Organisation
 from titer.service.tenants import Tenant
 
@@ -119,7 +122,7 @@ def _malformed(error: ValidationError) -> dict[str, str]:
 def _form(request: Request, visitor: Visitor, given: dict[str, str], problems: dict[str, str]) -> Response:
     with visitor.caller.reading() as tenant:
         held = policy.current(tenant.session)
-        files = list(reversed(tenant.all(File, File.purpose == "fine-tune")))
+        files = list(reversed(tenant.all(File, File.purpose == "fine-tune", alive())))
         own = list(reversed(tenant.all(Model, Model.held.is_(None), Model.step.is_(None))))
     return render(
         request,
@@ -153,6 +156,7 @@ class Look:
         step: How far the training is; `None` before it has begun.
         steps: How far it goes, as far as one knows.
         loss: The chart of the loss.
+        rows: The chart of how likely its rows are harmful.
         measured: The chart of what was measured before and after.
         held: Why its model cannot be used.
     """
@@ -165,6 +169,7 @@ class Look:
     step: int | None
     steps: int | None
     loss: str | None
+    rows: str | None
     measured: str | None
     held: str | None
 
@@ -212,6 +217,7 @@ def _look(visitor: Visitor, name: str) -> Look:
         step=max((row["step"] for row in data if row.get("step") is not None), default=None),
         steps=next((row["total_steps"] for row in reversed(data) if row.get("total_steps")), None),
         loss=loss_chart(data),
+        rows=histogram_of(audited_rows(visitor.caller.service.store, job) or (), job),
         measured=measured_chart(job.gate or {}),
         held=model.held if model else None,
     )
@@ -256,7 +262,6 @@ def quotas(tenant: Tenant) -> list[tuple[str, int, int | None, bool]]:
     """Return what is used: in words, how much, of how much at most, and whether it is bytes."""
     limits = quota_of(policy.current(tenant.session), tenant.session.get_one(Organisation, tenant.org))
     amounts = used(tenant.session, tenant.org)
-    stored = sum(file.bytes for file in tenant.all(File))
     running = tenant.count(Job, Job.status == "running")
     return [
         ("jobs that run", running, limits.running_jobs, False),
@@ -264,5 +269,5 @@ def quotas(tenant: Tenant) -> list[tuple[str, int, int | None, bool]]:
         ("jobs made in 24 hours", amounts.jobs, limits.jobs_a_day, False),
         ("rows trained on in 24 hours", amounts.rows, limits.rows_a_day, False),
         ("tokens in 24 hours", amounts.tokens, limits.tokens_a_day, False),
-        ("files stored", stored, limits.storage_bytes, True),
+        ("files and models stored", used_bytes(tenant), limits.storage_bytes, True),
     ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from titer.service import policy
-from titer.service.api import models
+from titer.service.api import chat, models
+from titer.service.chat.request import ChatRequest
 from titer.service.console.page import Form, PageRoute, go, render, word
 from titer.service.console.session import PATH, ForModels
-from titer.service.refusals import not_found
+from titer.service.refusals import Refused, not_found
 from titer.service.tables import Model
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -40,11 +43,16 @@ def show_chat(request: Request, visitor: ForModels, model: str = "") -> Response
     if found is None and model not in held.models:
         raise not_found("model", model, "model", "model_not_found")
     return render(
-        request,
-        "chat.html.j2",
-        visitor=visitor,
-        title="Chat",
-        name=model,
-        held=found.held if found else None,
-        tokens=held.limits.chat_tokens,
+        request, "chat.html.j2", visitor=visitor, title="Chat", name=model, held=found.held if found else None
     )
+
+
+@router.post(f"{PATH}/chat")
+async def talk(request: Request, visitor: ForModels, form: Form) -> Response:
+    """Answer a conversation, in pieces as they come."""
+    try:
+        said = {"model": word(form, "model"), "messages": json.loads(word(form, "messages")), "stream": True}
+        asked = ChatRequest.model_validate(said)
+    except (ValueError, RecursionError):  # no JSON, nested endlessly, or no conversation
+        raise Refused(400, "The conversation cannot be read.", "messages") from None
+    return await chat.create(request, asked, visitor.caller)
