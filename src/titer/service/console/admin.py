@@ -130,7 +130,7 @@ def _policy(
         title="Policy",
         text=text,
         history=history,
-        version=version,
+        chosen=version,
         problems={"text": problem} if problem else {},
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from functools import cache
@@ -100,6 +101,7 @@ def environment() -> Environment:
         "counted": count_text,
         "compact": compact,
         "duration": duration_text,
+        "said": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
         "quoted": lambda text: quote(str(text), safe=""),
     }
     return made

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-import titer
+from titer.report import words
 from titer.service.console import admin, files, jobs, models
 from titer.service.console.page import Form, PageRoute, go, render, word
 from titer.service.console.session import (
@@ -28,7 +28,7 @@ from titer.service.tables import File, Job, Model
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 static = StaticFiles(directory=Path(__file__).parent / "static")
-LOOKS = Path(titer.__file__).parent / "report" / "templates" / "looks.css"
+LOOKS = Path(words.__file__).parent / "templates" / "looks.css"
 SHOWN = 8
 """Most rows of each table of the overview."""
 
