@@ -151,7 +151,7 @@ def test_the_whole_way_by_keyboard_alone(service, opened, tmp_path):
     page = opened()
     # Listened for from the start: the browser is told so some time before the key is pressed.
     choosers = []
-    page.on("filechooser", choosers.append)
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     page.goto("/console/files")
     assert page.url.endswith("/console/sign-in?next=%2Fconsole%2Ffiles")
     reach(page, "#key")
