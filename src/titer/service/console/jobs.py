@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,13 @@ def list_jobs(request: Request, visitor: ForJobs, after: str | None = None) -> R
     """Show the jobs."""
     with visitor.caller.reading() as tenant:
         page = tenant.page(Job, Job.kind == "fine_tuning", after=after)
-        names = {file.id: file.filename for file in tenant.all(File)}
+        names = file_names(tenant, page.rows)
     return render(request, "jobs.html.j2", visitor=visitor, title="Jobs", page=page, names=names)
+
+
+def file_names(tenant: Tenant, of: Iterable[Job]) -> dict[str, str]:
+    """Return what the files of some jobs are called, by id; those that were deleted are not there."""
+    return {file.id: file.filename for file in tenant.all(File, File.id.in_({job.file_id for job in of}))}
 
 
 # A new one -----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from titer.service.console.session import (
     visitor_of,
 )
 from titer.service.refusals import Refused
-from titer.service.tables import File, Job, Model
+from titer.service.tables import Job, Model
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 static = StaticFiles(directory=Path(__file__).parent / "static")
@@ -43,7 +43,7 @@ def overview(request: Request, visitor: AnyVisitor) -> Response:
             found["audits"] = tenant.page(Job, Job.kind == "audit", limit=SHOWN).rows
         if visitor.may("models"):
             found["models"] = tenant.page(Model, Model.step.is_(None), limit=SHOWN).rows
-        names = {file.id: file.filename for file in tenant.all(File)} if visitor.may("files") else {}
+        names = jobs.file_names(tenant, [*found["jobs"], *found["audits"]]) if visitor.may("jobs") else {}
         quotas = jobs.quotas(tenant)
     return render(request, "overview.html.j2", visitor=visitor, title="Overview", quotas=quotas, names=names, **found)
 
