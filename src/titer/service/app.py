@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from titer.errors import TiterError
 from titer.service.api import chat, files, jobs, models, operations, safety, uploads
+from titer.service.console import pages
 from titer.service.context import Service
 from titer.service.headers import REQUEST, Guard
 from titer.service.health import Health
@@ -49,6 +50,8 @@ def create_app(service: Service, hosts: Iterable[str] = ()) -> FastAPI:
     app.state.limits, app.state.figures, app.state.health = Limits(service), Figures(service), Health(service)
     for module in (files, uploads, jobs, models, chat, safety, operations):
         app.include_router(module.router, dependencies=[Depends(check_texts)])
+    app.mount("/console/static", pages.static)
+    app.include_router(pages.router)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(TiterError, _mistake)
     app.add_exception_handler(RequestValidationError, _malformed)

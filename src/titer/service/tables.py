@@ -89,6 +89,19 @@ class Key(Owned, Base):
     used_at: Mapped[int | None]
 
 
+class Visit(Owned, Base):
+    """Someone signed in to the console; `id` is the SHA-256 of the cookie, which itself is kept nowhere.
+
+    Attributes:
+        key_id: The key that it was opened with; without it the visit is over.
+        expires_at: From when it is worth nothing.
+    """
+
+    __tablename__ = "visits"
+    key_id: Mapped[str] = mapped_column(String(64), index=True)
+    expires_at: Mapped[int]
+
+
 class File(Owned, Base):
     """A file that was uploaded, or left by a job.
 

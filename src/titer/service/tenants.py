@@ -138,24 +138,22 @@ class Tenant:
         rows = self.session.scalars(query.limit(limit + 1)).all()
         return Page(rows[:limit], len(rows) > limit)
 
-    def said_of(self, subjects: Sequence[str]) -> Sequence[LogEntry]:
-        """Return the lines of the audit log about some things, the oldest first."""
-        own = select(LogEntry).where(LogEntry.org_id == self.org, LogEntry.subject.in_(subjects))
-        return self.session.scalars(own.order_by(LogEntry.number)).all()
-
     @property
     def is_operator(self) -> bool:
         """Whether the organisation runs the server."""
         found = self.session.get(Organisation, self.org)
         return found is not None and found.operator
 
-    def lines(self, before: int | None = None, limit: int = 20, action: str | None = None) -> Page:
+    def lines(
+        self, before: int | None = None, limit: int = 20, action: str | None = None, subject: str | None = None
+    ) -> Page:
         """Return lines of the audit log about this organisation, the newest first; operators see the server's own too.
 
         Args:
             before: The number of the last line on the page before.
             limit: Most lines.
             action: What was done: `key.created`, or all of a kind: `key.`.
+            subject: Part of the name of what it was done to.
 
         Raises:
             Refused: For a limit that there is not.
@@ -168,8 +166,15 @@ class Tenant:
             query = query.where(LogEntry.number < before)
         if action is not None:
             query = query.where(LogEntry.action.startswith(action, autoescape=True))
+        if subject is not None:
+            query = query.where(LogEntry.subject.contains(subject, autoescape=True))
         rows = self.session.scalars(query.order_by(LogEntry.number.desc()).limit(limit + 1)).all()
         return Page(rows[:limit], len(rows) > limit)
+
+    def said_of(self, subjects: Sequence[str]) -> Sequence[LogEntry]:
+        """Return the lines of the audit log about some things, the oldest first."""
+        own = select(LogEntry).where(LogEntry.org_id == self.org, LogEntry.subject.in_(subjects))
+        return self.session.scalars(own.order_by(LogEntry.number)).all()
 
     def log(self, action: str, subject: str, **details: Any) -> None:
         """Write a line into the audit log, with the transaction or not at all."""

@@ -268,9 +268,33 @@ def upgrade() -> None:
     with op.batch_alter_table("uploads", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_uploads_org_id"), ["org_id"], unique=False)
 
+    op.create_table(
+        "visits",
+        sa.Column("key_id", sa.String(length=64), nullable=False),
+        sa.Column("expires_at", sa.Integer(), nullable=False),
+        sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("id", sa.String(length=256), nullable=False),
+        sa.Column("org_id", sa.String(length=64), nullable=False),
+        sa.Column("created_at", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["org_id"],
+            ["organisations.id"],
+        ),
+        sa.PrimaryKeyConstraint("number"),
+        sa.UniqueConstraint("id"),
+    )
+    with op.batch_alter_table("visits", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_visits_key_id"), ["key_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_visits_org_id"), ["org_id"], unique=False)
+
 
 def downgrade() -> None:
     """Remove them."""
+    with op.batch_alter_table("visits", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_visits_org_id"))
+        batch_op.drop_index(batch_op.f("ix_visits_key_id"))
+
+    op.drop_table("visits")
     with op.batch_alter_table("uploads", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_uploads_org_id"))
 
