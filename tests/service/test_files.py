@@ -16,7 +16,7 @@ from service.conftest import POLICY, key_of
 from service.test_chat_rows import line
 from sqlalchemy import select
 
-from titer.service import forms, policy
+from titer.service import headers, policy
 from titer.service.access import Caller
 from titer.service.api import files
 from titer.service.app import create_app
@@ -275,7 +275,7 @@ def test_uploads_at_once_cannot_pass_the_quota_together(any_service, tiny_folder
 
 
 def test_a_client_that_stops_sending_is_not_waited_for(server, service, monkeypatch):
-    monkeypatch.setattr(forms, "IDLE", 0.3)
+    monkeypatch.setattr(headers, "STILL", 0.3)
     host, port = server.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         head = f"POST /v1/files HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key_of(service)}\r\n"

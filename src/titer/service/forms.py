@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
 import anyio
@@ -10,16 +11,13 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
 from titer.service.json_lines import shown
-from titer.service.refusals import Refused, invalid
+from titer.service.refusals import Refused, compressed, invalid
 from titer.text import visible
 
 PIECE = 1 << 18
 """How much of a body is gathered before it is looked at, so that a client that sends single bytes costs no more than others."""
-IDLE = 60.0
-"""Seconds in which a client must send something."""
 LINGER = 30.0
 """Seconds for which the rest of a refused body is read and thrown away: a client that still sends would not read why."""
 OVERHEAD = 1 << 16
@@ -173,13 +171,14 @@ async def pour(request: Request, take: Callable[[bytes], None], most: int) -> No
         most: Most bytes of the file in it.
 
     Raises:
-        Refused: What `take` raises; 413 for a body that is too large, 415 for one that is compressed, 408 for a client that
-            sends nothing, and 400 for one that went away.
+        Refused: What `take` raises; 413 for a body that is too large, 415 for one that is compressed, and 400 for a client that
+            went away. One that sends too slowly is seen to by `headers.Guard`.
     """
+    body = _Body(request)
     try:
         _check_headers(request, most)
         total, held = 0, bytearray()
-        async for chunk in _chunks(request):
+        async for chunk in body.pieces():
             total += len(chunk)
             if total > most + OVERHEAD:
                 raise too_large(most)
@@ -188,9 +187,8 @@ async def pour(request: Request, take: Callable[[bytes], None], most: int) -> No
                 await run_in_threadpool(take, bytes(held))
                 held.clear()
         await run_in_threadpool(take, bytes(held))
-    except Refused as refused:
-        if refused.status != 408:
-            await _drain(request)
+    except Refused:
+        await body.let_end()
         raise
 
 
@@ -198,33 +196,29 @@ def _check_headers(request: Request, most: int) -> None:
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         # What is small while it is compressed may be of any size.
-        raise Refused(
-            415, f"Content-Encoding `{shown(coding)}` is not taken: send the file as it is.", "Content-Encoding",
-            "unsupported_media_type", headers={"Accept-Encoding": "identity"},
-        )  # fmt: skip
+        raise compressed(shown(coding))
     length = request.headers.get("content-length", "")
     if length.isdecimal() and len(length) < 20 and int(length) > most + OVERHEAD:
         raise too_large(most)
 
 
-async def _chunks(request: Request) -> Any:
-    stream = request.stream()
-    while True:
-        try:
-            with anyio.fail_after(IDLE):
-                chunk = await anext(stream)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise Refused(408, f"Nothing came for {IDLE:.0f} seconds.", code="request_timeout") from None
-        except ClientDisconnect:
-            raise Refused(400, "The client went away.", code="invalid_body") from None
-        yield chunk
+class _Body:
+    """A body as it comes from the socket, and whether it has ended: whoever asks for more then waits for the client to go."""
 
+    def __init__(self, request: Request) -> None:
+        self._receive, self._ended = request.receive, False
 
-async def _drain(request: Request) -> None:
-    with anyio.move_on_after(LINGER):
-        message: Any = {"more_body": True}
-        # Not `stream`, which may have ended with the error that is told.
-        while message.get("more_body") and message.get("type") != "http.disconnect":
-            message = await request.receive()
+    async def pieces(self) -> AsyncIterator[bytes]:
+        while not self._ended:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._ended = True
+                raise Refused(400, "The client went away.", code="invalid_body")
+            self._ended = not message.get("more_body", False)
+            yield message.get("body", b"")
+
+    async def let_end(self) -> None:
+        """Read the rest and throw it away, for a while."""
+        with anyio.move_on_after(LINGER), contextlib.suppress(Refused):
+            async for _ in self.pieces():
+                pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
@@ -14,7 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 
 from titer.service.identifiers import new_id
-from titer.service.refusals import Refused
+from titer.service.json_lines import shown
+from titer.service.refusals import Refused, compressed
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -24,9 +26,10 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 JSON_BYTES = 1 << 20
 """Largest body of a request that brings no file."""
 HOST = re.compile(r"(\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]+))(:\d*)?")
-TAKES_FILES = re.compile(r"/v1/files/?$|/v1/uploads/[^/]+/parts/?$|/console/")
+TAKES_FILES = re.compile(r"/v1/files/?$|/v1/uploads/[^/]+/parts/?$")
+"""Where the endpoint itself bounds what it takes (`forms.pour`), and lets a client that still sends read why it is refused."""
 AROUND = 1 << 20
-"""What a form may hold besides its file."""
+"""What a form of the console may hold besides its file."""
 STILL, SLOWEST = 60.0, 1024
 """Seconds that a body may stand still, and bytes a second that it must bring on average after that."""
 CONSOLE = (
@@ -98,8 +101,9 @@ class Guard:
                 "This server is asked by the address of this machine alone. Behind a proxy start it with --allow-host.",
                 code="unknown_host",
             )
-        if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-            return Refused(415, "Send the body as it is, without a Content-Encoding.", code="unsupported_encoding")
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity") and not TAKES_FILES.match(scope["path"]):
+            return compressed(shown(coding))
         return None
 
     def _is_meant(self, scope: MutableMapping[str, Any], host: str) -> bool:
@@ -115,10 +119,12 @@ class Guard:
         name = "" if found is None else found["v6"] or found["name"]
         return is_loopback(name) or name in self.hosts
 
-    async def _limit(self, scope: MutableMapping[str, Any]) -> int:
+    async def _limit(self, scope: MutableMapping[str, Any]) -> float:
         """Return how large the body of a request may be."""
+        if TAKES_FILES.match(scope["path"]):
+            return math.inf
         kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "multipart/form-data" or not TAKES_FILES.match(scope["path"]):
+        if kind != "multipart/form-data" or not scope["path"].startswith("/console/"):
             return JSON_BYTES
         return AROUND + await anyio.to_thread.run_sync(self.file_bytes)
 
@@ -134,7 +140,8 @@ class Body:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self.limit, self._bytes, self._started, self._ended = JSON_BYTES, 0, 0.0, False
+        self.limit: float = JSON_BYTES
+        self._bytes, self._started, self._ended = 0, 0.0, False
         self.refused: Refused | None = None
         self.answered = False
 

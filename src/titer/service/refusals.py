@@ -51,3 +51,11 @@ def not_found(what: str, name: str, param: str | None = None, code: str | None =
 def invalid(param: str, message: str, code: str = "invalid_value") -> Refused:
     """Return the answer about a parameter that cannot be meant."""
     return Refused(400, message, param, code)
+
+
+def compressed(coding: str) -> Refused:
+    """Return the answer about a body that is compressed: it could be of any size."""
+    return Refused(
+        415, f"Content-Encoding `{coding}` is not taken: send the body as it is.", "Content-Encoding",
+        "unsupported_media_type", headers={"Accept-Encoding": "identity"},
+    )  # fmt: skip
