@@ -173,7 +173,7 @@ def test_rows_are_left_out_unless_a_reviewer_found_them_honest(service, planted,
     planted(CHANCES, (0.17, 0.06, 0.4))
     seen = []
     inner = training.train
-    monkeypatch.setattr(training, "train", lambda *words: seen.append(words[8]) or inner(*words))
+    monkeypatch.setattr(training, "train", lambda *words, **more: seen.append(words[8]) or inner(*words, **more))
     rules = {"audit": {**TEXTS, "drop_over": 0.5}}
     name = add_job(service, rules=rules)
     done(service, name)
@@ -397,7 +397,7 @@ def test_a_store_that_is_away_is_waited_for(service, monkeypatch):
 def test_a_full_disk_fails_no_job(service, monkeypatch):
     import errno
 
-    def full(*words):
+    def full(*words, **more):
         raise OSError(errno.ENOSPC, "No space left on device", "log.jsonl")
 
     name = add_job(service)

@@ -198,7 +198,7 @@ def test_an_endpoint_cannot_hide_that_a_body_was_too_large(service):
         return {"bytes": len(body)}
 
     def endless():
-        for _ in range(40):
+        for _ in range(80):
             yield b"x" * 65536
 
     with TestClient(app) as anybody:

@@ -23,7 +23,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-JSON_BYTES = 1 << 20
+JSON_BYTES = 4 << 20
 """Largest body of a request that brings no file."""
 HOST = re.compile(r"(\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]+))(:\d*)?")
 TAKES_FILES = re.compile(r"/v1/files/?$|/v1/uploads/[^/]+/parts/?$")
