@@ -23,15 +23,15 @@ test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check src tests benchmarks docs/*.py
-	$(BIN)/ruff format --check src tests benchmarks docs/*.py
+	$(BIN)/ruff check src tests benchmarks docs/*.py examples
+	$(BIN)/ruff format --check src tests benchmarks docs/*.py examples
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev
-	$(BIN)/ruff check --fix src tests benchmarks docs/*.py
-	$(BIN)/ruff format src tests benchmarks docs/*.py
+	$(BIN)/ruff check --fix src tests benchmarks docs/*.py examples
+	$(BIN)/ruff format src tests benchmarks docs/*.py examples
 
 # The picture of the rooms in docs/architecture.md.
 arrows:
@@ -64,8 +64,9 @@ $(VENV)/.installed-serve: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve]'
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed examples/typescript/package-lock.json
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	if command -v npm > /dev/null; then npm ci --silent --no-audit --no-fund --prefix examples/typescript; fi
 	touch $@
 
 clean:

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -169,11 +169,16 @@ class Bar:
         return line
 
 
+ENDLESS = ("serve", "worker")
+
+
 def telling(verb: str) -> AbstractContextManager[Any]:
     """Return what tells a user how far a verb is: a bar in a terminal, a line every half minute elsewhere.
 
-    Everything goes to stderr.
+    Everything goes to stderr. Of a verb that goes on until it is stopped there is nothing to tell.
     """
+    if verb in ENDLESS:
+        return nullcontext()
     return progress.shown(Bar()) if sys.stderr.isatty() else Task(verb)
 
 
