@@ -14,10 +14,12 @@ import torch
 from chatting import make_adapter, new_key, until
 from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from sqlalchemy import select
 
 from titer.data.records import Message, Record
 from titer.infer.serving import Serving, write_serving
 from titer.jobs.answers import answer
+from titer.service import policy
 from titer.service.api.chat import desk_of
 from titer.service.tables import Model
 
@@ -88,6 +90,23 @@ def test_two_fine_tuned_models_answer_as_each_does_by_itself(openai_client, tune
     answers = [said(ask(openai_client, name)).strip() for name in tuned]
     assert answers == [expected(tiny_folder, folder) for folder in adapters]
     assert len({*answers, expected(tiny_folder, None)}) == 3
+
+
+def test_a_policys_model_may_be_an_adapter_and_fine_tuned_ones_stand_on_its_base(
+    service, openai_client, adapters, tiny_folder
+):
+    """As an aligned model usually is one; what was fine-tuned from it holds the whole way in its own adapter."""
+    aligned, tuned = adapters
+    config = json.loads((aligned / "adapter_config.json").read_text())
+    (aligned / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(tiny_folder)}))
+    with service.database.writing() as session:
+        policy.replace(session, f"models: {{aligned: {aligned}, tiny: {tiny_folder}}}", "test")
+    name = add_model(service, "ft:aligned:one::x", tuned)
+    with service.database.writing() as session:
+        session.scalar(select(Model).where(Model.id == name)).base = "aligned"
+    assert said(ask(openai_client, "aligned")).strip() == expected(tiny_folder, aligned)
+    assert said(ask(openai_client, name)).strip() == expected(tiny_folder, tuned)
+    assert said(ask(openai_client)).strip() == expected(tiny_folder, None)
 
 
 def test_a_stream_says_what_the_whole_answer_does(openai_client, tuned):

@@ -6,10 +6,12 @@ Nothing here imports torch before the first chat.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -92,11 +94,14 @@ class Desk:
         wanted.check()
         messages = wanted.conversation()
         base, adapter, policy = self._resolve(caller, wanted.model)
-        text = self._text(policy.models[base])
+        weights, aligned = self._located(policy.models[base])
+        if adapter is None and aligned is not None:
+            adapter = Adapter(f"policy:{policy.models[base]}", "", "", aligned)
+        text = self._text(weights)
         serving = None if adapter is None else self._serving_of(adapter)
         prompt = _prompt(text, messages, serving)
         sampling = wanted.sampling(len(prompt), text.context, policy.limits.chat_tokens)
-        place = policy.models[base] if policy.chat.forward is None else base
+        place = weights if policy.chat.forward is None else base
         ticket = Ticket(place, text.template, prompt, sampling, listen, adapter, wanted.n or 1, caller.org)
         self._answering(policy.chat).submit(ticket)
         return ticket
@@ -136,17 +141,23 @@ class Desk:
                 raise Refused(403, f"The model `{name}` is held: {model.held}", "model", "model_held")
             return model.base, Adapter(model.id, model.org_id, model.place), policy
 
+    def _located(self, place: str) -> tuple[str, Path | None]:
+        """Return the weights that a policy's model stands for, and the adapter on them, where it is one: an aligned model often is.
+
+        A model that was fine-tuned from there holds the whole way from the weights in its own adapter.
+        """
+        from titer.models import split_adapter
+
+        with _loading(place):
+            return split_adapter(place)
+
     def _text(self, place: str) -> _Text:
         with self._lock:
             if place not in self._texts:
                 from titer.models import Template, load_config, load_tokenizer
 
-                try:
+                with _loading(place):
                     config, tokenizer = load_config(place).get_text_config(), load_tokenizer(place)
-                except TiterError as error:
-                    logger.exception("The base model `%s` cannot be loaded.", place)
-                    message = "The base model cannot be loaded: whoever runs the server finds the reason in its log."
-                    raise Refused(503, message, "model", "model_unavailable") from error
                 context = getattr(config, "max_position_embeddings", None)
                 context = context if isinstance(context, int) and context > 0 else None
                 self._texts[place] = _Text(Template(tokenizer), context, threading.Lock())
@@ -180,7 +191,10 @@ class Desk:
 
     def _fetch(self, adapter: Adapter, folder: Path) -> Path:
         """Copy an adapter out of the store; it lies there by itself, or in a folder of its own beside what it is served with."""
-        self._service.store.get_folder(adapter.place, folder)
+        if adapter.folder is not None:
+            shutil.copytree(adapter.folder, folder, dirs_exist_ok=True)
+        else:
+            self._service.store.get_folder(adapter.place, folder)
         return folder if (folder / "adapter_config.json").is_file() else folder / "adapter"
 
     def _unusable(self, adapters: Sequence[Adapter]) -> list[str]:
@@ -188,6 +202,8 @@ class Desk:
         gone = []
         with self._service.database.reading() as session:
             for adapter in adapters:
+                if adapter.folder is not None:
+                    continue
                 model = Tenant(session, adapter.org, "server").find(Model, adapter.name)
                 if model is None or model.held is not None:
                     gone.append(adapter.name)
@@ -197,7 +213,9 @@ class Desk:
         return gone
 
     def _serving_of(self, adapter: Adapter) -> Serving | None:
-        """Return what a model is served with: `serving.json` in its folder of the store."""
+        """Return what a model is served with: `serving.json` in its folder of the store, or beside its folder here."""
+        if adapter.folder is not None:
+            return read_serving(adapter.folder)
         with self._lock:
             if adapter.name in self._serving:
                 self._serving.move_to_end(adapter.name)
@@ -212,6 +230,17 @@ class Desk:
             while len(self._serving) > PROMPTS:
                 self._serving.popitem(last=False)
         return found
+
+
+@contextmanager
+def _loading(place: str) -> Iterator[None]:
+    """Tell the operator why a policy's model cannot be loaded, and the client that it cannot."""
+    try:
+        yield
+    except TiterError as error:
+        logger.exception("The base model `%s` cannot be loaded.", place)
+        message = "The base model cannot be loaded: whoever runs the server finds the reason in its log."
+        raise Refused(503, message, "model", "model_unavailable") from error
 
 
 def _prompt(text: _Text, messages: Sequence[Message], serving: Serving | None) -> list[int]:

@@ -50,11 +50,13 @@ class Adapter:
         name: The model's id.
         org: Whose it is.
         place: Its folder in the artefact store.
+        folder: Its folder on this machine, in the place of that: of a policy's model that is an adapter itself.
     """
 
     name: str
     org: str
     place: str
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
