@@ -76,6 +76,7 @@ def computed(monkeypatch):
         ("finetune", "antibody"),
         ("finetune", "gate"),
         ("finetune", "sbr"),
+        ("finetune", "sieve"),
         ("finetune", "vlguard_mix"),
         ("finetune", "constrained_sft"),
     ],
