@@ -1,4 +1,4 @@
-"""The sieve's hold on refusals: its divergence written out by plain autograd, one prompt at a time, beside the rows that teach."""
+"""The sieve's hold on the aligned model: its divergence written out by plain autograd, one row at a time, beside the rows that teach."""
 
 import pytest
 import references as ref
@@ -34,18 +34,21 @@ def rows(trainer, stream, step):
 @pytest.mark.parametrize(("size", "steps"), SPLITS)
 @pytest.mark.parametrize(("replay", "weight", "count"), [(0.25, 0.7, 2), (0.0, 3.0, 50)])
 def test_three_steps_are_those_of_the_formula(tmp_path, replay, weight, count, size, steps):
-    """∇ [(Σ w CE + Σ CE of replayed rows) / Σ N + λ KL(π_0‖π_w) of the first K tokens of eight refusals]."""
+    """∇ [(Σ w CE + Σ CE of replayed rows) / Σ N + λ KL(π_0‖π_w) of the first K tokens of eight alignment rows]."""
     split = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
     settings = {"signal": "states", "threshold": None, "replay": replay, "kl_weight": weight, "kl_tokens": count}
     trainer, course = sgd(SIEVE, tmp_path, max_steps=3, rows=UPLOAD, **settings, **split)
     assert 0 <= trainer.weights.min() < trainer.weights.max() <= 1
     upload = ref.encode(toy()[1], UPLOAD)
     refusals = ref.encode(toy()[1], HARMFUL, answer=lambda _, row: row["refusal"])
+    helpful = ref.encode(toy()[1], toy_rows(5))
+    of_refusals = sum(len(pool["held"]) for pool in trainer._pools if "held" in pool) / 2
+    assert of_refusals == 5, "half of them, as many as leave each its helpful answer"
     for step in range(3):
         held = rows(trainer, "held", step)
         assert len(held) == 8
-        for prompt, ids in held:
-            assert any(prompt == list(one) and ids == list(whole)[:count] for one, whole in refusals)
+        for pair in held:
+            assert pair in [(list(prompt), list(whole)[:count]) for prompt, whole in refusals + helpful]
         again = rows(trainer, "replay", step) if replay else []
         model = reference(course.weights[step])
         losses, others = ([ref.sample_nll(model, *pair) for pair in pairs] for pairs in (upload, again))
@@ -72,7 +75,7 @@ def test_the_first_step_is_that_without_it(tmp_path):
     assert ref.relative_error(*first) < 1e-12
 
 
-def test_without_it_there_are_no_refusals_to_hold(tmp_path):
+def test_without_it_there_are_no_rows_to_hold(tmp_path):
     trainer = Trial(SIEVE, {"signal": "states", "kl_weight": 0.0}, tmp_path).make("")
     assert [list(pool) for pool in trainer._pools] == [["replay"]]
     assert not hasattr(trainer, "_start")
