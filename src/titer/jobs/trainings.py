@@ -354,5 +354,5 @@ def _train(job: Job) -> None:
 
 
 ALIGN = Kind("align", "titer.jobs.trainings:ALIGN", _train)
-FINETUNE = Kind("finetune", "titer.jobs.trainings:FINETUNE", _train, version=5)
+FINETUNE = Kind("finetune", "titer.jobs.trainings:FINETUNE", _train, version=4)
 REPAIR = Kind("repair", "titer.jobs.trainings:REPAIR", _train)

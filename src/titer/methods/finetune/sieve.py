@@ -56,7 +56,7 @@ class SieveConfig(GateConfig):
 
     threshold: float | None = field(default=0.1, metadata={"help": "Drop rows above it, or null to weigh them."})
     replay: float = field(default=0.1, metadata={"help": "Alignment rows beside each row of the upload."})
-    kl_weight: float = field(default=0.3, metadata={"help": "Weight of the KL from the aligned model."})
+    kl_weight: float = field(default=0.0, metadata={"help": "Weight of the KL from the aligned model."})
     kl_tokens: int = field(default=5, metadata={"help": "First tokens of an answer that the KL is of."})
     ratio: str = field(
         default=NONE,
