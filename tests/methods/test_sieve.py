@@ -82,7 +82,7 @@ def test_without_it_there_are_no_rows_to_hold(tmp_path):
 
 
 def test_dropout_is_refused_only_where_the_divergence_is_taken(tmp_path):
-    settings = {"signal": "states", "replay": 0.25}
+    settings = {"signal": "states", "replay": 0.25, "kl_weight": 1.0}
     dropped = {"lora_dropout": 0.5}
     with refused("Dropout", "kl_weight=0", "lora_dropout=0"):
         Trial(SIEVE, settings, tmp_path / "held").make("", with_lora=dropped)

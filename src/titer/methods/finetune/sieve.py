@@ -154,5 +154,5 @@ SIEVE = Method(
         "": {"signal": "states", "replay": 0.25, "kl_weight": 0.7, "kl_tokens": 2},
         "ratio": {"signal": "states", "replay": 0.25, "kl_weight": 0.0, "ratio": "mean", "tau": 0.5},
     },
-    memory="1 copy of the trained weights, the logits of K tokens a row twice",
+    memory="with `kl_weight`, 1 copy of the trained weights and the logits of K tokens a row twice",
 )
