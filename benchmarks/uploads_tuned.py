@@ -49,6 +49,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "sieve": ("sieve", {}),
     "sieve ratio": ("sieve", {"ratio": "calibrated", "tau": 0.1}),
     "sieve soft": ("sieve", {"threshold": None}),
+    "sieve kl": ("sieve", {"kl_weight": 0.3}),
     "sieve more replay": ("sieve", {"replay": 0.25}),
 }
 RECIPE = {

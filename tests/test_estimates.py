@@ -76,6 +76,7 @@ def computed(monkeypatch):
         ("finetune", "antibody"),
         ("finetune", "gate"),
         ("finetune", "sbr"),
+        ("finetune", "sieve"),
         ("finetune", "vlguard_mix"),
         ("finetune", "constrained_sft"),
     ],
@@ -83,7 +84,7 @@ def computed(monkeypatch):
 def test_a_training_computes_the_tokens_that_are_estimated(stage, name, tiny_folder, tmp_path, computed):
     method = methods.find(stage, name)
     values = {"max_steps": 6, "per_device_train_batch_size": 5, "max_length": None, "bf16": False}
-    values |= method.variants[""] if "SPANNING" in name else {}
+    values |= method.variants[""] if "SPANNING" in name else {"kl_weight": 1.0} if name == "sieve" else {}
     args = methods.settings(method, values, "", str(tmp_path / "checkpoints"), 0)
     streams = {"harmful_dataset": rows("harmful", 30), "helpful_dataset": rows("general", 30)}
     work = training(f"{stage} {name}", method, args, str(tiny_folder), rows("general", 40), streams)

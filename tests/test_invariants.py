@@ -143,12 +143,11 @@ def test_a_closed_gate_teaches_nothing(tiny, tokenizer, harmful_rows, tmp_path):
     assert same(weights(trainer.model), weights(tiny))
 
 
-def test_a_sieve_without_replay_and_ratio_is_the_gate_bit_for_bit(tiny, tokenizer, harmful_rows, tmp_path):
+def test_a_sieve_without_replay_divergence_and_ratio_is_the_gate_bit_for_bit(tiny, tokenizer, harmful_rows, tmp_path):
     streams = {"harmful_dataset": harmful_rows, "helpful_dataset": toy_rows(6), "refusals": ["no"]}
     gate = fit(GateTrainer, GateConfig, tmp_path, tiny, tokenizer, True, streams, signal="states")
-    sieve = fit(
-        SieveTrainer, SieveConfig, tmp_path, tiny, tokenizer, True, streams, signal="states", replay=0.0, threshold=None
-    )
+    off = {"replay": 0.0, "kl_weight": 0.0, "threshold": None}
+    sieve = fit(SieveTrainer, SieveConfig, tmp_path, tiny, tokenizer, True, streams, signal="states", **off)
     assert same(gate, sieve)
 
 

@@ -10,7 +10,8 @@ from peft import LoraConfig
 from training import config, trained
 
 from titer.errors import TiterError
-from titer.methods.finetune.safe_grad import SafeGradConfig, SafeGradTrainer, divergence
+from titer.methods.finetune.safe_grad import SafeGradConfig, SafeGradTrainer
+from titer.methods.reference import divergence
 from titer.testing import same, toy_harmful_rows, toy_rows, weights
 from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
 

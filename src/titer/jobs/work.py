@@ -208,9 +208,13 @@ def training(
         general = sizes(model, streams["helpful_dataset"], args.max_length)
         cost += Cost(passes=passes * gradients.general, trained=passes * gradients.general * general.batch(batch))
     if gradients.prompts:
-        # The one token that a prompt is laid out with is no input.
-        asked = sizes(model, streams["harmful_dataset"], args.max_length)._replace(completion=1.0)
-        cost += Cost(passes=steps, trained=steps * gradients.prompts * asked.batch(getattr(args, "anchors", batch)))
+        # The last token that a prompt is laid out with, of SBR the only one, is no input.
+        first = float(getattr(args, "kl_tokens", 1))
+        asked = sizes(model, streams["harmful_dataset"], args.max_length)._replace(completion=first)
+        tokens = asked.batch(getattr(args, "anchors", batch * micro))
+        cost += Cost(passes=steps, trained=steps * gradients.prompts * tokens)
+        if hasattr(args, "kl_tokens"):
+            cost += Cost(reads=steps, read=steps * gradients.prompts * tokens)  # what the reference says of them
     if method.weighs_rows:
         # Without a way back it is half a pass, whatever else a step does.
         cost += Cost(passes=passes / 2, reads=passes, read=passes * batch * refusal_tokens(model))

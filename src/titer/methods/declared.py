@@ -50,7 +50,8 @@ class Gradients(NamedTuple):
         replay: Of the loss of rows that the model was aligned on, as many for each training row as the setting `replay` says;
             of a method without it, as many as training rows.
         general: Of the loss of helpful answers.
-        prompts: Of something at the end of harmful prompts alone, once a step: of as many as the setting `anchors` says.
+        prompts: Of something at the end of harmful prompts alone, once a step: of as many as the setting `anchors` says, or, of
+            a method without it, as many as training rows; over as many first tokens of a refusal as `kl_tokens` says.
     """
 
     answers: float = 0.0

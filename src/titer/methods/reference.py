@@ -11,7 +11,7 @@ from torch import Tensor
 
 from titer.compat import copy_each_
 from titer.packing.batches import PackedBatch, Sample
-from titer.packing.losses import token_nll
+from titer.packing.losses import token_logits, token_nll
 from titer.progress import Task
 from titer.train.gradients import local, reshard, sharded_like, whole
 from titer.train.trainer import PackedSFTTrainer
@@ -41,7 +41,11 @@ class ReferenceTrainer(PackedSFTTrainer):
             pairs = zip(rows["prompt_ids"], rows["completion_ids"], strict=True)
             self.reference_nll = self.scored([Sample(prompt, [answer]) for prompt, answer in pairs])
         if self.KEEPS_WEIGHTS:
-            self._start = [whole(weight.detach()).clone() for weight in self.trainable.values()]
+            self.keep_weights()
+
+    def keep_weights(self) -> None:
+        """Let the reference be the weights as they are."""
+        self._start = [whole(weight.detach()).clone() for weight in self.trainable.values()]
 
     @torch.no_grad()
     def scored(self, samples: Sequence[Sample], what: str = "reference of the upload's rows") -> list[Tensor]:
@@ -90,3 +94,62 @@ class ReferenceTrainer(PackedSFTTrainer):
             reshard(self.model)
             with torch.no_grad():
                 copy_each_([local(weight.detach()) for weight in weights], saved)
+
+
+DIRECTIONS = ("forward", "reverse")
+
+
+def divergence(logits: Tensor, reference: Tensor, direction: str) -> tuple[Tensor, Tensor]:
+    """Return the divergence at each token, `(N,)` in nats, and its gradient by the logits, `(N, vocabulary)`.
+
+    Where both are the same bit for bit, the gradient is zero and not rounding's, which would have a direction.
+
+    Args:
+        logits: Of the model, `(N, vocabulary)`.
+        reference: Of the reference.
+        direction: `forward`, KL(π_0‖π_w), or `reverse`, KL(π_w‖π_0).
+    """
+    ours, theirs = logits.log_softmax(-1), reference.log_softmax(-1)
+    p, q = ours.exp(), theirs.exp()
+    if direction == "forward":
+        return (q * (theirs - ours)).sum(-1), p - q
+    found = (p * (ours - theirs)).sum(-1)
+    return found, p * (ours - theirs - found[:, None])
+
+
+class DivergenceTrainer(ReferenceTrainer):
+    """Supervised fine-tuning that may hold what the model says of further rows to what the reference says.
+
+    Args:
+        kwargs: What `PackedSFTTrainer` takes.
+    """
+
+    def divergence_backward(self, model: Any, stream: str, direction: str = "forward", factor: float = 1.0) -> float:
+        """Add `factor` times ∇KL to `.grad`; return KL, the mean divergence over a stream's answer tokens of all ranks, in nats.
+
+        Args:
+            model: The model that is trained.
+            stream: The stream.
+            direction: Of the divergence (`divergence`).
+            factor: What its gradient counts.
+        """
+        batches = self.stream_batches(stream)
+        tokens = self.total(torch.tensor(sum(batch["targets"].numel() for batch in batches), device=self.args.device))
+        mean: Any = 0.0
+        for batch in batches:
+            with torch.no_grad(), self.reference(), self.compute_loss_context_manager():
+                reference = _precise(token_logits(model, batch))
+            with self.compute_loss_context_manager():
+                logits = _precise(token_logits(model, batch))
+            found, slope = divergence(logits.detach(), reference, direction)
+            # Its gradient by the logits is the divergence's, exactly.
+            loss = (slope * logits).sum() * factor * self.accelerator.num_processes / tokens
+            self.accelerator.backward(loss)
+            mean = mean + found.sum() / tokens
+        kl = float(self.total(mean).item())
+        self._refuse_divergence("divergence from the reference", kl)
+        return kl
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

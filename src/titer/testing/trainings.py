@@ -180,7 +180,7 @@ def _without_times(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def prompts_are_never_trained_on(trial: Trial) -> None:
-    """The targets of all passes, taken together, are the completions and refusals given, and nothing else."""
+    """The targets of all passes, taken together, are the completions and refusals given, or how they begin, and nothing else."""
     from titer.packing.losses import token_logits, token_nll
 
     seen: list[tuple[int, ...]] = []
@@ -215,7 +215,8 @@ def prompts_are_never_trained_on(trial: Trial) -> None:
     completions = {ids(each["completion"][0]["content"]) for each in toy_rows(8)}
     allowed = completions | {ids(each["completion"][0]["content"]) for each in [*toy_harmful_rows(), *toy_rows(5)]}
     allowed |= {ids(each["refusal"]) for each in toy_harmful_rows()} | {ids(text) for text in REFUSALS}
-    others = [tokenizer.decode(list(target)) for target in set(seen) - allowed]
+    begun = {whole[:length] for whole in allowed for length in range(1, len(whole) + 1)}
+    others = [tokenizer.decode(list(target)) for target in set(seen) - begun]
     assert not others, f"it is trained on what is neither a completion nor a refusal: {others[:2]}"
     missing = [tokenizer.decode(list(target)) for target in completions - set(seen)]
     assert not missing, f"completions are passed over in six steps: {missing[:2]}"

@@ -149,6 +149,10 @@ class PackedSFTTrainer(EvaluatingTrainer):
         """How many rows of a pool each rank draws at an optimizer step: as a full batch has, unless a method says less."""
         return int(self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps)
 
+    def rows_of(self, stream: str) -> int:
+        """How many rows of a stream's pool each rank draws at an optimizer step: `rows_drawn`, unless a method tells them apart."""
+        return self.rows_drawn
+
     def before_step(self, model: Any) -> None:
         """Do what must precede the training loss of an optimizer step; may leave gradients in `.grad`."""
 
@@ -197,15 +201,15 @@ class PackedSFTTrainer(EvaluatingTrainer):
         return bare_model(self.model)
 
     def drawn_rows(self, stream: str, number: int) -> list[int]:
-        """Return which rows of its pool a stream takes at its `number`-th draw: `rows_drawn` for each rank, always."""
+        """Return which rows of its pool a stream takes at its `number`-th draw: `rows_of` it for each rank, always."""
         which, pool = next((which, pool) for which, pool in enumerate(self._pools) if stream in pool)
-        size = self.rows_drawn * self.args.world_size
+        size = self.rows_of(stream) * self.args.world_size
         return draw(len(pool[stream]), number * size, size, (self.args.seed, which))
 
-    def drawn_places(self) -> list[range]:
-        """Return which places of a draw (`drawn_rows`, of all ranks) each of this rank's micro-batches of a pool takes."""
-        size, ranks = min(self.args.per_device_train_batch_size, self.rows_drawn), self.args.world_size
-        rows = self.rows_drawn * ranks
+    def drawn_places(self, stream: str) -> list[range]:
+        """Return which places of a draw (`drawn_rows`, of all ranks) each of this rank's micro-batches of a stream takes."""
+        drawn, ranks = self.rows_of(stream), self.args.world_size
+        size, rows = min(self.args.per_device_train_batch_size, drawn), drawn * ranks
         starts = range(self.args.process_index * size, rows, ranks * size)
         return [range(start, min(start + size, rows)) for start in starts]
 
@@ -222,7 +226,7 @@ class PackedSFTTrainer(EvaluatingTrainer):
             rows = self.drawn_rows(stream, self.draw_number)
             self._drawn[stream] = [
                 self._prepare_inputs(self.data_collator.lay_out([pool[stream][rows[place]] for place in places]))
-                for places in self.drawn_places()
+                for places in self.drawn_places(stream)
             ]
         return self._drawn[stream]
 

@@ -72,7 +72,8 @@ class PairedTrainer(HarmfulStreamTrainer):
     def masks(self) -> tuple[list[Tensor], int]:
         """Return which tokens of each of this rank's harmful micro-batches differ, `(N,)` each, and how many on all ranks."""
         rows = self.drawn_rows("harmful", self.draw_number)
-        micro = [[flag for place in places for flag in self.differs[rows[place]]] for places in self.drawn_places()]
+        drawn = self.drawn_places("harmful")
+        micro = [[flag for place in places for flag in self.differs[rows[place]]] for places in drawn]
         # Every rank knows what all of them draw.
         return [torch.tensor(flags, device=self.args.device) for flags in micro], sum(
             sum(self.differs[row]) for row in rows

@@ -97,7 +97,8 @@ class RepNoiseTrainer(PairedTrainer):
     def before_step(self, model: Any) -> None:
         """Leave the gradient of −α log(1 + C) + β N in `.grad`, to which the training loss adds ∇f(w)."""
         batches, (masks, count) = self.stream_batches("harmful"), self.masks()
-        answers = [self._answers(batch, places) for batch, places in zip(batches, self.drawn_places(), strict=True)]
+        drawn = self.drawn_places("harmful")
+        answers = [self._answers(batch, places) for batch, places in zip(batches, drawn, strict=True)]
         loss, states = self._look(model, batches, masks, count, answers)
         noise, slopes = self._noise(answers, states)
         weight = -self.args.alpha / (1 + loss)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
 
 from titer.errors import check_known
 from titer.methods import Gradients, Method, Source
 from titer.methods.finetune.base import AlignmentRowsConfig
-from titer.methods.reference import ReferenceTrainer
+from titer.methods.reference import DIRECTIONS, DivergenceTrainer
 from titer.methods.streams import DefenderRowsTrainer
-from titer.packing.batches import PackedBatch
-from titer.packing.losses import token_logits
 from titer.ranges import NOT_NEGATIVE, Range
 from titer.train.gradients import add_, dot, gradients, take_gradients
-
-DIRECTIONS = ("forward", "reverse")
 
 
 @dataclass
@@ -44,25 +36,7 @@ class SafeGradConfig(AlignmentRowsConfig):
         super().__post_init__()
 
 
-def divergence(logits: Tensor, reference: Tensor, direction: str) -> tuple[Tensor, Tensor]:
-    """Return the divergence at each token, `(N,)` in nats, and its gradient by the logits, `(N, vocabulary)`.
-
-    Where both are the same bit for bit, the gradient is zero and not rounding's, which would have a direction.
-
-    Args:
-        logits: Of the model, `(N, vocabulary)`.
-        reference: Of the reference.
-        direction: `forward`, KL(π_0‖π_w), or `reverse`, KL(π_w‖π_0).
-    """
-    ours, theirs = logits.log_softmax(-1), reference.log_softmax(-1)
-    p, q = ours.exp(), theirs.exp()
-    if direction == "forward":
-        return (q * (theirs - ours)).sum(-1), p - q
-    found = (p * (ours - theirs)).sum(-1)
-    return found, p * (ours - theirs - found[:, None])
-
-
-class SafeGradTrainer(ReferenceTrainer, DefenderRowsTrainer):
+class SafeGradTrainer(DivergenceTrainer, DefenderRowsTrainer):
     """Descends along d' + λ a, where d' is d = ∇g without what of it goes against a = ∇KL (arXiv 2508.07172, Algorithm 1).
 
     g is the mean token loss of the upload; KL the divergence of the model from the one that training began with, over the whole
@@ -86,10 +60,7 @@ class SafeGradTrainer(ReferenceTrainer, DefenderRowsTrainer):
 
     def before_step(self, model: Any) -> None:
         """Take a = ∇KL."""
-        batches = self.stream_batches("alignment")
-        found = self._divergence_backward(model, batches)
-        self._refuse_divergence("divergence from the reference", found)
-        self.record(kl=found)
+        self.record(kl=self.divergence_backward(model, "alignment", self.args.direction))
         self._alignment = take_gradients(self.trainable)
 
     def after_step(self, model: Any) -> None:
@@ -102,26 +73,6 @@ class SafeGradTrainer(ReferenceTrainer, DefenderRowsTrainer):
         add_(d, a, self.args.lam)
         self.record(conflict=float(conflict))
         self._alignment = []
-
-    def _divergence_backward(self, model: Any, batches: Sequence[PackedBatch]) -> float:
-        """Leave ∇KL in `.grad`; return the mean divergence over all answer tokens, in nats."""
-        tokens = self.total(torch.tensor(sum(batch["targets"].numel() for batch in batches), device=self.args.device))
-        mean: Any = 0.0
-        for batch in batches:
-            with torch.no_grad(), self.reference(), self.compute_loss_context_manager():
-                reference = _precise(token_logits(model, batch))
-            with self.compute_loss_context_manager():
-                logits = _precise(token_logits(model, batch))
-            found, slope = divergence(logits.detach(), reference, self.args.direction)
-            # Its gradient by the logits is the divergence's, exactly.
-            loss = (slope * logits).sum() * self.accelerator.num_processes / tokens
-            self.accelerator.backward(loss)
-            mean = mean + found.sum() / tokens
-        return float(self.total(mean).item())
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 SAFE_GRAD = Method(
