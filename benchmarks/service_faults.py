@@ -24,7 +24,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +250,7 @@ def main() -> None:
     finally:
         if postgres:
             postgres.remove()
-    result = {"benchmark": "service_faults", **asdict(found), **environment()}
+    result = {"benchmark": "service_faults", **vars(found), **environment()}
     print(json.dumps(result, indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -79,11 +79,9 @@ class World:
 
     def titer(self, *words: str) -> list[str]:
         """Return the command line of a verb."""
-        place = ["--data", str(self.folder / "data"), "--store", str(self.store)]
-        return [
-            *START, *words, *place,
-            *(["--database", self.database] if self.database else []),
-        ]  # fmt: skip
+        place = ["--data", str(self.folder / "data")]
+        place += [] if words[0] == "keys" else ["--store", str(self.store)]
+        return [*START, *words, *place, *(["--database", self.database] if self.database else [])]
 
     @property
     def environment(self) -> dict[str, str]:
