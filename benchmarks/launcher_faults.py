@@ -1,11 +1,12 @@
 """What is left of a run when its workers, its launcher or its disk fail, by launcher: pool, submitit, Slurm, Ray.
 
 A small random model goes through an experiment, once undisturbed in one process and then once by each launcher, disturbed
-again and again at random moments: `worker` is SIGKILL to a process that works on a job, `launcher` to `titer run`
-itself, `both` to all of them; `pause` stops a worker for some seconds (SIGSTOP) as a server of a network file system that hangs would; `full` fills
-the file system of the run's folder for some seconds. Whenever `titer run` has ended otherwise than with 0, the same
-command runs again. No job may be done twice, none be missing, and what the jobs left must be, byte for byte, what the
-undisturbed run left. Slurm is an imitation on this machine (`tests/fake_slurm.py`), with arrays, a queue and `sacct`.
+again and again at random moments: `worker` is SIGKILL to a process that works on a job, `launcher` to `titer run` itself,
+`both` to both; `pause` stops a worker for three seconds (SIGSTOP), as the server of a network file system does that hangs;
+`full` fills the file system of the run's folder for three seconds; `preempt` is Slurm's signal (SIGUSR2) to a worker of
+submitit's. Whenever `titer run` has ended otherwise than with 0, the same command runs again. No job may be done twice, no
+file be missing, and what the jobs left must be, byte for byte, what the undisturbed run left. Slurm is an imitation on this
+machine (`tests/fake_slurm.py`), with arrays, a queue and `sacct`.
 
 Examples:
     python benchmarks/launcher_faults.py --folder launcher_faults
@@ -31,6 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import fake_slurm
+import psutil
 from common import load
 from faults import mounted, strip
 
@@ -51,10 +53,11 @@ SOURCE = str(Path(__file__).parents[1] / "src")
 LAUNCHERS = {
     "pool": ["--workers", "2"],
     "submitit local": ["--launcher", "slurm", "--resource", "cluster=local", "--parallel", "2"],
+    "submitit debug": ["--launcher", "slurm", "--resource", "cluster=debug"],
     "slurm": ["--launcher", "slurm", "--partition", "cpu", "--parallel", "2"],
     "ray": ["--launcher", "ray", "--parallel", "2"],
 }
-FAULTS = ("worker", "launcher", "both", "pause", "full")
+FAULTS = ("worker", "launcher", "both", "pause", "full", "preempt")
 LEFT = ("adapter_model.safetensors", "adapter_config.json", "inferences.jsonl", "scores.jsonl", "log.jsonl")
 """Files of jobs that tell neither the time nor the machine."""
 
@@ -121,7 +124,7 @@ class Bench:
             raise SystemExit(f"it fails undisturbed:\n{self.log.read_text()}")
         return left(run)
 
-    def trial(self, name: str, faults: int, wanted: dict[str, bytes], may_mount: bool) -> Trial:
+    def trial(self, name: str, faults: int, wanted: dict[str, bytes], may_mount: bool, chosen: list[str]) -> Trial:
         """Run it by a launcher, with faults."""
         trial, started = Trial(name), time.monotonic()
         place = self.folder / name.replace(" ", "_")
@@ -129,7 +132,9 @@ class Bench:
             place.mkdir(exist_ok=True)
             run = place / "run"
             more = fake_slurm.install(self.folder / "fake") if name == "slurm" else {}
-            kinds = [kind for kind in FAULTS if may_mount or kind != "full"]
+            kinds = [kind for kind in FAULTS if kind in chosen and (may_mount or kind != "full")]
+            if name not in ("submitit local", "slurm") and "preempt" in kinds:
+                kinds.remove("preempt")
             todo = [kinds[number % len(kinds)] for number in range(faults)]
             self.draw.shuffle(todo)
             done: dict[str, set[tuple[int, int]]] = {}
@@ -157,6 +162,7 @@ class Bench:
                 process.kill()
                 trial.wrong.append("it does not come to its end")
             process.wait()
+            gone(run)
             look(run, done)
             found = left(run)
             trial.jobs = len(done)
@@ -176,6 +182,8 @@ class Bench:
         if kind in ("launcher", "both"):
             process.kill()
             process.wait()
+        if kind == "preempt":
+            end(signal.SIGUSR2, victim)
         if kind == "pause":
             end(signal.SIGSTOP, victim)
             time.sleep(3)
@@ -192,6 +200,15 @@ def end(what: signal.Signals, pid: int) -> None:
     """Send a signal to a worker that may just have ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, what)
+
+
+def gone(run: Path) -> None:
+    """Wait until workers that were handed out have ended; a job that is done may leave one that is on its way out."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end and any(
+        str(run) in " ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])
+    ):
+        time.sleep(0.1)
 
 
 def look(run: Path, done: dict[str, set[tuple[int, int]]]) -> None:
@@ -235,6 +252,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/launcher_faults"), help="is emptied first")
     parser.add_argument("--only", nargs="+", choices=LAUNCHERS, default=list(LAUNCHERS), help="all when not given")
     parser.add_argument("--faults", type=int, default=6, help="of each launcher's run; default 6")
+    parser.add_argument("--kinds", nargs="+", choices=FAULTS, default=list(FAULTS), help="all when not given")
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which faults come; default 0")
     parser.add_argument("--json", metavar="FILE", help="also write the result to FILE")
     parser.add_argument("--markdown", metavar="FILE", help="also write the table of docs/reliability.md to FILE")
@@ -251,7 +269,7 @@ def main() -> None:
     trials = []
     for name in args.only:
         bench.log.write_text("")
-        trials.append(trial := bench.trial(name, args.faults, wanted, may_mount))
+        trials.append(trial := bench.trial(name, args.faults, wanted, may_mount, args.kinds))
         print(trial, "clean" if trial.clean else "NOT CLEAN", file=sys.stderr)
         shutil.copy(bench.log, bench.folder / f"log_{name.replace(' ', '_')}.txt")
     text = table(trials, len(wanted))

@@ -59,7 +59,8 @@ def control(number):
         (STATE / f"{name}.state").write_text("PENDING")
     while waiting or running:
         while waiting and len(running) < limit and not (STATE / "hold").exists():
-            running[waiting[0]] = begin(number, waiting.pop(0), array is not None)
+            name = waiting.pop(0)
+            running[name] = begin(number, name, array is not None)
         for name, process in list(running.items()):
             if (code := process.poll()) is not None:
                 del running[name]

@@ -372,6 +372,7 @@ def test_a_missing_extra_names_the_line_that_installs_it(monkeypatch, library, n
         (["--launcher", "ray", "--partition", "gpu"], ["`--partition` has no effect", "`ray`"]),
         (["--launcher", "slurm", "--address", "auto"], ["`--address` has no effect", "`slurm`"]),
         (["--launcher", "slurm", "--resource", "cluster=local", "--partition", "x"], ["`--partition` has no effect"]),
+        (["--launcher", "slurm", "--resource", "cluster=debug", "--parallel", "2"], ["`--workers` has no effect"]),
         (["--launcher", "slurm", "--resource", "x"], ["`--resource x`", "key=value"]),
         (["--parallel", "0"], ["must be", "`0`"]),
         (["--parallel", "2", "--workers", "2"], ["given twice"]),

@@ -166,12 +166,14 @@ class Away(ABC):
     """
 
     name = ""
+    cluster: str | None = None
+    """Which of several that go by one name."""
     outlives = False
     """Whether jobs go on when their launcher is gone."""
 
     def __init__(self, workers: int, resources: Resources) -> None:
         self.workers, self.resources = workers, resources
-        self._sent: list[Sent] = []
+        self._sent: dict[str, Sent] = {}
         self._tries: dict[str, int] = {}
 
     @property
@@ -185,7 +187,7 @@ class Away(ABC):
         return bool(self._sent)
 
     def __contains__(self, job: object) -> bool:
-        return any(job is sent.job for sent in self._sent)
+        return isinstance(job, Job) and job.key in self._sent
 
     def take_up(self, jobs: Iterable[Job]) -> None:
         """Go on with those jobs that the launcher before handed to the cluster, and that are not over."""
@@ -193,17 +195,17 @@ class Away(ABC):
         self.resources.check_kinds(jobs)
         for job in jobs:
             record = read_record(record_of(job))
-            if record is None or record.get("launcher") != self.name:
-                continue
+            if record is None or (record.get("launcher"), record.get("cluster")) != (self.name, self.cluster):
+                continue  # of another cluster, which may go on with it
             handle = self.handle_of(job, record)
             if handle is None:
                 remove(record_of(job))
             else:
-                self._sent.append(Sent(job, None, handle, parallelism=record.get("parallelism", 1)))
+                self._sent[job.key] = Sent(job, None, handle, parallelism=record.get("parallelism", 1))
 
     def launch(self, job: Job, force: bool, what: str) -> None:
         """Hand a job to the cluster."""
-        self._sent.append(Sent(job, order(job, force)))
+        self._sent[job.key] = Sent(job, order(job, force))
         self.flush(wait=False)
 
     def ended(self, wait: bool) -> Iterator[tuple[Job, Outcome]]:
@@ -211,23 +213,23 @@ class Away(ABC):
         self.flush(wait)
         over = self._over()
         if wait and not over:
-            names = ", ".join(sent.job.name for sent in self._sent[:5])
+            names = ", ".join(sent.job.name for sent in [*self._sent.values()][:5])
             with Task(f"{len(self._sent)} jobs by {self.name}: {names}{', …' if len(self._sent) > 5 else ''}"):
                 end = time.monotonic() + LOOK_UP_AFTER
                 while not over and time.monotonic() < end:
-                    time.sleep(LOOK_EVERY)
+                    time.sleep(LOOK_EVERY + len(self._sent) / 500)  # to look costs the file system
                     over = self._over()
         for sent in over:
             outcome = self._outcome(sent)
             if sent.handle is None:
                 continue  # it was sent again
-            self._sent.remove(sent)
+            del self._sent[sent.job.key]
             remove(record_of(sent.job))
             if outcome is not None:
                 yield sent.job, outcome
 
     def _over(self) -> list[Sent]:
-        return [sent for sent in self._sent if sent.handle is not None and self.over(sent)]
+        return [sent for sent in self._sent.values() if sent.handle is not None and self.over(sent)]
 
     def _outcome(self, sent: Sent) -> Outcome | None:
         """Return how a job came out, or send it again where its worker died."""
@@ -256,7 +258,7 @@ class Away(ABC):
 
     def __exit__(self, *error: object) -> None:
         """Leave the cluster."""
-        left = [read_record(record_of(sent.job)) or {} for sent in self._sent if sent.handle is not None]
+        left = [read_record(record_of(sent.job)) or {} for sent in self._sent.values() if sent.handle is not None]
         if left and self.outlives:
             names = " ".join(dict.fromkeys(str(record.get("id", "?")).partition("_")[0] for record in left))
             logger.warning(

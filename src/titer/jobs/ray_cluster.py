@@ -110,7 +110,7 @@ class Ray(Away):
 
     def flush(self, wait: bool) -> None:
         """Start what has not been started; a worker ends with its job, and so does all that it holds."""
-        for sent in self._sent:
+        for sent in self._sent.values():
             if sent.handle is None:
                 remote = self._ray.remote(max_calls=1, max_retries=0, **self.resources.of(sent.job.kind))(work)
                 sent.handle = remote.remote(sent.order)

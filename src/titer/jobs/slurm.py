@@ -135,7 +135,7 @@ class Slurm(Away):
     def _room(self) -> int:
         """Return how many more may run at the same time than the arrays that were submitted let run."""
         arrays: dict[str, list[int]] = {}
-        for sent in self._sent:
+        for sent in self._sent.values():
             if sent.handle is not None:
                 arrays.setdefault(sent.handle.job_id.partition("_")[0], []).append(sent.parallelism)
         return self.workers - sum(min(len(each), each[0]) for each in arrays.values())
@@ -145,7 +145,7 @@ class Slurm(Away):
         if self.cluster == "slurm" and not wait:
             return
         groups: dict[str, list[Sent]] = {}
-        for sent in self._sent:
+        for sent in self._sent.values():
             if sent.handle is None:
                 kind = sent.job.kind if sent.job.kind in self.resources.by_kind else ""
                 groups.setdefault(kind, []).append(sent)
@@ -171,7 +171,7 @@ class Slurm(Away):
 
     def handle_of(self, job: Job, record: Mapping[str, Any]) -> Any:
         """Return the submitted job, unless it is over."""
-        if record.get("cluster") != self.cluster or self.cluster == "debug":
+        if self.cluster == "debug":
             return None
         folder, name = job.run_folder.absolute() / "slurm", str(record["id"])
         handle: Any

@@ -174,6 +174,8 @@ def launcher_for(
     asked = as_values("resources", resources)
     if partition is not None and asked.get("cluster", "slurm") != "slurm":
         refuse_unused(["partition"], f"on `cluster={asked['cluster']}`")
+    if name == "slurm" and asked.get("cluster") == "debug":
+        refuse_unused(["workers"], "on `cluster=debug`, which runs one job after another")
     return choose(name, workers, partition, asked, None if address is None else str(address))
 
 
