@@ -73,6 +73,7 @@ class Slurm(Away):
     """
 
     name = "slurm"
+    cluster: str = "slurm"
 
     def __init__(self, workers: int, partition: str | None, resources: Mapping[str, Any]) -> None:
         self._submitit = extra("submitit", "slurm")
