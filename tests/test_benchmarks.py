@@ -26,6 +26,7 @@ APART = (
     "calibration",
     "families",
     "faults",
+    "launcher_faults",
     "estimates",
     "hostile",
     "same_figures",

@@ -40,6 +40,7 @@ from titer.cli import (
     report,
     run,
     settings,
+    status,
 )
 from titer.cli.common import Verb, telling
 from titer.errors import TiterError
@@ -75,7 +76,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for module in (run, align, finetune, repair, evaluate, convert, audit, report, settings, models, job, accelerate):
+for module in (
+    run,
+    align,
+    finetune,
+    repair,
+    evaluate,
+    convert,
+    audit,
+    report,
+    settings,
+    models,
+    job,
+    status,
+    accelerate,
+):
     app.command(name=module.NAME, cls=Verb, help=module.HELP, epilog=module.EXAMPLES)(module.command)
 for group in (assay, data, methods, judges, attacks):
     app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
