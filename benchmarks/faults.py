@@ -479,7 +479,10 @@ def mounted(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        tries = 0
+        while subprocess.run(["umount", str(folder)], capture_output=True, check=tries == 100).returncode:
+            tries += 1  # a process that is on its way out still has a file open
+            time.sleep(0.1)
 
 
 def remount(folder: Path, how: str) -> bool:

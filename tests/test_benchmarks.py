@@ -31,6 +31,7 @@ APART = (
     "service_hostile",
     "service_load",
     "service_world",
+    "launcher_faults",
     "estimates",
     "hostile",
     "same_figures",

@@ -421,6 +421,41 @@ def test_commands_exist(name, beside_mine):
                 read_experiment(file if file.is_file() else given["experiment"], given["settings"] or ())
 
 
+SKYPILOT = {
+    "name", "workdir", "num_nodes", "resources", "envs", "secrets", "volumes", "file_mounts", "setup", "run", "config",
+}  # fmt: skip
+SKYPILOT_RESOURCES = {
+    "infra", "accelerators", "accelerator_args", "cpus", "memory", "instance_type", "use_spot", "disk_size", "disk_tier",
+    "network_tier", "image_id", "ports", "labels", "autostop", "any_of", "ordered", "job_recovery",
+}  # fmt: skip
+"""Keys that SkyPilot documents, https://docs.skypilot.co/en/latest/reference/yaml-spec.html in November 2026."""
+
+
+def test_the_skypilot_file_has_documented_keys_and_commands_that_there_are():
+    task = yaml.safe_load((DOCS.parent / "examples" / "skypilot.yaml").read_text(encoding="utf-8"))
+    assert task.keys() <= SKYPILOT
+    assert task["resources"].keys() <= SKYPILOT_RESOURCES
+    assert isinstance(task["num_nodes"], int)
+    assert all(isinstance(value, str) for part in ("envs", "volumes") for value in task[part].values())
+    assert (DOCS.parent / task["workdir"] / "constraints.txt").is_file()
+    lines = task["run"]
+    for name, value in task["envs"].items():
+        lines = lines.replace(f"${name}", value)
+    given = dict(parsed(line) for line in lines.splitlines() if line.startswith("titer "))
+    assert given.keys() == {"run", "status"}
+    assert given["run"]["experiment"] == Path("three_arms")
+    assert given["run"]["output"] == given["status"]["run"]
+    assert any(given["run"]["output"].is_relative_to(place) for place in task["volumes"]), "the folder is shared"
+
+
+def test_the_commands_inside_of_others_exist():
+    """What `ray job submit` runs."""
+    found = re.findall(r"^ray job submit .* -- (titer .*)$", text("clusters.md"), re.MULTILINE)
+    assert found
+    for line in found:
+        assert parsed(line)[1]["launcher"] == "ray"
+
+
 @pytest.mark.parametrize(
     "line",
     [

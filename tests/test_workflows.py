@@ -80,7 +80,7 @@ def test_workers_are_counted_and_handed_on(titer, tmp_path, monkeypatch):
         to_do=lambda _: {},
     )
     monkeypatch.setattr("titer.workflows.run.plan", lambda *_, **__: plan)
-    monkeypatch.setattr("titer.jobs.plan.execute", lambda *_, workers: handed.append(workers))
+    monkeypatch.setattr("titer.jobs.plan.execute", lambda *_, launcher: handed.append(getattr(launcher, "workers", 1)))
     monkeypatch.setattr("titer.workflows.experiment.collect", lambda *_: tmp_path / "report.html")
     monkeypatch.setattr("titer.results.read_results", lambda _: ([], {}))
     package.experiment(workers=3)

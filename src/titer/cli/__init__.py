@@ -44,6 +44,7 @@ from titer.cli import (
     run,
     serve,
     settings,
+    status,
     worker,
 )
 from titer.cli.common import Verb, telling
@@ -95,6 +96,7 @@ for module in (
     serve,
     worker,
     job,
+    status,
     accelerate,
 ):
     app.command(name=module.NAME, cls=Verb, help=module.HELP, epilog=module.EXAMPLES)(module.command)

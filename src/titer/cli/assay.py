@@ -26,7 +26,7 @@ from titer.cli.common import (
 from titer.cli.mirror import Call, mirror
 from titer.text import say, to_json
 from titer.workflows.assay import Assay, AssayStopped, assay, plan
-from titer.workflows.common import refuse_unused
+from titer.workflows.common import HANDED_OUT, refuse_unused
 
 if TYPE_CHECKING:
     from titer.assays.card import Scorecard
@@ -40,6 +40,8 @@ Examples:
 `titer assay aligned/antibody --against aligned/sft --profile quick --dry-run` — the plan, its FLOPs and its time
 
 `titer assay aligned/antibody --against aligned/sft --workers 2` — two jobs at the same time, where there is room for it
+
+`titer assay aligned/antibody --against aligned/sft --launcher slurm --partition gpu --parallel 64` — attackers as arrays of Slurm
 
 `titer assay my-model/ --against org/base --require 'resistance>=weak,stability,trainability'` — exit code 1 when unmet
 
@@ -69,13 +71,13 @@ def run(
 
     requirements = parse_requirements(require) if require is not None else []
     if dry_run:
-        refuse_unused(["workers"], "with `--dry-run`, which runs no job")
+        refuse_unused(HANDED_OUT, "with `--dry-run`, which runs no job")
         planned = call.to(plan)
         title = "assay of {defended} against {undefended}, profile ".format(**planned.models) + planned.profile.name
         print_plan(title, planned, planned.pools.overlap, as_json, call.arguments.get("force", False))
         return
     if plan_only:
-        refuse_unused(["workers", "force"], "with `--plan-only`, which runs no job")
+        refuse_unused([*HANDED_OUT, "force"], "with `--plan-only`, which runs no job")
         say_planned(call.to(plan))
         return
     try:

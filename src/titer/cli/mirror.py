@@ -22,6 +22,8 @@ FLAGS = {
     "settings": ("--set",),
     "source_format": ("--from",),
     "target_format": ("--to",),
+    "workers": ("--workers", "--parallel"),
+    "resources": ("--resource",),
 }
 """Options that are not their argument's name with two dashes."""
 

@@ -7,7 +7,7 @@ import time
 from titer.cli.common import DryRun, Json, PlanOnly, fail, print_plan, say_planned, took
 from titer.cli.mirror import Call, mirror
 from titer.text import say, to_json
-from titer.workflows.common import refuse_unused
+from titer.workflows.common import HANDED_OUT, refuse_unused
 from titer.workflows.run import ExperimentResult, experiment, plan
 
 NAME = "run"
@@ -23,6 +23,10 @@ Examples:
 
 `titer run three_arms --workers 2` — two jobs at the same time
 
+`titer run three_arms --launcher slurm --partition gpu --parallel 64 --resource gpus_per_node=1` — as arrays of Slurm
+
+`titer run three_arms --launcher ray --address auto --parallel 16 --resource align.num_gpus=1` — on a Ray cluster
+
 `titer run quickstart --set seeds='[0, 1, 2]' --set finetune.poison_ratios='[0, 0.2]'`
 """
 
@@ -34,12 +38,12 @@ def command(
     """Run an experiment."""
     started = time.perf_counter()
     if dry_run:
-        refuse_unused(["workers"], "with `--dry-run`, which runs no job")
+        refuse_unused(HANDED_OUT, "with `--dry-run`, which runs no job")
         planned = call.to(plan)
         print_plan(planned.experiment.name, planned, planned.overlap, as_json, call.arguments.get("force", False))
         return
     if plan_only:
-        refuse_unused(["workers", "force"], "with `--plan-only`, which runs no job")
+        refuse_unused([*HANDED_OUT, "force"], "with `--plan-only`, which runs no job")
         say_planned(call.to(plan))
         return
     found = call()

@@ -41,6 +41,10 @@ DONE = "done.json"
 """Where a job that is done says so, and what it left."""
 
 
+ERROR = "error.txt"
+"""Where one that failed says why: in one line, and then with the traceback."""
+
+
 class Incomplete(Exception):
     """Raised by a job that did what it could: the next run goes on with it, and what needs it takes what there is."""
 
@@ -314,14 +318,14 @@ class Job:
             import traceback
 
             said = str(error) if isinstance(error, TiterError | Incomplete) else f"{type(error).__name__}: {error}"
-            (self.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            note_failure(self.folder, traceback.format_exc(), said)
             return Outcome(
                 "incomplete" if isinstance(error, Incomplete) else "failed",
                 time.perf_counter() - start,
                 " ".join([*said.splitlines(), *getattr(error, "__notes__", [])]),
                 isinstance(error, TiterError),
             )
-        (self.folder / "error.txt").unlink(missing_ok=True)
+        (self.folder / ERROR).unlink(missing_ok=True)
         seconds = time.perf_counter() - start
         left = {path for path in self.folder.rglob("*") if path.is_file()} - {self.folder / SPEC, self.folder / DONE}
         files = {path.relative_to(self.folder).as_posix(): file_digest(path).hexdigest() for path in sorted(left)}
@@ -329,6 +333,13 @@ class Job:
         lease.check()
         write_atomically(self.folder / DONE, json.dumps(record).encode())
         return Outcome("done", seconds)
+
+
+def note_failure(folder: Path, text: str, first: str = "") -> None:
+    """Write why a job failed into its folder, for who looks at it later; `first` is its first line."""
+    if folder.is_dir():
+        said = " ".join(first.splitlines())
+        (folder / ERROR).write_text(f"{said}\n\n{text}" if said else text, encoding="utf-8")
 
 
 PLAN_AGAIN = "Start the run again: it plans its jobs anew, and keeps what is done."

@@ -1,20 +1,23 @@
-"""What runs jobs that can run: this process, or a few of them on this machine."""
+"""What runs jobs that can run: this process, or a few of them on this machine; clusters are in `titer.jobs.clusters`."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from titer import progress
+from titer.errors import TiterError
+from titer.files import DiskError, disk_error_number
 from titer.jobs import estimates
-from titer.jobs.job import SPEC, Job, Outcome
+from titer.jobs.job import DONE, SPEC, Job, Outcome, note_failure
 from titer.jobs.leases import Held, LeaseLost
 from titer.progress import Task
 
@@ -32,6 +35,9 @@ class Launcher(Protocol):
 
     def __contains__(self, job: object) -> bool:
         """Whether it has a job."""
+
+    def take_up(self, jobs: Iterable[Job]) -> None:
+        """Go on with those jobs of a plan that were handed out before, by a launcher that is gone; called once, at first."""
 
     def launch(self, job: Job, force: bool, what: str) -> None:
         """Begin a job; `what` it is, for the display. One that another process works on stays as it is."""
@@ -63,6 +69,9 @@ class Here:
 
     def __contains__(self, job: object) -> bool:
         return any(job is ended for ended, _ in self._ended)
+
+    def take_up(self, jobs: Iterable[Job]) -> None:
+        """Do nothing: what a process did ended with it."""
 
     def launch(self, job: Job, force: bool, what: str) -> None:
         """Run a job from its beginning to its end."""
@@ -97,7 +106,7 @@ class Pool:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._slots: list[ProcessPoolExecutor] = []
-        self._at_work: dict[Future[Outcome], tuple[Job, ProcessPoolExecutor]] = {}
+        self._at_work: dict[Future[Came], tuple[Job, ProcessPoolExecutor]] = {}
         self._open = ExitStack()
 
     @property
@@ -113,10 +122,13 @@ class Pool:
     def __contains__(self, job: object) -> bool:
         return any(job is ours for ours, _ in self._at_work.values())
 
+    def take_up(self, jobs: Iterable[Job]) -> None:
+        """Do nothing: workers end with their launcher."""
+
     def launch(self, job: Job, force: bool, what: str) -> None:
         """Hand a job to a worker that has nothing to do."""
         slot = self._slots.pop() if self._slots else self._worker()
-        self._at_work[slot.submit(_work, str(job.folder), force)] = job, slot
+        self._at_work[slot.submit(work, order(job, force))] = job, slot
 
     def _worker(self) -> ProcessPoolExecutor:
         # A pool of one each: where a process dies, the library gives up the whole pool.
@@ -135,15 +147,15 @@ class Pool:
         for future in [future for future in self._at_work if future.done()]:
             job, slot = self._at_work.pop(future)
             try:
-                outcome = future.result()
+                outcome = taken_in(future.result())
                 self._slots.append(slot)
-            except (Held, LeaseLost):
-                self._slots.append(slot)
-                continue
             except BrokenProcessPool:
                 slot.shutdown(wait=False)
                 reason = "its process was killed; where memory is short, fewer `--workers` need less"
+                note_failure(job.folder, reason)
                 outcome = Outcome("failed", 0.0, reason)
+            if outcome is None:
+                continue
             yield job, outcome
 
     def __enter__(self) -> Self:
@@ -160,7 +172,61 @@ def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _work(folder: str, force: bool) -> Outcome:
-    """Run a job in a worker."""
-    with progress.shown(None):  # the first process tells the user
-        return Job.read(Path(folder)).attempt(force)
+class Order(NamedTuple):
+    """What a worker is told, wherever it is.
+
+    Attributes:
+        folder: Of the job.
+        force: Do it again when it is done.
+        place: The folder that paths which the user gave start from.
+        partial: Folders of jobs that it needs and that are incomplete, which only the launcher knows.
+    """
+
+    folder: str
+    force: bool
+    place: str
+    partial: tuple[str, ...] = ()
+
+    def again(self) -> Order:
+        """Return the order with which one whose worker died goes on: what it has forced is not forced again."""
+        return self._replace(force=self.force and os.path.lexists(Path(self.folder) / DONE))
+
+
+Came = Outcome | DiskError | None
+"""What came of an order: how the job came out, a disk that failed, or nothing because another process works on it."""
+
+
+def order(job: Job, force: bool) -> Order:
+    """Return what a worker is told to do a job."""
+    partial = tuple(needed.folder.name for needed in job.needs if needed.status == "incomplete")
+    return Order(str(job.folder.absolute()), force, os.getcwd(), partial)
+
+
+def work(order: Order) -> Came:
+    """Run a job in a worker; what stops it is returned, since not every cluster can hand an exception on."""
+    with progress.shown(None), contextlib.chdir(order.place):  # the first process tells the user
+        try:
+            job = Job.read(Path(order.folder))
+            for needed in job.needs:
+                needed.status = "incomplete" if needed.folder.name in order.partial else needed.status
+            return job.attempt(order.force)
+        except (Held, LeaseLost):
+            return None
+        except TiterError as error:
+            note_failure(Path(order.folder), str(error))
+            return Outcome("failed", 0.0, " ".join(str(error).splitlines()), mistake=True)
+        except Exception as error:
+            if (number := disk_error_number(error)) is None:
+                raise
+            return DiskError(number, os.strerror(number), str(getattr(error, "filename", None) or order.folder))
+
+
+def taken_in(came: Came) -> Outcome | None:
+    """Return how a job came out, or `None` when another process works on it.
+
+    Raises:
+        DiskError: For the disk that a worker met.
+    """
+    if isinstance(came, DiskError):
+        raise came
+    return came

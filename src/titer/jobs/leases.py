@@ -13,9 +13,11 @@ import json
 import os
 import platform
 import threading
+import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SECONDS = 60.0
 """How long a lease holds that is not renewed."""
@@ -63,9 +65,7 @@ class Lease:
         self._renewing.start()
 
     def _take(self) -> Path:
-        import psutil
-
-        about = {"machine": machine_identity(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        about = {**this_process(), "since": time.time()}
         mine = self.folder / f".{self.name}.{uuid.uuid4().hex}"
         try:
             mine.write_text(json.dumps(about), encoding="utf-8")
@@ -134,6 +134,37 @@ def holder(folder: Path, name: str, seconds: float | None = None) -> str | None:
         clock.unlink(missing_ok=True)
 
 
+class Holder(NamedTuple):
+    """Who holds a lease.
+
+    Attributes:
+        machine: Its name.
+        pid: Of the process.
+        since: When it took it, by its machine's clock.
+    """
+
+    machine: str
+    pid: int
+    since: float
+
+
+def holders(folder: Path) -> dict[str, Holder]:
+    """Return who holds leases, by what is worked on. Writes nothing, and goes by this machine's clock."""
+    numbers: dict[str, int] = {}
+    for path in folder.glob("[!.]*.*"):
+        name, _, number = path.name.rpartition(".")
+        if number.isdecimal():
+            numbers[name] = max(int(number), numbers.get(name, 0))
+    found = {}
+    for name, last in numbers.items():
+        with contextlib.suppress(OSError, ValueError):  # it goes at this moment
+            path = folder / f"{name}.{last}"
+            about = json.loads(path.read_text(encoding="utf-8"))
+            if time.time() - path.stat().st_mtime <= SECONDS and may_run(about):
+                found[name] = Holder(about["machine"][0], about["pid"], about.get("since", about["started"]))
+    return found
+
+
 def _last(folder: Path, name: str) -> int:
     """Return the highest number of a lease on something; 0 for none."""
     numbers = (path.name.removeprefix(f"{name}.") for path in folder.glob(f"{name}.*"))
@@ -149,15 +180,24 @@ def _holder(folder: Path, name: str, number: int, clock: Path, seconds: float) -
         about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # there is none, or it goes at this moment
-    if age > seconds or (about["machine"] == machine_identity() and not _runs(about)):
+    if age > seconds or not may_run(about):
         return None
     return f"process {about['pid']} on {about['machine'][0]}"
 
 
-def _runs(about: dict[str, Any]) -> bool:
-    """Whether the process that wrote a lease still runs on this machine."""
+def this_process() -> dict[str, Any]:
+    """Return what tells this process from every other, for `may_run`."""
     import psutil
 
+    return {"machine": machine_identity(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def may_run(about: Mapping[str, Any]) -> bool:
+    """Whether a process may still run: on this machine it is looked for. `about` is what it said of itself."""
+    import psutil
+
+    if about["machine"] != machine_identity():
+        return True
     try:
         return abs(psutil.Process(about["pid"]).create_time() - about["started"]) < 1
     except psutil.Error:

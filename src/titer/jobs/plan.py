@@ -21,6 +21,10 @@ from titer.jobs.launchers import Launcher, local
 from titer.jobs.provenance import digest, library_versions
 from titer.jobs.work import Work
 from titer.progress import Task
+from titer.results.artefacts import write_atomically
+
+PLANNED = "plan.json"
+"""Which jobs the last plan of a run folder has, in their order; others in it are of plans before."""
 
 LOOK_EVERY = 0.5
 """Seconds between looks at jobs that are at work elsewhere."""
@@ -78,9 +82,12 @@ class Plan:
         return self.jobs[key]
 
     def write(self) -> None:
-        """Write what every job is to do, for any process to do it."""
+        """Write what every job is to do, for any process to do it, and which there are."""
         for job in self.jobs.values():
             job.write()
+        text = json.dumps({"jobs": [job.folder.name for job in self.jobs.values()]}, indent=1).encode() + b"\n"
+        if not (self.run_folder / PLANNED).is_file() or (self.run_folder / PLANNED).read_bytes() != text:
+            write_atomically(self.run_folder / PLANNED, text)
 
     def to_do(self, force: bool = False) -> dict[str, Work]:
         """Return what there is to compute in jobs that are not done, by their keys; `force` does all again."""
@@ -100,7 +107,14 @@ class Silent:
         """Take note that a job has come to its end."""
 
 
-def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] = (), workers: int = 1) -> bool:
+def execute(
+    plan: Plan,
+    show: Any,
+    force: bool = False,
+    stop_at: Sequence[str] = (),
+    workers: int = 1,
+    launcher: Launcher | None = None,
+) -> bool:
     """Run the jobs of a plan that are not done yet.
 
     Args:
@@ -109,6 +123,7 @@ def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] =
         force: Do jobs again that are done.
         stop_at: Kinds of jobs after whose failure no other job is begun.
         workers: Jobs that run at the same time, each in a process of its own; 1 runs them in this one.
+        launcher: Runs them instead; `workers` counts nothing then.
 
     Returns:
         Whether every job is done.
@@ -117,8 +132,9 @@ def execute(plan: Plan, show: Any, force: bool = False, stop_at: Sequence[str] =
         OSError: For a disk that is full, read-only or gone.
     """
     plan.write()
-    with local(workers) as launcher:
-        _Execution(plan, show, force, stop_at, launcher).run()
+    with launcher or local(workers) as opened:
+        opened.take_up(plan.jobs.values())
+        _Execution(plan, show, force, stop_at, opened).run()
     return all(job.status in ("done", "cached") for job in plan.jobs.values())
 
 

@@ -18,6 +18,7 @@ from titer.workflows.common import (
     as_overrides,
     as_path,
     command,
+    launcher_for,
     listener,
     refuse_unused,
     refuse_unused_data_dir,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from titer.assays.card import Scorecard
     from titer.assays.profile import Profile
     from titer.assays.runner import AssayPlan
+    from titer.jobs.launchers import Launcher
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,10 @@ def assay(
     settings: Settings | None = None,
     force: bool = False,
     workers: int = 1,
+    launcher: str = "local",
+    partition: str | None = None,
+    resources: Settings | None = None,
+    address: str | None = None,
     show: Show | bool = False,
 ) -> Assay:
     """Measure how immune a model is: resistance, stability, generalization, trainability (arXiv 2402.16382).
@@ -140,6 +146,10 @@ def assay(
         settings: Changes of the profile, `attacks.harmful.steps` (`titer settings profile`).
         force: Run jobs again that are done.
         workers: Jobs that run at the same time, each in a process with the model of its own: 2 on two cores.
+        launcher: Who runs jobs: local (this machine), slurm (through submitit) or ray; the figures are the same.
+        partition: Of Slurm.
+        resources: What jobs ask Slurm or Ray for, by submitit's or Ray's names: `mem_gb=32`, `align.num_gpus=1` (of a kind).
+        address: Of a Ray cluster, `auto` for the one of this node; without it one is started here.
         show: Who is told how it goes: `True` for stderr, or a `titer.workflows.common.Show`; by default nobody.
 
     Returns:
@@ -152,18 +162,27 @@ def assay(
     """
     from titer.assays.card import assay_folder
 
-    tell = listener(show)
+    tell, runner = listener(show), launcher_for(launcher, workers, partition, resources, address)
     planned = plan(model, against, profile=profile, output=output, name=name, defence_data=defence_data,
                    data_dir=data_dir, settings=settings, show=tell)  # fmt: skip
     folder = assay_folder(planned.run_folder, name, model)
     tell.remark(f"{planned.profile.name}: {planned.profile.description}")
     tell.remark(f"Prompts shared between pools: {sum(planned.pools.overlap.values())}. Assay: {folder}")
-    tell.expect([*planned.to_do(force).values()])
-    return Assay(folder, carry_out(planned, folder, command("assay"), tell, force, workers))
+    if launcher == "local":
+        tell.expect([*planned.to_do(force).values()])
+    else:
+        tell.remark(f"What runs where, and how long it will take: titer status {planned.run_folder}")
+    return Assay(folder, carry_out(planned, folder, command("assay"), tell, force, launcher=runner))
 
 
 def carry_out(
-    plan: AssayPlan, folder: Path, command: str, show: Show | bool = False, force: bool = False, workers: int = 1
+    plan: AssayPlan,
+    folder: Path,
+    command: str,
+    show: Show | bool = False,
+    force: bool = False,
+    workers: int = 1,
+    launcher: Launcher | None = None,
 ) -> Scorecard:
     """Run what is not done of a plan; write `scorecard.json`, `report.html` and `model_card.md`; return the scorecard.
 
@@ -174,6 +193,7 @@ def carry_out(
         show: Who is told.
         force: Do jobs again that are done.
         workers: Jobs that run at the same time.
+        launcher: Runs them instead.
 
     Raises:
         TiterError: When a job failed for something in the user's hands, such as a judge that nobody can reach.
@@ -188,7 +208,7 @@ def carry_out(
     from titer.results.artefacts import write_atomically
 
     started = time.perf_counter()
-    execute(plan, listener(show), force, stop_at=("baseline", "attack"), workers=workers)
+    execute(plan, listener(show), force, stop_at=("baseline", "attack"), workers=workers, launcher=launcher)
     _check(plan)
     with Task("scorecard"):
         card = make_scorecard(plan, command, time.perf_counter() - started)

@@ -14,13 +14,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from titer import progress
-from titer.errors import TiterError
+from titer.errors import TiterError, check_known
 from titer.ranges import check_range
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from titer.jobs.job import Job
+    from titer.jobs.launchers import Launcher
     from titer.jobs.work import Work
 
 P = ParamSpec("P")
@@ -155,6 +156,27 @@ def as_overrides(value: Settings | None) -> list[str]:
         # JSON is YAML too.
         return [f"{key}={json.dumps(each, ensure_ascii=False, default=str)}" for key, each in value.items()]
     return list(value or ())
+
+
+HANDED_OUT = ("workers", "launcher", "partition", "resources", "address")
+"""Arguments that say who runs jobs."""
+
+
+def launcher_for(
+    name: str, workers: int, partition: str | None, resources: Settings | None, address: str | Path | None
+) -> Launcher:
+    """Return who runs jobs, as arguments say it; those that have no effect with it are refused."""
+    from titer.jobs.clusters import LAUNCHERS, choose
+
+    check_known([name], LAUNCHERS, f"`{spell('launcher')}`")
+    heeded = {"local": (), "slurm": ("partition", "resources"), "ray": ("resources", "address")}[name]
+    refuse_unused({*HANDED_OUT[2:]} - {*heeded}, f"with the launcher `{name}`")
+    asked = as_values("resources", resources)
+    if partition is not None and asked.get("cluster", "slurm") != "slurm":
+        refuse_unused(["partition"], f"on `cluster={asked['cluster']}`")
+    if name == "slurm" and asked.get("cluster") == "debug":
+        refuse_unused(["workers"], "on `cluster=debug`, which runs one job after another")
+    return choose(name, workers, partition, asked, None if address is None else str(address))
 
 
 # -- telling ----------------------------------------------------------------------------------------------------------

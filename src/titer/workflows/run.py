@@ -16,6 +16,7 @@ from titer.workflows.common import (
     as_overrides,
     as_path,
     command,
+    launcher_for,
     listener,
     refuse_unused_data_dir,
     workflow,
@@ -109,6 +110,10 @@ def experiment(
     settings: Settings | None = None,
     force: bool = False,
     workers: int = 1,
+    launcher: str = "local",
+    partition: str | None = None,
+    resources: Settings | None = None,
+    address: str | None = None,
     show: Show | bool = False,
 ) -> ExperimentResult:
     """Run an experiment: align, fine-tune, score and report every arm. Resumes where it stopped.
@@ -120,6 +125,10 @@ def experiment(
         settings: Changes of the file, `finetune.training.max_steps` (`titer settings experiment`).
         force: Run jobs again that are done.
         workers: Jobs that run at the same time, each in a process with the model of its own: 2 on two cores.
+        launcher: Who runs jobs: local (this machine), slurm (through submitit) or ray; the figures are the same.
+        partition: Of Slurm.
+        resources: What jobs ask Slurm or Ray for, by submitit's or Ray's names: `mem_gb=32`, `align.num_gpus=1` (of a kind).
+        address: Of a Ray cluster, `auto` for the one of this node; without it one is started here.
         show: Who is told how it goes: `True` for stderr, or a `titer.workflows.common.Show`; by default nobody.
 
     Returns:
@@ -130,7 +139,7 @@ def experiment(
             loaded, and what a first step of each training on a toy shows.
     """
     started = time.perf_counter()
-    tell = listener(show)
+    tell, runner = listener(show), launcher_for(launcher, workers, partition, resources, address)
     planned = plan(experiment, output=output, data_dir=data_dir, settings=settings, show=tell)
     from titer.jobs.plan import execute
     from titer.results import read_results
@@ -142,8 +151,11 @@ def experiment(
     for arm, served in planned.serving.items():
         kind = "served guard" if served.get("routed") else "serving control"
         tell.remark(f"{arm} is a {kind}: asked with {served['about']}, and as `{served['alone']}` without.")
-    tell.expect([*planned.to_do(force).values()])
-    execute(planned, tell, force, workers=workers)
+    if launcher == "local":
+        tell.expect([*planned.to_do(force).values()])
+    else:
+        tell.remark(f"What runs where, and how long it will take: titer status {folder}")
+    execute(planned, tell, force, launcher=runner)
     report = collect(planned, command("experiment"), started)
     results, _ = read_results(folder / "results.json")
     return ExperimentResult(chosen.name, folder, report, tuple(results), tuple(planned.jobs.values()))
