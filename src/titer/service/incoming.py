@@ -146,10 +146,16 @@ class Incoming:
         digest: str = self._file.digest
         return digest
 
-    def done(self) -> None:
-        """Put it into its place."""
+    def done(self, record: Callable[[Tenant], None]) -> None:
+        """Put it into its place, and write down in one transaction that it is there; without that it is not."""
         self._open = False
         self._writing.__exit__(None, None, None)
+        try:
+            with self.caller.writing() as tenant:
+                record(tenant)
+        except BaseException:
+            self.caller.service.store.remove(self.place)
+            raise
 
 
 class _GivenUp(Exception):
@@ -192,18 +198,16 @@ class IncomingFile(Incoming):
         )  # fmt: skip
         if purpose == "fine-tune":
             check_rows(self.checked())
-        self.done()
-        try:
-            with self.caller.writing() as tenant:
-                # The log's lock makes those that come at a time be counted one after the other.
-                tenant.log("file.created", file.id, purpose=purpose, bytes=file.bytes, sha256=file.digest)
-                check_storage(tenant, self.policy, file.bytes)
-                tenant.add(file)
-                if also is not None:
-                    also(tenant, file)
-        except BaseException:
-            self.caller.service.store.remove(self.place)
-            raise
+
+        def record(tenant: Tenant) -> None:
+            # The log's lock makes those that come at a time be counted one after the other.
+            tenant.log("file.created", file.id, purpose=purpose, bytes=file.bytes, sha256=file.digest)
+            check_storage(tenant, self.policy, file.bytes)
+            tenant.add(file)
+            if also is not None:
+                also(tenant, file)
+
+        self.done(record)
         return file
 
 
