@@ -42,6 +42,7 @@ def test_a_job_becomes_a_model(any_service):
     assert checkpoints[0].metrics["train_loss"] > 0
     assert "adapter_model.safetensors" in adapter_of(service, name)
     assert adapter_of(service, name) == adapter_of(service, f"{name}-6")
+    assert {one.bytes for one in (*checkpoints, model)} == {sum(map(len, adapter_of(service, name).values()))}
     steps = [event.data["step"] for event in events_of(service, name) if event.kind == "metrics"]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert not list(service.work.iterdir())

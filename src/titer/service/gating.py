@@ -83,10 +83,17 @@ def publish_stage(run: Running, start: Start, home: Path) -> None:
     if about["decision"] == "fail":
         with run.storing():
             run.service.store.remove(f"models/{run.claim.job}")
-    run.change(lambda session, job: _publish(run, session, job, start.name, about["decision"], about["reasons"]))
+        size = 0
+    else:
+        with run.storing():
+            size = run.service.store.folder_bytes(f"models/{run.claim.job}")
+    decision, reasons = about["decision"], about["reasons"]
+    run.change(lambda session, job: _publish(run, session, job, start.name, size, decision, reasons))
 
 
-def _publish(run: Running, session: Session, job: Job, base: str, decision: str, reasons: Sequence[str]) -> None:
+def _publish(
+    run: Running, session: Session, job: Job, base: str, size: int, decision: str, reasons: Sequence[str]
+) -> None:
     why = None if decision == "deploy" else "; ".join(reasons)
     for checkpoint in session.scalars(select(Model).where(Model.job_id == job.id, Model.step.is_not(None))):
         checkpoint.held = why
@@ -96,7 +103,9 @@ def _publish(run: Running, session: Session, job: Job, base: str, decision: str,
         return
     name = model_id(base, run.organisation(session), job.suffix)
     place = f"models/{job.id}"
-    session.add(Model(id=name, org_id=job.org_id, base=base, job_id=job.id, place=place, step=None, held=why))
+    session.add(
+        Model(id=name, org_id=job.org_id, base=base, job_id=job.id, place=place, step=None, held=why, bytes=size)
+    )
     job.fine_tuned_model = name
     run.log(session, "model.created", name, job=job.id, held=why)
     say(session, job, f"New fine-tuned model created: {name}")

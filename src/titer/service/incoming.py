@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Self
 
 import anyio.from_thread
-from sqlalchemy import func, select
 
 from titer.service import quotas
 from titer.service.access import Caller
@@ -16,8 +15,9 @@ from titer.service.identifiers import new_id
 from titer.service.json_lines import Lines
 from titer.service.policy import Policy, current
 from titer.service.refusals import Refused, invalid
+from titer.service.retention import used_bytes
 from titer.service.store import CHUNK, Store
-from titer.service.tables import File, Organisation, Part, now
+from titer.service.tables import File, Organisation, now
 from titer.service.tenants import Tenant
 
 PURPOSES = ("fine-tune", "user_data")
@@ -44,14 +44,6 @@ def check_seconds(seconds: int | None) -> int | None:
     if seconds is not None and not EXPIRES[0] <= seconds <= EXPIRES[1]:
         raise invalid("expires_after.seconds", f"`seconds` goes from {EXPIRES[0]} to {EXPIRES[1]}, found {seconds}.")
     return seconds
-
-
-def used_bytes(tenant: Tenant) -> int:
-    """Return how much an organisation has in the store: files, and parts of files."""
-    return sum(
-        tenant.session.scalar(select(func.coalesce(func.sum(query.c.bytes), 0))) or 0
-        for query in (tenant.select(File).subquery(), tenant.select(Part).subquery())
-    )
 
 
 def storage(tenant: Tenant, policy: Policy) -> int | None:

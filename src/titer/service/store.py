@@ -135,6 +135,11 @@ class Store:
         """Whether a folder is there, whole."""
         return self.exists(f"{key}/{LIST}")
 
+    def folder_bytes(self, key: str) -> int:
+        """Return how large a folder is, without its list of files; raises `FileNotFoundError`."""
+        listed: dict[str, Any] = json.loads(self.read(f"{key}/{LIST}"))
+        return sum(int(self._system.size(self._path(f"{key}/{name}"))) for name in listed)
+
     def get_folder(self, key: str, folder: Path) -> None:
         """Copy a folder out of the store; `folder` is there whole or not at all.
 
