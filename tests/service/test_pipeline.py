@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import select
@@ -423,3 +424,15 @@ def test_who_lost_a_job_writes_nothing_more(service, monkeypatch):
     job = job_of(service, name)
     assert (job.status, job.stage, job.gate) == ("running", "gate", None)
     assert Queue(service.database, "other").claim() is None
+
+
+def test_answers_of_a_tenants_model_are_not_kept_for_others(service, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(gating, "gate", lambda *words, **settings: asked.append(settings["before"]))
+    rules = service.policy()
+    job = Job(model="ft:tiny:one::1")
+    run = SimpleNamespace(service=service, job=job, policy=rules)
+    gating._measured(run, SimpleNamespace(model="start"), rules.gate)
+    assert asked == ["start"]
+    assert not (service.data / "store" / "gates").exists()

@@ -51,14 +51,24 @@ def gate_stage(run: Running, start: Start, home: Path) -> None:
 
 
 def _measured(run: Running, start: Start, rules: GatePolicy) -> Gate:
-    """Return what the gate finds; answers of the model before are kept for all jobs that begin with it."""
+    """Return what the gate finds.
+
+    Answers of a model of the server's are kept in the store's folder `gates` for all jobs that begin with it: they are nobody's,
+    and as many as the operator has models and questions, so that no sweep removes them. Those of a tenant's model are in the
+    job's own folder alone, and go with it.
+    """
     store = run.service.store
+    if run.job.model not in run.policy.models:
+        return gate(str(ADAPTER), output=FOLDER, policy=rules, before=start.model)
     asked = json.dumps(questions(start.model, rules), sort_keys=True)
     kept = f"gates/{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
     with run.storing():
         there = store.has_folder(kept)
         if there:
-            store.get_folder(kept, FOLDER / BEFORE)
+            try:
+                store.get_folder(kept, FOLDER / BEFORE)
+            except FileNotFoundError:  # an operator is removing it
+                there = False
     found = gate(str(ADAPTER), output=FOLDER, policy=rules, before=start.model)
     if not there:
         with run.storing():
