@@ -19,6 +19,7 @@ from working import (
     models_of,
 )
 
+from titer.errors import TiterError
 from titer.service import auditing, gating, pipeline, training
 from titer.service.queue import Queue
 from titer.service.running import AGAIN, LOST, OVER, REPORTED, STOPPED, Stop
@@ -436,3 +437,16 @@ def test_answers_of_a_tenants_model_are_not_kept_for_others(service, monkeypatch
     gating._measured(run, SimpleNamespace(model="start"), rules.gate)
     assert asked == ["start"]
     assert not (service.data / "store" / "gates").exists()
+
+
+def test_errors_tell_no_paths_of_the_server(service, monkeypatch, caplog):
+    def fails(*words):
+        raise TiterError("`/srv/models/tiny/config.json` is damaged: 1/2 of it.", "See http://127.0.0.1/x/y.")
+
+    name = add_job(service)
+    monkeypatch.setitem(pipeline.STAGES, "audit", fails)
+    assert done(service, name) == REPORTED
+    message = job_of(service, name).error["message"]
+    assert "`(a path of the server)` is damaged: 1/2 of it." in message
+    assert "http://127.0.0.1/x/y" in message
+    assert "/srv/models/tiny/config.json" in caplog.text
