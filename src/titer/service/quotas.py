@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, func, not_, select
+from sqlalchemy import and_, event, func, not_, select
 from sqlalchemy.orm import Session
 
 from titer.service.policy import Policy, QuotaPolicy
@@ -27,6 +27,12 @@ def quota_of(rules: Policy, organisation: Organisation) -> QuotaPolicy:
     """Return what an organisation may use: what the policy says, but for what its own `limits` say."""
     found: QuotaPolicy = build(QuotaPolicy, {**dataclasses.asdict(rules.quota), **organisation.limits}, "limits")
     return found
+
+
+@event.listens_for(Organisation.limits, "set")
+def _check_limits(organisation: Organisation, limits: dict[str, Any], *old: Any) -> None:
+    """Raise `TiterError` for limits that cannot be meant, before they are written."""
+    build(QuotaPolicy, limits, "limits")
 
 
 def lock(session: Session, org: str) -> Organisation:
