@@ -80,7 +80,7 @@ def current_policy(caller: Admin) -> dict[str, Any]:
         newest = tenant.session.scalar(_versions().limit(1))
         about = _policy_object(newest, policy.current(tenant.session))
         if not tenant.is_operator:
-            about["policy"]["models"] = dict.fromkeys(about["policy"]["models"])
+            about["policy"] = policy.shown(about["policy"])
             del about["text"]
         return about
 

@@ -14,7 +14,7 @@ from titer.service.api.files import find_file
 from titer.service.identifiers import new_id
 from titer.service.incoming import read_chunks
 from titer.service.json_lines import split
-from titer.service.policy import current
+from titer.service.policy import current, shown
 from titer.service.queue import say
 from titer.service.refusals import Refused, invalid
 from titer.service.tables import Appeal, File, Job, Model
@@ -254,7 +254,7 @@ def safety_report(caller: Caller, job: Job) -> dict[str, Any]:
         "audit": None if not job.audit else audit_summary(job),
         "gate": job.gate or None,
         "appeals": told,
-        "policy": job.policy,
+        "policy": shown(job.policy),
         "decisions": decisions,
         "artefacts": evidence.hashes(caller.service.store, job, models),
     }
