@@ -16,7 +16,7 @@ from titer.service.json_lines import Lines
 from titer.service.policy import Policy, current
 from titer.service.refusals import Refused, invalid
 from titer.service.retention import used_bytes
-from titer.service.store import CHUNK, Store
+from titer.service.store import Store, pieces
 from titer.service.tables import File, Organisation, now
 from titer.service.tenants import Tenant
 
@@ -264,7 +264,6 @@ def read_chunks(store: Store, place: str) -> Iterator[bytes]:
 
     def chunks() -> Iterator[bytes]:
         with file:
-            while data := file.read(CHUNK):
-                yield data
+            yield from pieces(file)
 
     return chunks()

@@ -11,10 +11,9 @@ from sqlalchemy.orm import Session
 
 from titer.service.policy import Policy, QuotaPolicy
 from titer.service.refusals import Refused
-from titer.service.tables import File, Job, Organisation, now
+from titer.service.tables import DAY, File, Job, Organisation, now
 from titer.settings import build
 
-DAY = 24 * 60 * 60
 BYTES_A_TOKEN = 4
 """Of English text, roughly: how long a file counts as until its tokens were counted."""
 WAITING = ("validating_files", "queued")

@@ -18,10 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from titer.service.context import Service
-from titer.service.keys import DAY
 from titer.service.policy import RetentionPolicy
 from titer.service.quotas import ENDS
-from titer.service.tables import Appeal, File, Job, Model, Organisation, Owned, Part, Removal, Upload, now
+from titer.service.tables import DAY, Appeal, File, Job, Model, Organisation, Owned, Part, Removal, Upload, now
 from titer.service.tenants import Tenant
 
 WORK = ("checkpoints", "audit.json", "rows.json", "sample_weights.jsonl")

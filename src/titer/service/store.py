@@ -13,6 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,11 @@ LIST = "files.json"
 """Names the files of a folder with their hashes; a folder without it is not there."""
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.:-]*)*")
 CHUNK = 1 << 20
+
+
+def pieces(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield what is left of a file, piece by piece."""
+    return iter(partial(file.read, CHUNK), b"")
 
 
 class Counted:
@@ -126,7 +132,7 @@ class Store:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
             with path.open("rb") as source, self.writing(f"{key}/{name}") as target:
-                while data := source.read(CHUNK):
+                for data in pieces(source):
                     target.write(data)
                 listed[name] = target.digest
         self.write(f"{key}/{LIST}", json.dumps(listed, indent=1).encode())
@@ -155,7 +161,7 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with self.open(f"{key}/{name}") as source, path.open("wb") as file:
                     target = Counted(file)
-                    while data := source.read(CHUNK):
+                    for data in pieces(source):
                         target.write(data)
                 if target.digest != wanted:
                     raise TiterError(f"`{key}/{name}` in {self.url} is not what was put there.", "Restore it.")

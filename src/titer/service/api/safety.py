@@ -123,15 +123,11 @@ def audit_object(
         The summary with `rows`, `total` (of how many), and `rows_kept`: whether the rows are still there.
     """
     with caller.reading() as tenant:
-        cleared = _cleared(tenant, job.file_id)
+        cleared = evidence.cleared_rows(tenant, job.file_id)
     rows = evidence.audited_rows(caller.service.store, job)
     wanted = [row for row in rows or () if only != "flagged" or row["flagged"]]
     page = [{**row, "cleared": row["index"] in cleared} for row in wanted[offset : offset + limit]]
     return {**audit_summary(job), "rows": page, "total": len(wanted), "offset": offset, "rows_kept": rows is not None}
-
-
-def _cleared(tenant: Tenant, file_id: str) -> set[int]:
-    return {row for appeal in tenant.all(Appeal, Appeal.file_id == file_id) for row in appeal.rows}
 
 
 @router.post("/audits", status_code=202)
