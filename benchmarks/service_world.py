@@ -104,7 +104,10 @@ class World:
         server = self.titer(
             "serve", "--port", str(self.port), "--no-worker", "--policy", str(self.folder / "policy.yaml")
         )
-        wanted = {"server": server, **{f"worker {number}": self.titer("worker") for number in range(self.workers)}}
+        wanted = {
+            "server": server,
+            **{f"worker {number}": self.titer("worker", "--tries", "50") for number in range(self.workers)},
+        }
         for name, words in wanted.items():
             process = self.running.get(name)
             if process is None or process.poll() is not None:

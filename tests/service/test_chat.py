@@ -1,6 +1,7 @@
 """Chat completions through OpenAI's own client: base and fine-tuned models, streams, refusals, and who may ask whom."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from sqlalchemy import select
 
 from titer.data.records import Message, Record
-from titer.infer.serving import Serving, write_serving
+from titer.infer.serving import Router, Serving, write_serving
 from titer.jobs.answers import answer
 from titer.service import policy
 from titer.service.api.chat import desk_of
@@ -219,6 +220,21 @@ def test_what_a_model_is_served_with_stands_before_the_conversation(openai_clien
     name = add_model(service, "ft:tiny:one::served", adapters[0], serving="say it in French")
     assert said(ask(openai_client, name)).strip() == expected(tiny_folder, adapters[0], system="say it in French")
     assert said(ask(openai_client, name)).strip() != expected(tiny_folder, adapters[0])
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_model_beside_which_a_router_lies_is_refused(client, service, adapters, caplog, damaged):
+    write_serving(adapters[0], Serving("", "a test", Router(1, 2, 0.5)))
+    if damaged:
+        (adapters[0] / "serving.json").write_text("{}")
+    name = add_model(service, "ft:tiny:one::routed", adapters[0])
+    asked = {"model": name, "messages": [{"role": "user", "content": "x"}]}
+    answer = client.post("/v1/chat/completions", json=asked)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (503, "model_unavailable", "model")
+    assert "/" not in error["message"]
+    assert re.search(r"req_\w+", error["message"])[0] in caplog.text
+    assert ("`schema` is None" if damaged else "A router chooses") in caplog.text
 
 
 def test_texts_never_become_control_tokens(openai_client, tiny_folder):

@@ -11,7 +11,7 @@ from titer.service import keys, policy
 from titer.service.console import admin, files, jobs, models, pages
 from titer.service.console.pages import inside
 from titer.service.console.session import COOKIE
-from titer.service.tables import Appeal, File, Job, Key, LogEntry, Model, PolicyVersion, Visit, now
+from titer.service.tables import Appeal, File, Job, Key, LogEntry, Model, Organisation, PolicyVersion, Visit, now
 
 
 @pytest.fixture
@@ -171,6 +171,22 @@ def test_a_form_is_bounded(browser):
         headers={"content-type": "application/x-www-form-urlencoded"},
     )
     assert chunked.status_code == 413
+
+
+def test_a_visit_counts_as_requests_of_its_key(service):
+    secret, _ = new_key(service)
+    browser = Browser(service)
+    browser.sign_in(secret)
+    with service.database.writing() as session:
+        session.get(Organisation, "org-one").limits = {"requests_a_minute": 3}
+    answers = [browser.get("/console/files") for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert answers[0].headers["x-ratelimit-limit-requests"] == "3"
+    assert int(answers[3].headers["retry-after"]) > 0
+    assert "used 3 times a minute" in answers[3].text
+    asked = browser.client.get("/titer/v1/keys", headers={"Authorization": f"Bearer {secret}"})
+    assert asked.status_code == 429  # the bucket is one
+    assert browser.get("/console/static/console.css").status_code == 200
 
 
 # Tenants, and what clients write -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from titer.service.api.jobs import create_job
 from titer.service.app import create_app
 from titer.service.identifiers import model_id, new_id
 from titer.service.queue import Queue, finish, held, say
-from titer.service.tables import Event, File, Job, LogEntry, Model, Organisation
+from titer.service.tables import Event, File, Job, LogEntry, Model, Organisation, now
 
 JOBS = "/v1/fine_tuning/jobs"
 
@@ -518,3 +518,12 @@ def test_an_audit_is_no_fine_tuning_job(client, service):
     error_of(client.get(f"{JOBS}/{job}"), 404, None)
     error_of(client.post(f"{JOBS}/{job}/cancel"), 404, None)
     assert client.get(JOBS).json()["data"] == []
+
+
+def test_a_file_that_has_expired_is_not_there(client, service):
+    file = file_of(service)
+    with service.database.writing() as session:
+        session.scalar(select(File)).expires_at = now()
+    for name in ("training_file", "validation_file"):
+        asked = {"model": "tiny", "training_file": file_of(service), name: file}
+        assert error_of(client.post(JOBS, json=asked), 404, None)["param"] == name

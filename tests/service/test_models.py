@@ -6,8 +6,10 @@ from service.conftest import key_of
 from service.test_jobs import JOBS, change, checked, error_of, made, model_of
 from sqlalchemy import select
 
+from titer.service.api.chat import desk_of
+from titer.service.retention import sweep
 from titer.service.store import Store
-from titer.service.tables import Job, LogEntry, Model
+from titer.service.tables import Job, LogEntry
 
 HELD = "harmful_score 40 % is above 15 %"
 
@@ -82,21 +84,31 @@ def test_a_model_that_a_job_goes_on_from_stays_until_it_is_over(client, service)
     assert client.delete(f"/v1/models/{mine}").status_code == 200
 
 
-def test_a_model_whose_adapter_cannot_be_removed_can_be_deleted_again(client, service, tmp_path, monkeypatch):
-    mine = model_of(service, place=adapter_of(service, "ftjob-x", tmp_path))
+def test_a_model_whose_adapter_cannot_be_removed_now_goes_with_the_next_sweep(client, service, tmp_path, monkeypatch):
+    place = adapter_of(service, "ftjob-x", tmp_path)
+    mine = model_of(service, place=place)
 
     def fails(self, key):
         raise OSError("the store is away")
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "remove", fails)
-        with pytest.raises(OSError, match="away"):  # a server answers 500
-            client.delete(f"/v1/models/{mine}")
-    error_of(client.post(JOBS, json={"model": mine, "training_file": made_file(service)}), 403, "model_held")
-    assert client.get(f"/v1/models/{mine}").json()["titer"]["held"] == "It is being deleted."
+        assert client.delete(f"/v1/models/{mine}").status_code == 200
+    asked = {"model": mine, "training_file": made_file(service)}
+    error_of(client.post(JOBS, json=asked), 404, "model_not_found")
+    error_of(client.get(f"/v1/models/{mine}"), 404, "model_not_found")
+    assert service.store.has_folder(place)
+    sweep(service)
+    assert not service.store.has_folder(place)
+
+
+def test_a_model_that_is_deleted_leaves_the_memory_of_the_chat(client, service, tmp_path, monkeypatch):
+    place = adapter_of(service, "ftjob-x", tmp_path)
+    mine, step = model_of(service, place=place), model_of(service, place=place + "-5", step=5)
+    forgotten = []
+    monkeypatch.setattr(desk_of(client.app), "forget", forgotten.append)
     assert client.delete(f"/v1/models/{mine}").status_code == 200
-    with service.database.reading() as session:
-        assert session.scalars(select(Model)).all() == []
+    assert forgotten == [mine, step]
 
 
 def test_strangers_find_nothing(client, stranger, service):

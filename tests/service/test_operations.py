@@ -7,8 +7,7 @@ from conftest import key_of
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from titer.errors import TiterError
-from titer.service import chain, health, policy, tracing
+from titer.service import chain, health, policy
 from titer.service.app import create_app
 from titer.service.health import Health
 from titer.service.tables import Job, LogEntry, Organisation, now
@@ -111,6 +110,7 @@ def test_metrics(any_service):
         client.request("BREW", "/coffee/1")
         text = client.get("/metrics").text
     found = figures(text)
+    assert {found[(f"titer_chat_{name}",)] for name in ("answers", "waiting", "adapters", "bases")} == {0}
     assert found["titer_jobs", ("kind", "fine_tuning"), ("status", "succeeded")] == 4
     assert found[("titer_queue_length",)] == 1
     assert 100 <= found[("titer_queue_oldest_seconds",)] < 200
@@ -294,53 +294,6 @@ def test_the_audit_log_is_verified_for_operators(client, stranger, service):
         session.query(LogEntry).update({"actor": "somebody else"})
     found = client.get("/titer/v1/audit-log/verification").json()
     assert (found["intact"], found["line"]) == (False, 1)
-
-
-# -- traces -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def spans():
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    exporter = InMemorySpanExporter()
-    assert tracing.start("server", exporter)
-    yield exporter.get_finished_spans
-    tracing.stop()
-
-
-def test_requests_and_stages_are_traced(client, spans):
-    answer = client.get("/titer/v1/keys", headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
-    client.get("/titer/v1/policies/current/none")
-    with pytest.raises(ZeroDivisionError), tracing.span("job.train", job="ftjob-1", model=None):
-        raise ZeroDivisionError("a row of somebody's")
-    keys_span, unknown, train = spans()
-    assert keys_span.name == "HTTP GET"
-    assert dict(keys_span.attributes) == {
-        "http.request.method": "GET",
-        "http.route": "/titer/v1/keys",
-        "http.response.status_code": 200,
-        "titer.request": answer.headers["x-request-id"],
-    }
-    assert keys_span.context.trace_id != int("a" * 32, 16)  # which a stranger chose
-    assert unknown.attributes["http.route"] == "unknown"
-    assert dict(train.attributes) == {"titer.job": "ftjob-1", "error.type": "ZeroDivisionError"}
-    assert "somebody" not in train.to_json()
-
-
-def test_nothing_is_traced_unasked(client, monkeypatch):
-    monkeypatch.delenv(tracing.ENDPOINT, raising=False)
-    assert not tracing.start("server")
-    with tracing.span("job.train") as opened:
-        assert opened is None
-    assert client.get("/titer/v1/health").status_code == 200
-
-
-def test_traces_without_their_extra_are_an_error_that_names_it(monkeypatch):
-    monkeypatch.setenv(tracing.ENDPOINT, "http://127.0.0.1:1")
-    monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(TiterError, match=r"titer\[tracing\]"):
-        tracing.start("server")
 
 
 def test_who_does_not_run_the_server_any_more_may_not_change_it(client, service):

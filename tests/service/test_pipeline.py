@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import select
@@ -18,6 +19,7 @@ from working import (
     models_of,
 )
 
+from titer.errors import TiterError
 from titer.service import auditing, gating, pipeline, training
 from titer.service.queue import Queue
 from titer.service.running import AGAIN, LOST, OVER, REPORTED, STOPPED, Stop
@@ -42,6 +44,7 @@ def test_a_job_becomes_a_model(any_service):
     assert checkpoints[0].metrics["train_loss"] > 0
     assert "adapter_model.safetensors" in adapter_of(service, name)
     assert adapter_of(service, name) == adapter_of(service, f"{name}-6")
+    assert {one.bytes for one in (*checkpoints, model)} == {sum(map(len, adapter_of(service, name).values()))}
     steps = [event.data["step"] for event in events_of(service, name) if event.kind == "metrics"]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert not list(service.work.iterdir())
@@ -422,3 +425,28 @@ def test_who_lost_a_job_writes_nothing_more(service, monkeypatch):
     job = job_of(service, name)
     assert (job.status, job.stage, job.gate) == ("running", "gate", None)
     assert Queue(service.database, "other").claim() is None
+
+
+def test_answers_of_a_tenants_model_are_not_kept_for_others(service, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(gating, "gate", lambda *words, **settings: asked.append(settings["before"]))
+    rules = service.policy()
+    job = Job(model="ft:tiny:one::1")
+    run = SimpleNamespace(service=service, job=job, policy=rules)
+    gating._measured(run, SimpleNamespace(model="start"), rules.gate)
+    assert asked == ["start"]
+    assert not (service.data / "store" / "gates").exists()
+
+
+def test_errors_tell_no_paths_of_the_server(service, monkeypatch, caplog):
+    def fails(*words):
+        raise TiterError("`/srv/models/tiny/config.json` is damaged: 1/2 of it.", "See http://127.0.0.1/x/y.")
+
+    name = add_job(service)
+    monkeypatch.setitem(pipeline.STAGES, "audit", fails)
+    assert done(service, name) == REPORTED
+    message = job_of(service, name).error["message"]
+    assert "`(a path of the server)` is damaged: 1/2 of it." in message
+    assert "http://127.0.0.1/x/y" in message
+    assert "/srv/models/tiny/config.json" in caplog.text

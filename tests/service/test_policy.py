@@ -3,6 +3,7 @@
 import pytest
 from sqlalchemy import func, select
 
+from titer import methods
 from titer.errors import TiterError
 from titer.service import policy
 from titer.service.tables import LogEntry, PolicyVersion
@@ -31,6 +32,11 @@ def test_what_is_left_out_has_its_default():
         ("training: {n_epochs: 51}", "policy.training.n_epochs"),
         ("training: {batch_size: 0}", "policy.training.batch_size"),
         ("models: {}", "policy.models"),
+        ("models: {'a:b': x}", "could not stand in the id"),
+        ("models: {-a: x}", "could not stand in the id"),
+        (f"models: {{{65 * 'a'}: x}}", "could not stand in the id"),
+        ("training: {method: ptst}", "`ptst`, which acts by a system prompt"),
+        ("training: {allowed: [sft, bea]}", "`bea`, which acts by a system prompt"),
         ("- a", "mapping"),
         ("a: [", "policy:1"),
     ],
@@ -38,6 +44,24 @@ def test_what_is_left_out_has_its_default():
 def test_what_cannot_be_meant_is_named(text, says):
     with pytest.raises(TiterError, match=says):
         policy.parse(text)
+
+
+def test_it_knows_which_methods_are_served_with_something():
+    served = {name for name in methods.FINETUNE if methods.find("finetune", name).serving is not None}
+    assert served == set(policy.SERVED)
+
+
+def test_where_things_are_on_the_server_is_not_shown():
+    found = policy.parse(
+        "models: {a: /srv/a}\naudit: {harmful: /srv/h.jsonl, helpful: ['builtin:general', ~/x]}\n"
+        "chat: {forward: 'http://vllm:8000', forward_folder: /srv/f}"
+    )
+    shown = policy.shown(found.as_dict())
+    assert shown["models"] == {"a": None}
+    assert shown["audit"]["helpful"] == ["builtin:general", policy.HIDDEN]
+    assert "srv" not in str(shown)
+    assert "vllm" not in str(shown)
+    assert shown["limits"] == found.as_dict()["limits"]
 
 
 def test_the_newest_policy_holds_and_the_log_tells_of_each(any_service):

@@ -5,8 +5,9 @@ import time
 from collections import Counter
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import event, select, update
 
+from titer.errors import TiterError
 from titer.service import policy, queue
 from titer.service.chain import append
 from titer.service.identifiers import new_id
@@ -473,3 +474,24 @@ def test_a_job_that_was_cancelled_while_its_files_were_checked_stays_cancelled(a
     monkeypatch.setattr(queue, "check_files", checked)
     assert Queue(any_service.database, "a").validate(any_service.store) == 0
     assert row(any_service, job).status == "cancelled"
+
+
+def test_broken_limits_are_refused_where_they_are_written(service):
+    with service.database.writing() as session, pytest.raises(TiterError, match="running_jobs"):
+        session.get(Organisation, "org-one").limits = {"running_jobs": "many"}
+
+
+def test_an_organisation_with_broken_limits_stops_nobody_else(any_service, capsys):
+    """As they may stand in the database by somebody's hand."""
+    with any_service.database.writing() as session:
+        broken = update(Organisation).where(Organisation.id == "org-one")
+        session.execute(broken.values(limits={"running_jobs": "many"}))
+    first = put(any_service, "one", priority=9)
+    coming = put(any_service, "one", status="validating_files")
+    mine = put(any_service, "two")
+    found = Queue(any_service.database, "worker")
+    assert found.claim().job == mine
+    assert found.claim() is None
+    assert found.validate(any_service.store) == 0
+    assert [row(any_service, job).status for job in (first, coming)] == ["queued", "validating_files"]
+    assert capsys.readouterr().err.count("org-one wait, whose limits are broken") == 1

@@ -105,8 +105,7 @@ def test_files_models_and_work_go_after_their_days(any_service):
     left = stored(any_service)
     assert {name for name in left if name.startswith("files/")} == {"files/org-one/file-new"}
     assert {name for name in left if name.startswith("models/")} == {"models/new/files.json"}
-    assert {name for name in left if name.startswith("jobs/ftjob-old")} == {"jobs/ftjob-old/gate/gate.json"}
-    assert len([name for name in left if name.startswith("jobs/")]) == 1 + 2 * 3
+    assert len([name for name in left if name.startswith("jobs/")]) == 2 * 3
     with any_service.database.reading() as session:
         assert session.scalar(select(Job).where(Job.id == "ftjob-old")).audit == {"place": None}
         lines = session.scalars(select(LogEntry).where(LogEntry.actor == "retention")).all()
@@ -126,7 +125,7 @@ def test_a_file_that_a_job_reads_stays_until_it_has_ended(service):
     add_job(service, "ftjob-1", file_id="file-1", validation_file_id="file-2", status="paused", finished_at=None)
     with service.database.reading() as session:
         tenant = Tenant(session, "org-one", "t")
-        assert all(retention.is_needed(tenant, file) for file in tenant.all(File))
+        assert [retention.needed_by(tenant, file).id for file in tenant.all(File)] == ["ftjob-1", "ftjob-1"]
     assert sweep(service).counts["files"] == 0
     with service.database.writing() as session:
         session.scalar(select(Job)).status = "cancelled"
@@ -136,13 +135,48 @@ def test_a_file_that_a_job_reads_stays_until_it_has_ended(service):
 def test_what_quotes_a_file_goes_with_it(service):
     add_file(service, "file-1", expires_at=now())
     add_job(service, "audit-1", file_id="file-1", kind="audit")
+    add_job(service, "ftjob-2", file_id="file-1")
     add_job(service, "ftjob-1", "two", file_id="file-1")  # a stranger's of the same name, which cannot be
     add(service, Appeal(id="appeal-1", file_id="file-1", rows=[1], reason="it says …", reviewer="key_1"))
     sweep(service)
     assert ids(service, Appeal) == set()
-    assert "jobs/audit-1/audit.json" not in stored(service)
-    assert "jobs/audit-1/gate/gate.json" in stored(service)
-    assert "jobs/ftjob-1/audit.json" in stored(service)
+    left = stored(service)
+    assert not [name for name in left if name.startswith(("jobs/audit-1/", "jobs/ftjob-2/audit"))]
+    assert {"jobs/ftjob-1/audit.json", "jobs/ftjob-2/gate/gate.json", "jobs/ftjob-2/checkpoints/state"} <= left
+
+
+def test_work_goes_whole_and_evidence_with_the_last_model(service):
+    for name in ("ftjob-1", "ftjob-2"):
+        for place in ("rows.json", "sample_weights.jsonl"):
+            service.store.write(f"jobs/{name}/{place}", b"{}")
+        service.store.write(f"models/{name}/files.json", b"{}")
+        add_job(service, name, file_id="file-1", finished_at=LONG_AGO, gate={"place": f"jobs/{name}/gate"})
+    # The second one failed behind its training: what it trained was never published.
+    for model, place in (("ft:1", "models/ftjob-1"), ("ft:1:5", "models/ftjob-1-5")):
+        service.store.write(f"{place}/files.json", b"{}")
+        add(service, Model(id=model, base="tiny", job_id="ftjob-1", place=place))
+    sweep(service)
+    evidence = "jobs/ftjob-1/gate/gate.json"
+    assert stored(service) == {"models/ftjob-1/files.json", "models/ftjob-1-5/files.json", evidence}
+    for model in ("ft:1", "ft:1:5"):
+        assert evidence in stored(service)
+        with service.database.writing() as session:
+            tenant = Tenant(session, "org-one", "t")
+            retention.remove_model(tenant, tenant.find(Model, model))
+        retention.empty(service)
+    assert stored(service) == set()
+    with service.database.reading() as session:
+        assert [job.gate for job in session.scalars(select(Job))] == [{"place": None}] * 2
+
+
+def test_a_model_that_a_job_begins_with_stays(service):
+    add_model(service, "ft:old", created_at=LONG_AGO)
+    add_job(service, "ftjob-1", model="ft:old", file_id="f", status="queued", finished_at=None)
+    keep(service, models=7)
+    assert sweep(service).counts["models"] == 0
+    with service.database.writing() as session:
+        session.scalar(select(Job)).status = "cancelled"
+    assert sweep(service).counts["models"] == 1
 
 
 def test_uploads_that_nobody_completed_end_and_their_parts_go(service):

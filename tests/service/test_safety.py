@@ -204,7 +204,7 @@ def test_what_keys_are_for_is_kept(service, scopes, audits, appeals):
 # -- safety reports ---------------------------------------------------------------------------------------------------
 
 
-def test_a_report_holds_what_a_job_was_decided_by(client, service, tmp_path):
+def test_a_report_holds_what_a_job_was_decided_by(client, service, tmp_path, tiny_folder):
     file = upload(client).json()["id"]
     asked = {"model": "tiny", "training_file": file}
     job = client.post("/v1/fine_tuning/jobs", json=asked).json()["id"]
@@ -231,6 +231,10 @@ def test_a_report_holds_what_a_job_was_decided_by(client, service, tmp_path):
     assert (report["gate"], report["held"], report["audit"]["verdict"]) == (gate, "harmful", "poisoned")
     assert report["file"]["sha256"] == hashlib.sha256(ROWS).hexdigest()
     assert report["policy"]["gate"]["samples"] == 4
+    job_object = client.get(f"/v1/fine_tuning/jobs/{job}").text
+    for text in (json.dumps(report), job_object, client.get(f"/v1/fine_tuning/jobs/{job}/events").text):
+        assert str(tiny_folder) not in text
+        assert str(service.data) not in text
     assert [one["rows"] for one in report["appeals"]] == [[3]]
     assert [one["action"] for one in report["decisions"]] == ["job.created", "gate.decided", "model.created"]
     assert report["decisions"][1]["details"] == {"decision": "hold"}

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import pytest
 from conftest import key_of
+from console_help import Browser
 from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.testclient import TestClient
 from sqlalchemy import select
@@ -79,13 +80,13 @@ def things(service):
     return {kind: make().id for kind, make in KINDS.items()}
 
 
-def routes(app):
-    """Every route of an application: (path, its parameters, methods). Pages have a sign-in and tests of their own."""
+def routes(app, pages=False):
+    """Every route of an application, or every page of its console: (path, its parameters, methods)."""
     found = [one for one in iter_route_contexts(app.routes) if isinstance(one.original_route, APIRoute)]
     return [
         (one.path, re.findall(r"{(\w+)(?::\w+)?}", one.path), sorted(one.methods))
         for one in found
-        if not one.path.startswith("/console")
+        if one.path.startswith("/console") is pages
     ]
 
 
@@ -187,6 +188,70 @@ def test_the_attack_finds_a_route_that_forgets_the_filter(service, things):
     found = crossings(app, service, things)
     for path in ("/v1/wrong", "/v1/telling", "/v1/listing"):
         assert any(path in one for one in found), path
+
+
+FORMS = ({}, {"row": "0", "reason": "x"}, {"model": "ID"}, {"model": "tiny", "training_file": "ID"})
+"""What may have to be sent for a form to come as far as looking the thing up."""
+TALK = {"model": "ID", "messages": '[{"role": "user", "content": "x"}]'}
+
+
+def page_crossings(service, things):
+    """Look with two's key at every page of one's things, and send every form; returns what gives something away."""
+    wrong = []
+    with service.database.writing() as session:
+        session.get(Organisation, "org-two").limits = {"requests_a_minute": None}
+    browser = Browser(service)
+    browser.sign_in(key_of(service, "two"))
+    token = browser.token()
+
+    def ask(method, path, name, form):
+        sent = {field: value.replace("ID", name) for field, value in form.items()}
+        more = {} if method == "GET" else {"data": {"csrf": token, **sent}}
+        answer = browser.client.request(method, path, **more)
+        return answer.status_code, answer.text.replace(name, "NAME")
+
+    for path, parameters, methods in routes(browser.client.app, pages=True):
+        if path.endswith(("/sign-in", "/sign-out")):
+            continue
+        for method in methods:
+            seen = set()
+            for name in things.values():
+                other = name[: -len("Q7")] + NOBODYS
+                for form in [{}] if method == "GET" else [*FORMS, TALK]:
+                    mine, nobodys = (
+                        ask(method, filled(path, parameters, [one] * len(parameters)), one, form)
+                        for one in (name, other)
+                    )
+                    seen.add(nobodys[0])
+                    if mine != nobodys or (parameters and mine[0] not in (303, 400, 404)):
+                        wrong.append(f"{method} {path} for {name} with {form}: {mine[0]}, not {nobodys[0]}")
+                    if SHOWN.search(mine[1]):
+                        wrong.append(f"{method} {path} for {name} shows what is another's")
+            if parameters and 404 not in seen:
+                wrong.append(f"{method} {path}: no request came as far as looking for the thing")
+    return wrong
+
+
+def test_another_organisations_things_are_on_no_page(service, things):
+    found = {path for path, _, _ in routes(create_app(service), pages=True)}
+    assert {
+        "/console/jobs/{name}",
+        "/console/audits/{name}/appeals",
+        "/console/chat",
+    } <= found  # also of routers within routers
+    assert page_crossings(service, things) == []
+
+
+def test_every_page_asks_for_a_visit(service, things):
+    nobody = Browser(service)
+    for path, parameters, methods in routes(nobody.client.app, pages=True):
+        for method in methods:
+            if path in ("/console/sign-in", "/console/static", "/console/looks.css"):
+                continue
+            address = filled(path, parameters, ["file-Q7"] * len(parameters))
+            answer = nobody.client.request(method, address)
+            signs_in = answer.status_code == 303 and "/console/sign-in" in answer.headers["location"]
+            assert signs_in, (method, path, answer.status_code)
 
 
 def test_every_route_asks_for_a_key(service, things):

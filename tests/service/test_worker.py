@@ -1,6 +1,7 @@
 """Workers: what becomes of a job when its process, its worker, its owner or the database does this or that."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_a_job_that_its_owner_pauses_waits_for_him(service, stand_in, lines):
     assert job_of(service, name).worker is None
 
 
-def test_a_process_that_dies_is_tried_again_and_in_the_end_the_job_has_failed(service, stand_in):
+def test_a_process_that_dies_is_tried_again_and_in_the_end_the_job_has_failed(service, stand_in, capsys):
     name = add_job(service)
     worker = stand_in("print('the end', file=sys.stderr, flush=True); os.kill(os.getpid(), signal.SIGKILL)")
     until(worker, lambda: status_of(service, name) == "failed")
@@ -86,7 +87,10 @@ def test_a_process_that_dies_is_tried_again_and_in_the_end_the_job_has_failed(se
     assert job.attempt == 3
     assert job.error["code"] == "worker_crashed"
     assert "died 3 times at the same place (SIGKILL)" in job.error["message"]
-    assert "the end" in job.error["message"]
+    number = re.search(r"req_\w{24}", job.error["message"])[0]
+    assert "the end" not in job.error["message"]
+    told = capsys.readouterr().err
+    assert f"{number}), its process's last words: the end" in told
     assert len([event for event in events_of(service, name) if event.data and "crashes" in event.data]) == 2
 
 

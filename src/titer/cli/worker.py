@@ -47,9 +47,12 @@ def command(
     """Do the jobs of a service."""
     import signal
 
+    from titer.service import tracing
     from titer.service.context import open_service
     from titer.service.worker import Worker
 
+    # Its jobs' processes trace; what they need for that is asked for before any begins.
+    tracing.start("worker")
     service = open_service(data, database, store)
     worker = Worker(service, jobs=jobs, tries=tries)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -57,4 +60,5 @@ def command(
     try:
         worker.run()
     finally:
+        tracing.stop()
         service.close()

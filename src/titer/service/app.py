@@ -47,7 +47,8 @@ def create_app(service: Service, hosts: Iterable[str] = ()) -> FastAPI:
     """
     app = Application(title="titer", version=__version__, docs_url=None, redoc_url=None)
     app.state.service, app.state.hosts = service, list(hosts)
-    app.state.limits, app.state.figures, app.state.health = Limits(service), Figures(service), Health(service)
+    app.state.limits, app.state.health = Limits(service), Health(service)
+    app.state.figures = Figures(service, lambda: chat.desk_of(app).load)
     for module in (files, uploads, jobs, models, chat, safety, operations):
         app.include_router(module.router, dependencies=[Depends(check_texts)])
     app.mount("/console/static", pages.static)

@@ -16,18 +16,16 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from titer.data.files import write_rows
+from titer.service.evidence import LIKELY, cleared_rows
 from titer.service.inputs import NAMED, Start, Upload, count_tokens, from_home, read_upload
 from titer.service.queue import finish, say
 from titer.service.recipe import make_recipe, seconds
 from titer.service.running import Running
-from titer.service.tables import Appeal, Job, now
+from titer.service.tables import Job, now
 from titer.service.tenants import Tenant
 from titer.stats.intervals import Estimate
 from titer.text import to_json
 from titer.workflows.audit import Audit, audit, share_text
-
-LIKELY = 0.5
-"""From which P(harmful) on a row is likelier harmful than not."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,7 @@ def _audited(run: Running, upload: Upload, start: Start, home: Path) -> Audit | 
 
 
 def _appealed(session: Session, run: Running) -> set[int]:
-    tenant = Tenant(session, run.claim.org, run.claim.worker)
-    return {row for appeal in tenant.all(Appeal, Appeal.file_id == run.job.file_id) for row in appeal.rows}
+    return cleared_rows(Tenant(session, run.claim.org, run.claim.worker), run.job.file_id)
 
 
 def _worst(upload: Upload, found: Audit) -> dict[int, float]:

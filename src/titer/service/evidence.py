@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from titer.service.store import CHUNK, LIST, Store
-from titer.service.tables import Job, Model
+from titer.service.store import LIST, Store, pieces
+from titer.service.tables import Appeal, Job, Model
+from titer.service.tenants import Tenant
 
 LIKELY = 0.5
 """P(harmful) above which a row is flagged."""
@@ -51,6 +52,11 @@ def _rows(store: Store, place: str, attempt: int) -> tuple[dict[str, Any], ...]:
     )
 
 
+def cleared_rows(tenant: Tenant, file: str) -> set[int]:
+    """Return the numbers of the rows of a file that a reviewer found honest."""
+    return {row for found in tenant.all(Appeal, Appeal.file_id == file) for row in found.rows}
+
+
 def _excerpt(text: str) -> str:
     return text if len(text) <= EXCERPT else f"{text[:EXCERPT]}…"
 
@@ -71,6 +77,6 @@ def hashes(store: Store, job: Job, models: Sequence[Model]) -> list[dict[str, st
 def _digest(store: Store, place: str) -> str:
     digest = hashlib.sha256()
     with store.open(place) as file:
-        while data := file.read(CHUNK):
+        for data in pieces(file):
             digest.update(data)
     return digest.hexdigest()

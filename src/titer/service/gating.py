@@ -51,14 +51,24 @@ def gate_stage(run: Running, start: Start, home: Path) -> None:
 
 
 def _measured(run: Running, start: Start, rules: GatePolicy) -> Gate:
-    """Return what the gate finds; answers of the model before are kept for all jobs that begin with it."""
+    """Return what the gate finds.
+
+    Answers of a model of the server's are kept in the store's folder `gates` for all jobs that begin with it: they are nobody's,
+    and as many as the operator has models and questions, so that no sweep removes them. Those of a tenant's model are in the
+    job's own folder alone, and go with it.
+    """
     store = run.service.store
+    if run.job.model not in run.policy.models:
+        return gate(str(ADAPTER), output=FOLDER, policy=rules, before=start.model)
     asked = json.dumps(questions(start.model, rules), sort_keys=True)
     kept = f"gates/{hashlib.sha256(asked.encode()).hexdigest()[:32]}"
     with run.storing():
         there = store.has_folder(kept)
         if there:
-            store.get_folder(kept, FOLDER / BEFORE)
+            try:
+                store.get_folder(kept, FOLDER / BEFORE)
+            except FileNotFoundError:  # an operator is removing it
+                there = False
     found = gate(str(ADAPTER), output=FOLDER, policy=rules, before=start.model)
     if not there:
         with run.storing():
@@ -83,10 +93,17 @@ def publish_stage(run: Running, start: Start, home: Path) -> None:
     if about["decision"] == "fail":
         with run.storing():
             run.service.store.remove(f"models/{run.claim.job}")
-    run.change(lambda session, job: _publish(run, session, job, start.name, about["decision"], about["reasons"]))
+        size = 0
+    else:
+        with run.storing():
+            size = run.service.store.folder_bytes(f"models/{run.claim.job}")
+    decision, reasons = about["decision"], about["reasons"]
+    run.change(lambda session, job: _publish(run, session, job, start.name, size, decision, reasons))
 
 
-def _publish(run: Running, session: Session, job: Job, base: str, decision: str, reasons: Sequence[str]) -> None:
+def _publish(
+    run: Running, session: Session, job: Job, base: str, size: int, decision: str, reasons: Sequence[str]
+) -> None:
     why = None if decision == "deploy" else "; ".join(reasons)
     for checkpoint in session.scalars(select(Model).where(Model.job_id == job.id, Model.step.is_not(None))):
         checkpoint.held = why
@@ -96,7 +113,9 @@ def _publish(run: Running, session: Session, job: Job, base: str, decision: str,
         return
     name = model_id(base, run.organisation(session), job.suffix)
     place = f"models/{job.id}"
-    session.add(Model(id=name, org_id=job.org_id, base=base, job_id=job.id, place=place, step=None, held=why))
+    session.add(
+        Model(id=name, org_id=job.org_id, base=base, job_id=job.id, place=place, step=None, held=why, bytes=size)
+    )
     job.fine_tuned_model = name
     run.log(session, "model.created", name, job=job.id, held=why)
     say(session, job, f"New fine-tuned model created: {name}")

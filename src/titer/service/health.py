@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from titer.service.context import Service
-from titer.service.metrics import WAITING
+from titer.service.quotas import WAITING
 from titer.service.tables import Job
 
 SILENCE = 120.0

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Self
 
 import anyio.from_thread
-from sqlalchemy import func, select
 
 from titer.service import quotas
 from titer.service.access import Caller
@@ -16,8 +15,9 @@ from titer.service.identifiers import new_id
 from titer.service.json_lines import Lines
 from titer.service.policy import Policy, current
 from titer.service.refusals import Refused, invalid
-from titer.service.store import CHUNK, Store
-from titer.service.tables import File, Organisation, Part, now
+from titer.service.retention import used_bytes
+from titer.service.store import Store, pieces
+from titer.service.tables import File, Organisation, now
 from titer.service.tenants import Tenant
 
 PURPOSES = ("fine-tune", "user_data")
@@ -44,14 +44,6 @@ def check_seconds(seconds: int | None) -> int | None:
     if seconds is not None and not EXPIRES[0] <= seconds <= EXPIRES[1]:
         raise invalid("expires_after.seconds", f"`seconds` goes from {EXPIRES[0]} to {EXPIRES[1]}, found {seconds}.")
     return seconds
-
-
-def used_bytes(tenant: Tenant) -> int:
-    """Return how much an organisation has in the store: files, and parts of files."""
-    return sum(
-        tenant.session.scalar(select(func.coalesce(func.sum(query.c.bytes), 0))) or 0
-        for query in (tenant.select(File).subquery(), tenant.select(Part).subquery())
-    )
 
 
 def storage(tenant: Tenant, policy: Policy) -> int | None:
@@ -146,10 +138,16 @@ class Incoming:
         digest: str = self._file.digest
         return digest
 
-    def done(self) -> None:
-        """Put it into its place."""
+    def done(self, record: Callable[[Tenant], None]) -> None:
+        """Put it into its place, and write down in one transaction that it is there; without that it is not."""
         self._open = False
         self._writing.__exit__(None, None, None)
+        try:
+            with self.caller.writing() as tenant:
+                record(tenant)
+        except BaseException:
+            self.caller.service.store.remove(self.place)
+            raise
 
 
 class _GivenUp(Exception):
@@ -192,18 +190,16 @@ class IncomingFile(Incoming):
         )  # fmt: skip
         if purpose == "fine-tune":
             check_rows(self.checked())
-        self.done()
-        try:
-            with self.caller.writing() as tenant:
-                # The log's lock makes those that come at a time be counted one after the other.
-                tenant.log("file.created", file.id, purpose=purpose, bytes=file.bytes, sha256=file.digest)
-                check_storage(tenant, self.policy, file.bytes)
-                tenant.add(file)
-                if also is not None:
-                    also(tenant, file)
-        except BaseException:
-            self.caller.service.store.remove(self.place)
-            raise
+
+        def record(tenant: Tenant) -> None:
+            # The log's lock makes those that come at a time be counted one after the other.
+            tenant.log("file.created", file.id, purpose=purpose, bytes=file.bytes, sha256=file.digest)
+            check_storage(tenant, self.policy, file.bytes)
+            tenant.add(file)
+            if also is not None:
+                also(tenant, file)
+
+        self.done(record)
         return file
 
 
@@ -268,7 +264,6 @@ def read_chunks(store: Store, place: str) -> Iterator[bytes]:
 
     def chunks() -> Iterator[bytes]:
         with file:
-            while data := file.read(CHUNK):
-                yield data
+            yield from pieces(file)
 
     return chunks()

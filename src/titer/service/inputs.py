@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +11,7 @@ from titer.data import Record
 from titer.models import Template, load_tokenizer, split_adapter
 from titer.service import chat_rows, json_lines
 from titer.service.running import JobFailed, Running
-from titer.service.store import CHUNK
+from titer.service.store import pieces
 from titer.service.tables import File, Model
 from titer.service.tenants import Tenant
 
@@ -78,7 +77,7 @@ def read_upload(run: Running) -> Upload:
 
 def _lines(data: IO[bytes]) -> Iterator[bytes]:
     """Yield the lines of a file as they were checked when it came."""
-    return json_lines.split(iter(partial(data.read, CHUNK), b""))
+    return json_lines.split(pieces(data))
 
 
 def _check(found: chat_rows.Checked) -> None:

@@ -16,14 +16,14 @@ from titer.service.chain import append
 from titer.service.database import Database
 from titer.service.identifiers import SUFFIX, new_id
 from titer.service.refusals import Refused
-from titer.service.tables import Key, Organisation, now
+from titer.service.tables import DAY, Key, Organisation, now
 from titer.service.tenants import Tenant
 
 SCOPES = ("files", "jobs", "models", "admin")
 """What a key may be for: files; jobs and audits; asking and deleting models; keys, policies and appeals."""
 MARK = "sk-titer-"
 EVERY_MINUTE = 60
-HOUR, DAY = 3600, 86400
+HOUR = 3600
 
 
 def digest(secret: str) -> str:

@@ -145,13 +145,24 @@ class Limits:
                 raise
             owner = session.get(Organisation, key.org_id)
         self._remember(guess)
-        own = {} if owner is None else owner.limits
+        return key, self.count(key.id, {} if owner is None else owner.limits)
+
+    def count(self, key: str, own: dict[str, Any]) -> dict[str, str]:
+        """Count a request of a key, and return the headers about how often it may still be used.
+
+        Args:
+            key: Its id.
+            own: What differs for its organisation from the policy's `quota`.
+
+        Raises:
+            Refused: 429 for one that was used too often.
+        """
         a_minute = own.get("requests_a_minute", self.policy().quota.requests_a_minute)
-        taken = None if a_minute is None else self._requests.take(key.id, a_minute)
+        taken = None if a_minute is None else self._requests.take(key, a_minute)
         if taken is not None and not taken.allowed:
             raise too_many(taken, f"This key may be used {a_minute} times a minute.", "rate_limit_exceeded")
-        self._stamp(key.id)
-        return key, {} if taken is None else taken.headers
+        self._stamp(key)
+        return {} if taken is None else taken.headers
 
     def _remember(self, guess: tuple[str, str]) -> None:
         with self._lock:

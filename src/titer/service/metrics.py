@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from titer.service.context import Service
 from titer.service.headers import App, Message, Receive, Send
+from titer.service.quotas import WAITING
 from titer.service.tables import Job, now
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
-WAITING = ("validating_files", "queued")
+CHAT = {
+    "answers": "Answers that this server decodes.",
+    "waiting": "Chats that wait for their turn.",
+    "adapters": "Fine-tuned models in memory.",
+    "bases": "Base models in memory.",
+}
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -25,9 +32,10 @@ class Figures:
 
     Args:
         service: The service whose jobs are counted.
+        chat: Says how much the chat has to do.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, chat: Callable[[], Mapping[str, int]]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "titer_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
@@ -40,10 +48,17 @@ class Figures:
             registry=self.registry,
         )
         self.registry.register(Jobs(service))
+        for name, said in CHAT.items():
+            gauge = Gauge(f"titer_chat_{name}", said, registry=self.registry)
+            gauge.set_function(partial(_of_load, chat, name))
 
     def as_text(self) -> bytes:
         """Return them in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _of_load(chat: Callable[[], Mapping[str, int]], name: str) -> int:
+    return chat().get(name, 0)
 
 
 class Measured:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from sqlalchemy import select
 from titer import progress
 from titer.errors import RanAway, TiterError
 from titer.files import disk_error_number
+from titer.service import tracing
 from titer.service.auditing import audit_stage
 from titer.service.context import Service
 from titer.service.database import Database
@@ -55,6 +57,9 @@ STAGES: dict[str, Callable[[Running, Start, Path], None]] = {
     "publish": publish_stage,
 }
 """What is done in which order."""
+
+PATHS = re.compile(r"(?<![\w.:/<])/[\w.+-]+(?:/[\w.+-]+)+")
+"""Absolute paths, which are no business of a job's owner."""
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +117,8 @@ def _carried_out(run: Running, home: Path) -> int:
         for stage in left[: 1 if run.claim.kind == "audit" else None]:
             run.stop.check()
             logger.info("%s: %s", run.claim.job, stage)
-            STAGES[stage](run, start, home)
+            with tracing.span(f"job.{stage}", job=run.claim.job):
+                STAGES[stage](run, start, home)
             if _is_over(run):
                 break
         return OVER
@@ -120,7 +126,13 @@ def _carried_out(run: Running, home: Path) -> int:
         return _failed(run, error.code, error.message, error.param)
     except TiterError as error:
         code = "training_diverged" if isinstance(error, RanAway) else "invalid_request"
-        return _failed(run, code, str(error).replace("\n", " "))
+        said = str(error).replace("\n", " ")
+        shown = PATHS.sub("(a path of the server)", said)
+        _failed(run, code, shown)
+        if shown == said:
+            return OVER
+        logger.error("%s failed: %s", run.claim.job, said)
+        return REPORTED
     except (MemoryError, torch.OutOfMemoryError):
         logger.exception("%s needs too much memory", run.claim.job)
         return _failed(run, "out_of_memory", "The job needs too much memory: lower its batch size.")
@@ -159,12 +171,14 @@ def main() -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     told = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_worker, daemon=True).start()
+    tracing.start("worker")
     service = Service(Path(told["data"]), Database(told["database"]), Store(told["store"]))
     claim = Claim(**told["claim"])
     try:
         code = do(service, claim, stop)
     except Stopped:
         code = STOPPED
+    tracing.stop()
     sys.stderr.flush()
     # At once: threads of libraries must not keep the process, and with it the job, alive.
     os._exit(code)

@@ -18,11 +18,16 @@ from sqlalchemy.orm import Session
 
 from titer.errors import TiterError, check_known
 from titer.ranges import COUNT, POSITIVE, SHARE, Range
+from titer.service.identifiers import SUFFIX
 from titer.service.tables import PolicyVersion
 from titer.settings import build, parse_yaml
 from titer.workflows.gate import GatePolicy
 
 DETECTORS = ("texts", "states", "none")
+HIDDEN = "(the operator's)"
+"""What stands for a path or an address of the server's."""
+SERVED = ("bea", "ptst")
+"""titer's methods that do nothing without a system prompt; asking the methods themselves would load torch."""
 AMOUNT = Range(1, 10**15, whole=True)
 
 
@@ -202,18 +207,43 @@ class Policy:
         return dataclasses.asdict(self)
 
 
+def shown(values: Any) -> Any:
+    """Return plain data of a policy for whom the server is not: without paths, addresses and where models are."""
+    if isinstance(values, dict):
+        return {
+            name: dict.fromkeys(value) if name == "models" and isinstance(value, dict) else shown(value)
+            for name, value in values.items()
+        }
+    if isinstance(values, list):
+        return [shown(value) for value in values]
+    return HIDDEN if isinstance(values, str) and re.search(r"[/\\~]", values) else values
+
+
 def parse(text: str, where: str = "policy") -> Policy:
     """Read a policy.
 
     Raises:
         TiterError: Naming the key that is unknown, or whose value cannot be meant.
     """
-    return from_dict(parse_yaml(text, where) or {}, where)
+    policy = from_dict(parse_yaml(text, where) or {}, where)
+    for name in (policy.training.method, *policy.training.allowed):
+        if name in SERVED:
+            raise TiterError(
+                f"`{where}.training` names `{name}`, which acts by a system prompt that this server does not add to chats.",
+                "Choose another method.",
+            )
+    return policy
 
 
 def from_dict(values: Any, where: str = "policy") -> Policy:
     """Make a policy of plain data, as `parse`."""
     policy: Policy = build(Policy, values, where)
+    for name in policy.models:
+        if not SUFFIX.fullmatch(name):
+            raise TiterError(
+                f"`{where}.models` names a model `{name!s:.80}`, which could not stand in the id of a fine-tuned one.",
+                "Up to 64 letters, digits, `-`, `_` and `.`, none of these three first.",
+            )
     check_known([policy.audit.detector], DETECTORS, f"value of `{where}.audit.detector`")
     policy.gate.check(f"{where}.gate")
     if not policy.models:

@@ -7,6 +7,7 @@ write nothing any more.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,18 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from titer.errors import TiterError
 from titer.service import policy, quotas
 from titer.service.chain import append
 from titer.service.database import Database
 from titer.service.identifiers import new_id
-from titer.service.policy import Policy
+from titer.service.policy import Policy, QuotaPolicy
 from titer.service.quotas import ENDS
 from titer.service.refusals import Refused
 from titer.service.store import Store
 from titer.service.tables import Event, File, Job, Organisation, now
 from titer.service.training_files import LEAST, check_files
+from titer.text import say as write
 
 SECONDS = 30.0
 """How long the beats of a worker must stand still before its job may be taken."""
@@ -72,6 +75,7 @@ class Queue:
     ) -> None:
         self.database, self.worker, self.seconds, self.clock = database, worker, seconds, clock
         self._looked: float | None = None
+        self._broken: set[str] = set()
         # Of each job that runs: its attempt, its beats, and for how long they were seen to be these.
         self._still: dict[str, tuple[int, int, float]] = {}
 
@@ -152,12 +156,13 @@ class Queue:
         most = policy.from_dict(job.policy).limits.rows
         rows, error = check_files(store, files, most, LEAST if job.kind == "fine_tuning" else 1)
         with self.database.writing() as session:
-            organisation = quotas.lock(session, job.org_id)
+            quota = self._quota_of(rules, quotas.lock(session, job.org_id))
+            if quota is None:
+                return False
             coming = (Job.id == name, Job.status == "validating_files")
             found = session.scalar(select(Job).where(*coming).with_for_update())
             if found is None:  # Another worker was faster, or its owner did not want it any more.
                 return False
-            quota = quotas.quota_of(rules, organisation)
             _settle(session, found, rows, error or _beyond(session, found, rows, quota.rows_a_day), self.worker)
         return True
 
@@ -222,9 +227,19 @@ class Queue:
             return running.get(one.id, 0), -priority, one.served, oldest
 
         for one in sorted(organisations, key=turn):
-            most = quotas.quota_of(rules, one).running_jobs
-            if most is None or running.get(one.id, 0) < most:
+            quota = self._quota_of(rules, one)
+            if quota is not None and (quota.running_jobs is None or running.get(one.id, 0) < quota.running_jobs):
                 yield one
+
+    def _quota_of(self, rules: Policy, organisation: Organisation) -> QuotaPolicy | None:
+        """Return what an organisation may use; `None`, said once, for one whose limits cannot be meant: its jobs wait."""
+        try:
+            return quotas.quota_of(rules, organisation)
+        except TiterError as error:
+            if organisation.id not in self._broken:
+                self._broken.add(organisation.id)
+                write(f"jobs of the organisation {organisation.id} wait, whose limits are broken: {error}", sys.stderr)
+            return None
 
     def _take(self, session: Session, job: Job, action: str) -> Claim:
         job.status, job.worker, job.wish = "running", self.worker, None

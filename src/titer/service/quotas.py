@@ -6,15 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, func, not_, select
+from sqlalchemy import and_, event, func, not_, select
 from sqlalchemy.orm import Session
 
 from titer.service.policy import Policy, QuotaPolicy
 from titer.service.refusals import Refused
-from titer.service.tables import File, Job, Organisation, now
+from titer.service.tables import DAY, File, Job, Organisation, now
 from titer.settings import build
 
-DAY = 24 * 60 * 60
 BYTES_A_TOKEN = 4
 """Of English text, roughly: how long a file counts as until its tokens were counted."""
 WAITING = ("validating_files", "queued")
@@ -27,6 +26,12 @@ def quota_of(rules: Policy, organisation: Organisation) -> QuotaPolicy:
     """Return what an organisation may use: what the policy says, but for what its own `limits` say."""
     found: QuotaPolicy = build(QuotaPolicy, {**dataclasses.asdict(rules.quota), **organisation.limits}, "limits")
     return found
+
+
+@event.listens_for(Organisation.limits, "set")
+def _check_limits(organisation: Organisation, limits: dict[str, Any], *old: Any) -> None:
+    """Raise `TiterError` for limits that cannot be meant, before they are written."""
+    build(QuotaPolicy, limits, "limits")
 
 
 def lock(session: Session, org: str) -> Organisation:

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from titer.service.context import Service
-from titer.service.keys import DAY
 from titer.service.policy import RetentionPolicy
-from titer.service.tables import Appeal, File, Job, Model, Organisation, Owned, Part, Removal, Upload, now
+from titer.service.quotas import ENDS
+from titer.service.tables import DAY, Appeal, File, Job, Model, Organisation, Owned, Part, Removal, Upload, now
 from titer.service.tenants import Tenant
 
-ENDED = ("succeeded", "failed", "cancelled")
+WORK = ("checkpoints", "audit.json", "rows.json", "sample_weights.jsonl")
+"""What a job needs on the way and leaves in its folder of the store; the rest is by what its model was decided."""
 EVERY = 600.0
 """Seconds from one sweep to the next."""
 AT_ONCE = 100
@@ -58,38 +59,76 @@ def discard(session: Session, place: str) -> None:
     session.add(Removal(place=place))
 
 
-def remove_file(tenant: Tenant, file: File) -> None:
-    """Remove a file with all that quotes it: appeals, and the rows of its audits, whose figures stay with their jobs."""
-    session = tenant.session
-    discard(session, file.place)
+def remove_file(tenant: Tenant, file: File) -> list[str]:
+    """Remove a file with all that quotes it: appeals, and the rows of its audits, whose figures stay with their jobs.
+
+    Returns:
+        The places that are noted, for `empty`.
+    """
+    places = [file.place]
     for appeal in tenant.all(Appeal, Appeal.file_id == file.id):
         tenant.remove(appeal)
-    for job in tenant.all(Job, Job.file_id == file.id, Job.status.in_(ENDED)):
-        _tidy(session, job)
-    tenant.log("file.deleted", file.id, bytes=file.bytes, digest=file.digest)
+    for job in tenant.all(Job, Job.file_id == file.id, Job.status.in_(ENDS)):
+        places.append(f"jobs/{job.id}" if job.kind == "audit" else f"jobs/{job.id}/audit.json")
+        _say_gone(job, "audit")
+    tenant.log("file.deleted", file.id, purpose=file.purpose, bytes=file.bytes, sha256=file.digest)
     tenant.remove(file)
+    return _discard_all(tenant.session, places)
 
 
-def remove_model(tenant: Tenant, model: Model) -> None:
-    """Remove a model with its adapter."""
-    discard(tenant.session, model.place)
+def remove_part(tenant: Tenant, part: Part) -> list[str]:
+    """Remove a part of an upload; returns the places that are noted, for `empty`."""
+    tenant.remove(part)
+    return _discard_all(tenant.session, [part.place])
+
+
+def remove_model(tenant: Tenant, model: Model) -> list[str]:
+    """Remove a model with its adapter; returns the places that are noted, for `empty`."""
+    places = [model.place]
     tenant.log("model.deleted", model.id)
     tenant.remove(model)
+    tenant.session.flush()
+    job = tenant.find(Job, model.job_id)
+    if job is not None and job.tidied and not tenant.count(Model, Model.job_id == job.id):
+        places.append(_evidence(job))
+    return _discard_all(tenant.session, places)
 
 
-def is_needed(tenant: Tenant, file: File) -> bool:
-    """Whether a job that is not at its end still reads a file."""
+def needed_by(tenant: Tenant, file: File) -> Job | None:
+    """Return a job that is not at its end and still reads a file, if there is one."""
     reads = or_(Job.file_id == file.id, Job.validation_file_id == file.id)
-    return tenant.count(Job, reads, Job.status.not_in(ENDED)) > 0
+    return tenant.session.scalar(tenant.select(Job, reads, Job.status.not_in(ENDS)).order_by(Job.number).limit(1))
 
 
-def _tidy(session: Session, job: Job) -> None:
-    """Remove what a job that is over needed on the way. What was decided of its model, and by what, stays."""
-    discard(session, f"jobs/{job.id}/checkpoints")
-    discard(session, f"jobs/{job.id}/audit.json")
-    if job.audit is not None:
-        job.audit = {**job.audit, "place": None}
+def _tidy(tenant: Tenant, job: Job) -> None:
+    """Remove what a job that is over needed on the way, and a model that it never published.
+
+    By what a model was decided stays as long as there is one.
+    """
+    models = [model.place for model in tenant.all(Model, Model.job_id == job.id)]
+    places = [] if f"models/{job.id}" in models else [f"models/{job.id}"]
+    places += [f"jobs/{job.id}/{name}" for name in WORK] if models else [_evidence(job)]
+    _say_gone(job, "audit")
     job.tidied = True
+    _discard_all(tenant.session, places)
+
+
+def _evidence(job: Job) -> str:
+    """Return the place of all that a job left but for its models, which nothing refers to from now on."""
+    _say_gone(job, "gate")
+    return f"jobs/{job.id}"
+
+
+def _say_gone(job: Job, what: Literal["audit", "gate"]) -> None:
+    found: dict[str, Any] | None = getattr(job, what)
+    if found:
+        setattr(job, what, {**found, "place": None})
+
+
+def _discard_all(session: Session, places: list[str]) -> list[str]:
+    for place in places:
+        discard(session, place)
+    return places
 
 
 # -- a sweep ----------------------------------------------------------------------------------------------------------
@@ -112,11 +151,12 @@ def sweep(service: Service) -> Swept:
     return swept
 
 
-def empty(service: Service, swept: Swept | None = None) -> Swept:
-    """Remove from the store what nothing names any more."""
+def empty(service: Service, swept: Swept | None = None, places: Sequence[str] | None = None) -> Swept:
+    """Remove from the store what nothing names any more: all of it, or only some `places`."""
     swept = swept or Swept()
+    query = select(Removal.number, Removal.place).order_by(Removal.number)
     with service.database.reading() as session:
-        noted = session.execute(select(Removal.number, Removal.place).order_by(Removal.number)).all()
+        noted = session.execute(query if places is None else query.where(Removal.place.in_(places))).all()
     for number, place in noted:
         try:
             service.store.remove(place)
@@ -127,9 +167,7 @@ def empty(service: Service, swept: Swept | None = None) -> Swept:
             swept.failed += 1
             continue
         with service.database.writing() as session:
-            gone = session.get(Removal, number)
-            if gone is not None:
-                session.delete(gone)
+            session.execute(delete(Removal).where(Removal.number == number))
         swept.add("places", 1)
     return swept
 
@@ -152,7 +190,7 @@ def _files(tenant: Tenant, policy: RetentionPolicy) -> Found:
     over = or_(File.expires_at <= now(), _over(File, policy.files))
     read = select(Job.number).where(
         Job.org_id == tenant.org,
-        Job.status.not_in(ENDED),
+        Job.status.not_in(ENDS),
         or_(Job.file_id == File.id, Job.validation_file_id == File.id),
     )
     found = _some(tenant, File, over, ~read.exists())
@@ -171,13 +209,13 @@ def _uploads(tenant: Tenant, policy: RetentionPolicy) -> Found:
     over = select(Upload.id).where(Upload.org_id == tenant.org, Upload.status != "pending")
     parts = _some(tenant, Part, Part.upload_id.in_(over))
     for part in parts:
-        discard(tenant.session, part.place)
-        tenant.remove(part)
+        remove_part(tenant, part)
     return len(late), AT_ONCE in (len(late), len(parts))
 
 
 def _models(tenant: Tenant, policy: RetentionPolicy) -> Found:
-    found = _some(tenant, Model, _over(Model, policy.models))
+    begins = select(Job.number).where(Job.org_id == tenant.org, Job.status.not_in(ENDS), Job.model == Model.id)
+    found = _some(tenant, Model, _over(Model, policy.models), ~begins.exists())
     for model in found:
         remove_model(tenant, model)
     return len(found), len(found) == AT_ONCE
@@ -185,9 +223,9 @@ def _models(tenant: Tenant, policy: RetentionPolicy) -> Found:
 
 def _work(tenant: Tenant, policy: RetentionPolicy) -> Found:
     ended = Job.finished_at <= (-1 if policy.work is None else now() - policy.work * DAY)
-    found = _some(tenant, Job, Job.status.in_(ENDED), Job.tidied.is_(False), ended)
+    found = _some(tenant, Job, Job.status.in_(ENDS), Job.tidied.is_(False), ended)
     for job in found:
-        _tidy(tenant.session, job)
+        _tidy(tenant, job)
         tenant.log("job.tidied", job.id)
     return len(found), len(found) == AT_ONCE
 

@@ -13,6 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,11 @@ LIST = "files.json"
 """Names the files of a folder with their hashes; a folder without it is not there."""
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.:-]*)*")
 CHUNK = 1 << 20
+
+
+def pieces(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield what is left of a file, piece by piece."""
+    return iter(partial(file.read, CHUNK), b"")
 
 
 class Counted:
@@ -126,7 +132,7 @@ class Store:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
             with path.open("rb") as source, self.writing(f"{key}/{name}") as target:
-                while data := source.read(CHUNK):
+                for data in pieces(source):
                     target.write(data)
                 listed[name] = target.digest
         self.write(f"{key}/{LIST}", json.dumps(listed, indent=1).encode())
@@ -134,6 +140,11 @@ class Store:
     def has_folder(self, key: str) -> bool:
         """Whether a folder is there, whole."""
         return self.exists(f"{key}/{LIST}")
+
+    def folder_bytes(self, key: str) -> int:
+        """Return how large a folder is, without its list of files; raises `FileNotFoundError`."""
+        listed: dict[str, Any] = json.loads(self.read(f"{key}/{LIST}"))
+        return sum(int(self._system.size(self._path(f"{key}/{name}"))) for name in listed)
 
     def get_folder(self, key: str, folder: Path) -> None:
         """Copy a folder out of the store; `folder` is there whole or not at all.
@@ -150,7 +161,7 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with self.open(f"{key}/{name}") as source, path.open("wb") as file:
                     target = Counted(file)
-                    while data := source.read(CHUNK):
+                    for data in pieces(source):
                         target.write(data)
                 if target.digest != wanted:
                     raise TiterError(f"`{key}/{name}` in {self.url} is not what was put there.", "Restore it.")

@@ -12,6 +12,9 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+DAY = 86400
+"""Seconds."""
+
 
 def now() -> int:
     """Return the time in seconds since 1970."""

@@ -6,6 +6,7 @@ What clients send of traces of their own is not taken up: a stranger would choos
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from titer.service.metrics import route_of
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 _tracer: Any = None
+_provider: Any = None
 
 
 def start(part: str, exporter: Any = None) -> bool:
@@ -29,7 +31,7 @@ def start(part: str, exporter: Any = None) -> bool:
     Raises:
         TiterError: Where traces are asked for and the extra `tracing` is not installed.
     """
-    global _tracer
+    global _tracer, _provider
     if exporter is None and not os.environ.get(ENDPOINT):
         return False
     try:
@@ -46,14 +48,19 @@ def start(part: str, exporter: Any = None) -> bool:
     # A given exporter is asked at once; the network is asked by a thread of its own, which no request waits for.
     processor: Any = BatchSpanProcessor(OTLPSpanExporter()) if exporter is None else SimpleSpanProcessor(exporter)
     provider.add_span_processor(processor)
-    _tracer = provider.get_tracer("titer")
+    _tracer, _provider = provider.get_tracer("titer"), provider
     return True
 
 
-def stop() -> None:
-    """Trace nothing more."""
-    global _tracer
-    _tracer = None
+def stop(seconds: float = 5.0) -> None:
+    """Trace nothing more; what was traced may take some seconds to be sent."""
+    global _tracer, _provider
+    provider, _tracer, _provider = _provider, None, None
+    if provider is not None:
+        # In a thread, since whoever is asked may not answer for much longer.
+        sending = threading.Thread(target=provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(seconds)
 
 
 @contextmanager

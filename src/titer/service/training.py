@@ -153,20 +153,18 @@ class Follow(TrainerCallback):
         save_adapter(model, folder, tokenizer)
         with run.storing():
             run.service.store.put_folder(place, folder)
-        run.change(lambda session, job: _add_checkpoint(run, session, job, self.start.name, place, step, self.last))
+            size = run.service.store.folder_bytes(place)
+        about = {"place": place, "step": step, "metrics": self.last, "bytes": size}
+        run.change(lambda session, job: _add_checkpoint(run, session, job, self.start.name, about))
 
 
-def _add_checkpoint(
-    run: Running, session: Session, job: Job, base: str, place: str, step: int, last: dict[str, float]
-) -> None:
+def _add_checkpoint(run: Running, session: Session, job: Job, base: str, about: dict[str, Any]) -> None:
+    """Add the model of a checkpoint, held; `about` holds its place, step, metrics and bytes."""
+    place, step = about["place"], about["step"]
     if session.scalar(select(Model.id).where(Model.place == place)) is not None:
         return  # another attempt came as far
     name = model_id(base, run.organisation(session), job.suffix, step)
-    session.add(
-        Model(
-            id=name, org_id=job.org_id, base=base, job_id=job.id, place=place, step=step, held=UNMEASURED, metrics=last
-        )
-    )
+    session.add(Model(id=name, org_id=job.org_id, base=base, job_id=job.id, held=UNMEASURED, **about))
     run.log(session, "model.created", name, job=job.id, held=UNMEASURED)
     say(session, job, f"Checkpoint created at step {step}.")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from titer.service import chat_rows, json_lines
-from titer.service.store import CHUNK, Store
+from titer.service.store import Store, pieces
 from titer.service.tables import File
 
 LEAST = 10
@@ -30,7 +29,7 @@ def check_files(
             if file is None:
                 raise FileNotFoundError
             with store.open(file.place) as data:
-                found = chat_rows.check(json_lines.split(iter(partial(data.read, CHUNK), b"")), rows=most)
+                found = chat_rows.check(json_lines.split(pieces(data)), rows=most)
         except FileNotFoundError:
             return rows, _wrong(param, "It is not there any more.")
         if found.errors:

@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from titer.service.context import Service
+from titer.service.identifiers import new_id
 from titer.service.queue import SECONDS, Claim, Lost, Queue, finish, held, say
 from titer.service.running import AGAIN, LOST, OVER, REPORTED, STOPPED, Away, is_away, reaching, remove_work
 from titer.service.tables import Event, Job
@@ -42,7 +43,7 @@ IDLE, LONGEST = 0.5, 2.0
 REST = 15.0
 """Seconds in which a worker takes no job after one could not go on for want of its disk or store."""
 TAIL = 500
-"""Letters of a crashed process's log that its job's error quotes."""
+"""Letters of a crashed process's log that are told of a job that failed by it."""
 
 
 @dataclass
@@ -276,7 +277,7 @@ class Worker:
 
     def _crashed(self, child: Child, code: int) -> None:
         """Let a job whose process died be tried again, unless it dies at the same place again and again."""
-        claim, tail = child.claim, _tail(child.log)
+        claim, number = child.claim, new_id("request")
         self.tell(f"{claim.job}: its process died ({_death(code)}), see {child.log}")
 
         def change(session: Session, job: Job) -> bool:
@@ -288,7 +289,9 @@ class Worker:
                 say(session, job, f"The job's process died ({_death(code)}); it is tried again.", "warn", data=data)
                 return True
             message = f"The job's process died {crashes + 1} times at the same place ({_death(code)})."
-            message += f" Its last words: {tail}" if tail else ""
+            message += f" Whoever runs the server finds its last words in the log of the worker ({number})."
+            # To whoever runs the server alone: they may name its folders.
+            self.tell(f"{claim.job} has failed ({number}), its process's last words: {_tail(child.log)}")
             finish(session, job, "failed", {"code": "worker_crashed", "message": message, "param": None})
             return False
 

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, or_
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
+from titer.service import retention
 from titer.service.access import Caller, needs
 from titer.service.forms import Form, pour
 from titer.service.incoming import (
@@ -22,7 +23,7 @@ from titer.service.incoming import (
     store_file,
 )
 from titer.service.refusals import Refused, invalid, not_found
-from titer.service.tables import File, Job, now
+from titer.service.tables import File, now
 from titer.service.tenants import Tenant
 
 __all__ = ["as_object", "delete_file", "find_file", "router", "store_file"]
@@ -31,7 +32,6 @@ router = APIRouter()
 Authorised = Annotated[Caller, needs("files")]
 MOST = 10_000
 """Most files on a page, as of OpenAI's."""
-OVER = ("succeeded", "failed", "cancelled")
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 FORM = {
     "required": ["file", "purpose"],
@@ -181,25 +181,18 @@ def delete(file_id: str, caller: Authorised) -> dict[str, Any]:
 
 
 def delete_file(caller: Caller, file_id: str) -> None:
-    """Delete a file, and what audits of it quote.
-
-    What the audit of a fine-tuning quotes stays as long as the policy's `retention.work` says: its decisions rest on it.
+    """Delete a file, and what audits of it quote; their figures and decisions stay.
 
     Raises:
         Refused: 404 where there is none; 409 while a job needs it.
     """
     with caller.writing() as tenant:
         file = find_file(tenant, file_id, lock=True)
-        uses = or_(Job.file_id == file.id, Job.validation_file_id == file.id)
-        needed = tenant.all(Job, uses, Job.status.not_in(OVER))
-        if needed:
+        job = retention.needed_by(tenant, file)
+        if job is not None:
             raise Refused(
-                409, f"The file is needed by {needed[0].id}, which is {needed[0].status}: cancel it first.", "file_id",
-                "file_in_use", job=needed[0].id,
+                409, f"The file is needed by {job.id}, which is {job.status}: cancel it first.", "file_id",
+                "file_in_use", job=job.id,
             )  # fmt: skip
-        audits = [job.id for job in tenant.all(Job, Job.file_id == file.id, Job.kind == "audit")]
-        tenant.remove(file)
-        tenant.log("file.deleted", file.id, purpose=file.purpose, bytes=file.bytes, sha256=file.digest)
-    # Only now: a row whose bytes are gone would be worse than bytes that nobody can find.
-    for place in (file.place, *(f"jobs/{job}" for job in audits)):
-        caller.service.store.remove(place)
+        places = retention.remove_file(tenant, file)
+    retention.empty(caller.service, places=places)

@@ -16,9 +16,8 @@ from titer.service.api.job_requests import JobRequest, check, check_key
 from titer.service.identifiers import new_id
 from titer.service.policy import Policy
 from titer.service.queue import finish, say, wait_again
-from titer.service.quotas import DAY
 from titer.service.refusals import Refused, invalid, not_found
-from titer.service.tables import Event, File, Job, Model, now
+from titer.service.tables import DAY, Event, File, Job, Model, now
 from titer.service.tenants import MOST, Page, Tenant
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")

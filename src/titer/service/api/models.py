@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from sqlalchemy import func, select
 
+from titer.service import retention
 from titer.service.access import Caller, needs
+from titer.service.api.chat import desk_of
+from titer.service.chat.desk import Desk
 from titer.service.quotas import ENDS
 from titer.service.refusals import Refused
 from titer.service.tables import Job, Model, PolicyVersion
@@ -28,11 +31,13 @@ def _plain(name: str, created: int, owner: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": owner}
 
 
-def delete_model(caller: Caller, name: str) -> None:
+def delete_model(caller: Caller, desk: Desk, name: str) -> None:
     """Delete a fine-tuned model with its adapter, and its checkpoints with it.
 
-    It is held first, so that nobody uses it any more, and leaves the database when its adapters have left the store: one whose
-    adapters could not be removed is still there, to be deleted again.
+    Args:
+        caller: Who asks for it.
+        desk: Where chats with it are taken in, of which no more are answered.
+        name: The model.
 
     Raises:
         Refused: For one that is not there, one that no job has made, and one that a job goes on from.
@@ -44,16 +49,10 @@ def delete_model(caller: Caller, name: str) -> None:
     with caller.writing() as tenant:
         models = _with_checkpoints(tenant, name)
         _check_unused(tenant, models)
-        for model in models:
-            model.held = "It is being deleted."
-        places = [model.place for model in models]
-        tenant.log("model.delete_asked", name, models=[model.id for model in models])
-    for place in places:
-        caller.service.store.remove(place)
-    with caller.writing() as tenant:
-        for model in tenant.all(Model, Model.id.in_([one.id for one in models])):
-            tenant.remove(model)
-            tenant.log("model.deleted", model.id)
+        places = [place for model in models for place in retention.remove_model(tenant, model)]
+    for model in models:
+        desk.forget(model.id)
+    retention.empty(caller.service, places=places)
 
 
 def _with_checkpoints(tenant: Tenant, name: str) -> list[Model]:
@@ -107,7 +106,7 @@ def retrieved(caller: Authorised, model: str) -> dict[str, Any]:
 
 
 @router.delete("/{model:path}")
-def deleted(caller: Authorised, model: str) -> dict[str, Any]:
+def deleted(request: Request, caller: Authorised, model: str) -> dict[str, Any]:
     """Delete a fine-tuned model."""
-    delete_model(caller, model)
+    delete_model(caller, desk_of(request.app), model)
     return {"id": model, "object": "model", "deleted": True}

@@ -18,7 +18,7 @@ from titer.service.access import Caller, admitted, bearer, needs
 from titer.service.headers import is_loopback
 from titer.service.policy import Policy
 from titer.service.refusals import Refused, invalid
-from titer.service.tables import Key, LogEntry, PolicyVersion, now
+from titer.service.tables import DAY, Key, LogEntry, PolicyVersion, now
 from titer.service.tenants import Tenant
 from titer.version import __version__
 
@@ -80,7 +80,7 @@ def current_policy(caller: Admin) -> dict[str, Any]:
         newest = tenant.session.scalar(_versions().limit(1))
         about = _policy_object(newest, policy.current(tenant.session))
         if not tenant.is_operator:
-            about["policy"]["models"] = dict.fromkeys(about["policy"]["models"])
+            about["policy"] = policy.shown(about["policy"])
             del about["text"]
         return about
 
@@ -225,7 +225,7 @@ def list_keys(caller: Admin, after: str | None = None, limit: int = 20, order: s
 @router.post("/titer/v1/keys")
 def create_key(caller: Admin, wanted: NewKey) -> dict[str, Any]:
     """Make a key. Its `key` is in this answer and nowhere else."""
-    ends = None if wanted.days is None else now() + wanted.days * keys.DAY
+    ends = None if wanted.days is None else now() + wanted.days * DAY
     with caller.writing() as tenant:
         secret, key = keys.issue(tenant, wanted.name, wanted.scopes, ends)
         return keys.shown(key, secret)

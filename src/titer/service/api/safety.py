@@ -14,7 +14,7 @@ from titer.service.api.files import find_file
 from titer.service.identifiers import new_id
 from titer.service.incoming import read_chunks
 from titer.service.json_lines import split
-from titer.service.policy import current
+from titer.service.policy import current, shown
 from titer.service.queue import say
 from titer.service.refusals import Refused, invalid
 from titer.service.tables import Appeal, File, Job, Model
@@ -123,15 +123,11 @@ def audit_object(
         The summary with `rows`, `total` (of how many), and `rows_kept`: whether the rows are still there.
     """
     with caller.reading() as tenant:
-        cleared = _cleared(tenant, job.file_id)
+        cleared = evidence.cleared_rows(tenant, job.file_id)
     rows = evidence.audited_rows(caller.service.store, job)
     wanted = [row for row in rows or () if only != "flagged" or row["flagged"]]
     page = [{**row, "cleared": row["index"] in cleared} for row in wanted[offset : offset + limit]]
     return {**audit_summary(job), "rows": page, "total": len(wanted), "offset": offset, "rows_kept": rows is not None}
-
-
-def _cleared(tenant: Tenant, file_id: str) -> set[int]:
-    return {row for appeal in tenant.all(Appeal, Appeal.file_id == file_id) for row in appeal.rows}
 
 
 @router.post("/audits", status_code=202)
@@ -254,7 +250,7 @@ def safety_report(caller: Caller, job: Job) -> dict[str, Any]:
         "audit": None if not job.audit else audit_summary(job),
         "gate": job.gate or None,
         "appeals": told,
-        "policy": job.policy,
+        "policy": shown(job.policy),
         "decisions": decisions,
         "artefacts": evidence.hashes(caller.service.store, job, models),
     }

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from titer.service import retention
 from titer.service.access import Caller, needs
 from titer.service.api.files import as_object, form_body, store_file
 from titer.service.forms import Form, check_filename, pour, too_large
@@ -116,7 +117,7 @@ class _Taking:
     def __init__(self, caller: Caller, upload_id: str, content_type: str | None) -> None:
         with caller.reading() as tenant:
             upload = _pending(tenant, upload_id)
-        self._upload, self._caller, self._id = upload.id, caller, new_id("part")
+        self._upload, self._id = upload.id, new_id("part")
         self._form = Form(content_type, "data", (), self._take)
         most = min(PART, upload.bytes)
         self.incoming = Incoming(caller, f"parts/{caller.org}/{self._id}", most).__enter__()
@@ -131,19 +132,17 @@ class _Taking:
         part = Part(
             id=self._id, upload_id=self._upload, bytes=incoming.bytes, digest=incoming.digest, place=incoming.place
         )
-        incoming.done()
-        try:
-            with self._caller.writing() as tenant:
-                tenant.log("part.created", part.id, upload=part.upload_id, bytes=part.bytes)
-                upload = _pending(tenant, part.upload_id, lock=True)
-                others = tenant.all(Part, Part.upload_id == upload.id)
-                if len(others) >= PARTS or sum(other.bytes for other in others) + part.bytes > AGAIN * upload.bytes:
-                    raise invalid("data", f"The parts hold more than {AGAIN} times what the upload is to have.")
-                check_storage(tenant, incoming.policy, part.bytes)
-                tenant.add(part)
-        except BaseException:
-            self._caller.service.store.remove(incoming.place)
-            raise
+
+        def record(tenant: Tenant) -> None:
+            tenant.log("part.created", part.id, upload=part.upload_id, bytes=part.bytes)
+            upload = _pending(tenant, part.upload_id, lock=True)
+            others = tenant.all(Part, Part.upload_id == upload.id)
+            if len(others) >= PARTS or sum(other.bytes for other in others) + part.bytes > AGAIN * upload.bytes:
+                raise invalid("data", f"The parts hold more than {AGAIN} times what the upload is to have.")
+            check_storage(tenant, incoming.policy, part.bytes)
+            tenant.add(part)
+
+        incoming.done(record)
         return {"id": part.id, "object": "upload.part", "created_at": part.created_at, "upload_id": part.upload_id}
 
     def close(self) -> None:
@@ -184,8 +183,7 @@ def complete(upload_id: str, body: CompleteRequest, caller: Authorised) -> dict[
     file = store_file(
         caller, _together(caller, parts, body.md5), upload.filename, upload.purpose, upload.file_expires_after, finish
     )
-    for part in found.values():
-        caller.service.store.remove(part.place)
+    retention.empty(caller.service, places=[part.place for part in found.values()])
     upload.status = "completed"
     return upload_object(upload, file)
 
@@ -215,11 +213,9 @@ def _together(caller: Caller, parts: list[Part], md5: str | None) -> Iterator[by
 
 
 def _remove_parts(tenant: Tenant, upload_id: str) -> list[str]:
-    """Remove the rows of an upload's parts; returns where their bytes are."""
+    """Remove the parts of an upload; returns the places that are noted."""
     parts = tenant.all(Part, Part.upload_id == upload_id)
-    for part in parts:
-        tenant.remove(part)
-    return [part.place for part in parts]
+    return [place for part in parts for place in retention.remove_part(tenant, part)]
 
 
 @router.post("/v1/uploads/{upload_id}/cancel")
@@ -233,6 +229,5 @@ def cancel(upload_id: str, caller: Authorised) -> dict[str, Any]:
         upload = _pending(tenant, name, lock=True)
         upload.status = "cancelled"
         places = _remove_parts(tenant, name)
-    for place in places:
-        caller.service.store.remove(place)
+    retention.empty(caller.service, places=places)
     return upload_object(upload)

@@ -23,6 +23,7 @@ from titer.service.access import Caller
 from titer.service.chat.pieces import Adapter, Bounds, Listener, Ticket
 from titer.service.chat.request import ChatRequest
 from titer.service.context import Service
+from titer.service.identifiers import new_id
 from titer.service.policy import ChatPolicy, Policy
 from titer.service.refusals import Refused, invalid
 from titer.service.tables import Model
@@ -224,7 +225,12 @@ class Desk:
         if store.exists(f"{adapter.place}/{SERVING}"):
             with tempfile.TemporaryDirectory(prefix="titer-chat-") as folder:
                 (Path(folder) / SERVING).write_bytes(store.read(f"{adapter.place}/{SERVING}"))
-                found = read_serving(Path(folder) / "adapter")
+                try:
+                    found = read_serving(Path(folder) / "adapter")
+                    if found is not None and found.router is not None:
+                        raise TiterError("A router chooses its weights by the prompt, which no chat here does.")
+                except TiterError as error:
+                    raise _unavailable(f"The model `{adapter.name}`", error) from error
         with self._lock:
             self._serving[adapter.name] = found
             while len(self._serving) > PROMPTS:
@@ -238,9 +244,15 @@ def _loading(place: str) -> Iterator[None]:
     try:
         yield
     except TiterError as error:
-        logger.exception("The base model `%s` cannot be loaded.", place)
-        message = "The base model cannot be loaded: whoever runs the server finds the reason in its log."
-        raise Refused(503, message, "model", "model_unavailable") from error
+        raise _unavailable("The base model", error, place) from error
+
+
+def _unavailable(what: str, error: TiterError, place: str = "") -> Refused:
+    """Return what a client is told of a model that cannot be used, with the number under which the log tells why."""
+    number = new_id("request")
+    logger.error("%s %s cannot be used (%s).", what, place, number, exc_info=error)
+    message = f"{what} cannot be used: whoever runs the server finds the reason in its log ({number})."
+    return Refused(503, message, "model", "model_unavailable")
 
 
 def _prompt(text: _Text, messages: Sequence[Message], serving: Serving | None) -> list[int]:

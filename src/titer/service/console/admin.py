@@ -15,10 +15,9 @@ from titer.service.console.page import Form, PageRoute, go, render, word, words
 from titer.service.console.session import PATH, ForAdmin, Visitor
 from titer.service.keys import SCOPES
 from titer.service.refusals import Refused
-from titer.service.tables import Key, PolicyVersion, now
+from titer.service.tables import DAY, Key, PolicyVersion, now
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-DAY = 24 * 3600
 ON_PAGE = 100
 """Lines of the audit log on a page."""
 VERSIONS = 20

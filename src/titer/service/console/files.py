@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import IO, Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
@@ -14,16 +14,15 @@ from titer.service.api import files, safety
 from titer.service.console import drawings
 from titer.service.console.page import Form, PageRoute, go, problems_of, read_form, render, word, words
 from titer.service.console.session import PATH, ForAdmin, ForFiles, ForJobs, Visitor
-from titer.service.evidence import audited_rows
+from titer.service.evidence import audited_rows, cleared_rows
 from titer.service.incoming import store_file
 from titer.service.refusals import Refused, not_found
+from titer.service.store import pieces
 from titer.service.tables import Appeal, File, Job
-from titer.service.tenants import Tenant
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 ON_PAGE = 50
 """Rows of an audit on a page."""
-CHUNK = 1 << 20
 
 
 async def _uploaded(request: Request, visitor: ForFiles) -> FormData:
@@ -59,16 +58,11 @@ def upload(request: Request, visitor: ForFiles, form: Annotated[FormData, Depend
     if not isinstance(given, UploadFile) or not given.filename:
         return _list(request, visitor, problems={"file": "Choose a file."})
     try:
-        stored = store_file(visitor.caller, _chunks(given.file), given.filename, "fine-tune")
+        stored = store_file(visitor.caller, pieces(given.file), given.filename, "fine-tune")
     except Refused as error:
         problems = problems_of(error, {}, "file")
         return _list(request, visitor, problems=problems, errors=error.details.get("errors"), filename=given.filename)
     return go(f"{PATH}/files/{stored.id}", "uploaded")
-
-
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
-    while chunk := file.read(CHUNK):
-        yield chunk
 
 
 @router.get(f"{PATH}/files/{{name}}")
@@ -189,11 +183,6 @@ def _audit(
         chosen=chosen or [],
         reason=reason,
     )
-
-
-def cleared_rows(tenant: Tenant, file: str) -> set[int]:
-    """Return the numbers of the rows of a file that a reviewer found honest."""
-    return {row for found in tenant.all(Appeal, Appeal.file_id == file) for row in found.rows}
 
 
 def histogram_of(rows: Sequence[dict[str, Any]], job: Job) -> str | None:

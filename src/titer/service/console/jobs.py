@@ -15,10 +15,10 @@ from titer.service.api import jobs
 from titer.service.api.files import alive
 from titer.service.api.job_requests import JobRequest
 from titer.service.console import drawings
-from titer.service.console.files import cleared_rows, histogram_of
+from titer.service.console.files import histogram_of
 from titer.service.console.page import Form, PageRoute, go, problems_of, render, word
 from titer.service.console.session import PATH, ForJobs, Visitor
-from titer.service.evidence import audited_rows
+from titer.service.evidence import audited_rows, cleared_rows
 from titer.service.policy import Policy
 from titer.service.quotas import quota_of, used
 from titer.service.refusals import Refused

@@ -28,9 +28,9 @@ def list_models(request: Request, visitor: ForModels, after: str | None = None) 
 
 
 @router.post(f"{PATH}/models/delete")
-def delete_model(visitor: ForModels, form: Form) -> Response:
+def delete_model(request: Request, visitor: ForModels, form: Form) -> Response:
     """Delete a model."""
-    models.delete_model(visitor.caller, word(form, "model"))
+    models.delete_model(visitor.caller, chat.desk_of(request.app), word(form, "model"))
     return go(f"{PATH}/models", "deleted")
 
 

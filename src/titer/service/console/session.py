@@ -18,6 +18,7 @@ from sqlalchemy import delete, select
 
 from titer.service import keys
 from titer.service.access import Caller, admitted
+from titer.service.headers import EXTRA
 from titer.service.refusals import Refused
 from titer.service.tables import Key, Organisation, Visit, now
 
@@ -40,12 +41,14 @@ class Visitor:
         cookie: What the browser holds.
         organisation: The organisation's name.
         operator: Whether it runs the server.
+        limits: What differs for it from the policy's `quota`.
     """
 
     caller: Caller
     cookie: str
     organisation: str
     operator: bool
+    limits: dict[str, Any]
 
     @property
     def csrf(self) -> str:
@@ -128,17 +131,18 @@ def visitor_of(request: Request) -> Visitor | None:
     if visit.expires_at <= now() or not keys.is_good(key):
         return None
     caller = Caller(service, key.id, key.org_id, tuple(key.scopes))
-    return Visitor(caller, cookie, organisation.name, organisation.operator)
+    return Visitor(caller, cookie, organisation.name, organisation.operator, organisation.limits)
 
 
 def signed_in(scope: str | None = None) -> Any:
-    """Return the dependency that gives a page its `Visitor`, whose key must be for `scope`."""
+    """Return the dependency that gives a page its `Visitor`, whose key must be for `scope`; each is a request of that key."""
 
     def visitor(request: Request) -> Visitor:
         found = visitor_of(request)
         if found is None:
             raise SignIn
         request.state.visitor = found
+        request.scope[EXTRA].update(request.app.state.limits.count(found.caller.key, found.limits))
         if scope is not None:
             keys.check_scope(found.caller.scopes, scope)
         return found
