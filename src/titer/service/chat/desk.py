@@ -216,7 +216,7 @@ class Desk:
     def _serving_of(self, adapter: Adapter) -> Serving | None:
         """Return what a model is served with: `serving.json` in its folder of the store, or beside its folder here."""
         if adapter.folder is not None:
-            return read_serving(adapter.folder)
+            return _read(adapter.folder, "The base model")
         with self._lock:
             if adapter.name in self._serving:
                 self._serving.move_to_end(adapter.name)
@@ -225,17 +225,23 @@ class Desk:
         if store.exists(f"{adapter.place}/{SERVING}"):
             with tempfile.TemporaryDirectory(prefix="titer-chat-") as folder:
                 (Path(folder) / SERVING).write_bytes(store.read(f"{adapter.place}/{SERVING}"))
-                try:
-                    found = read_serving(Path(folder) / "adapter")
-                    if found is not None and found.router is not None:
-                        raise TiterError("A router chooses its weights by the prompt, which no chat here does.")
-                except TiterError as error:
-                    raise _unavailable(f"The model `{adapter.name}`", error) from error
+                found = _read(Path(folder) / "adapter", f"The model `{adapter.name}`")
         with self._lock:
             self._serving[adapter.name] = found
             while len(self._serving) > PROMPTS:
                 self._serving.popitem(last=False)
         return found
+
+
+def _read(adapter: Path, what: str) -> Serving | None:
+    """Return what stands beside an adapter about how it is served."""
+    try:
+        found = read_serving(adapter)
+        if found is not None and found.router is not None:
+            raise TiterError("A router chooses its weights by the prompt, which no chat here does.")
+        return found
+    except TiterError as error:
+        raise _unavailable(what, error) from error
 
 
 @contextmanager
