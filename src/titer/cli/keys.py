@@ -99,14 +99,14 @@ def create(
 ) -> None:
     """Make a key."""
     from titer.service import keys
-    from titer.service.tables import now
+    from titer.service.tables import DAY, now
     from titer.service.tenants import Tenant
 
     if len(name) > 64:
         raise TiterError("`--name` has more than 64 letters.", "Give it a shorter one.")
     with _writing(data, database, new=True) as session:
         owner = keys.organisation(session, org, ACTOR, operator)
-        ends = None if days is None else now() + days * keys.DAY
+        ends = None if days is None else now() + days * DAY
         secret, key = keys.issue(Tenant(session, owner.id, ACTOR), name, scope or keys.SCOPES, ends)
     _show(secret, key, as_json)
 
