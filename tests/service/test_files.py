@@ -16,12 +16,12 @@ from service.conftest import POLICY, key_of
 from service.test_chat_rows import line
 from sqlalchemy import select
 
-from titer.service import headers, policy
+from titer.service import headers, policy, retention
 from titer.service.access import Caller
 from titer.service.api import files
 from titer.service.app import create_app
 from titer.service.refusals import Refused
-from titer.service.tables import File, Job, LogEntry, Organisation
+from titer.service.tables import DAY, File, Job, LogEntry, Organisation, Removal
 
 ROWS = b"\n".join([line()] * 12)
 
@@ -403,6 +403,30 @@ def test_nothing_is_left_when_the_database_fails(service):
     assert not stored(service)
     with service.database.reading() as session:
         assert session.scalar(select(File)) is None
+
+
+def test_a_crash_between_bytes_and_row_leaves_nothing_for_ever(service, monkeypatch):
+    caller = Caller(service, key="key_x", org="org-one", scopes=("files",))
+
+    def dies(*words, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(retention, "empty", dies)
+        with pytest.raises(KeyboardInterrupt):
+            files.store_file(caller, [ROWS], "a", "fine-tune", also=dies)
+    assert len(stored(service)) == 1
+    retention.sweep(service)
+    assert len(stored(service)) == 1  # it may be on its way
+    monkeypatch.setattr(retention, "now", lambda: int(time.time()) + 2 * DAY)
+    retention.sweep(service)
+    assert not stored(service)
+
+
+def test_what_is_kept_is_announced_no_more(client, service):
+    upload(client)
+    with service.database.reading() as session:
+        assert session.scalars(select(Removal)).all() == []
 
 
 def test_the_document_of_the_api_tells_what_an_upload_is(client):

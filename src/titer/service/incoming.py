@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Self
 
 import anyio.from_thread
+from sqlalchemy.exc import SQLAlchemyError
 
-from titer.service import quotas
+from titer.service import quotas, retention
 from titer.service.access import Caller
 from titer.service.chat_rows import Checked, Checker
 from titer.service.forms import check_filename, too_large
@@ -15,7 +17,6 @@ from titer.service.identifiers import new_id
 from titer.service.json_lines import Lines
 from titer.service.policy import Policy, current
 from titer.service.refusals import Refused, invalid
-from titer.service.retention import used_bytes
 from titer.service.store import Store, pieces
 from titer.service.tables import File, Organisation, now
 from titer.service.tenants import Tenant
@@ -54,7 +55,7 @@ def storage(tenant: Tenant, policy: Policy) -> int | None:
 def check_storage(tenant: Tenant, policy: Policy, more: int) -> None:
     """Raise `Refused` 429 where there is no room for `more` bytes."""
     most = storage(tenant, policy)
-    if most is not None and used_bytes(tenant) + more > most:
+    if most is not None and retention.used_bytes(tenant) + more > most:
         raise _no_room(most)
 
 
@@ -84,7 +85,7 @@ class Incoming:
         with caller.reading() as tenant:
             self.policy = current(tenant.session)
             self._quota = storage(tenant, self.policy)
-            self._room = None if self._quota is None else self._quota - used_bytes(tenant)
+            self._room = None if self._quota is None else self._quota - retention.used_bytes(tenant)
         self.caller, self.place = caller, place
         self.most = self.policy.limits.file_bytes if most is None else most
         self.bytes = 0
@@ -140,13 +141,19 @@ class Incoming:
 
     def done(self, record: Callable[[Tenant], None]) -> None:
         """Put it into its place, and write down in one transaction that it is there; without that it is not."""
+        service = self.caller.service
+        with service.database.writing() as session:
+            retention.announce(session, self.place)
         self._open = False
         self._writing.__exit__(None, None, None)
         try:
             with self.caller.writing() as tenant:
                 record(tenant)
+                retention.kept(tenant.session, self.place)
         except BaseException:
-            self.caller.service.store.remove(self.place)
+            # Where the database is away a sweep finds the note later.
+            with suppress(SQLAlchemyError):
+                retention.empty(service, places=[self.place])
             raise
 
 

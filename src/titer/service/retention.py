@@ -59,6 +59,21 @@ def discard(session: Session, place: str) -> None:
     session.add(Removal(place=place))
 
 
+def announce(session: Session, place: str) -> None:
+    """Note what is about to be put into the store: it goes in a while unless it is `kept` before."""
+    session.add(Removal(place=place, created_at=now() + DAY))
+
+
+def kept(session: Session, place: str) -> None:
+    """Take back what was announced, in the transaction that names the place.
+
+    Raises:
+        RuntimeError: It took so long that the place was emptied.
+    """
+    if session.execute(delete(Removal).where(Removal.place == place)).rowcount != 1:  # type: ignore[attr-defined]
+        raise RuntimeError(f"{place} was announced too long ago")
+
+
 def remove_file(tenant: Tenant, file: File) -> list[str]:
     """Remove a file with all that quotes it: appeals, and the rows of its audits, whose figures stay with their jobs.
 
@@ -154,9 +169,10 @@ def sweep(service: Service) -> Swept:
 def empty(service: Service, swept: Swept | None = None, places: Sequence[str] | None = None) -> Swept:
     """Remove from the store what nothing names any more: all of it, or only some `places`."""
     swept = swept or Swept()
-    query = select(Removal.number, Removal.place).order_by(Removal.number)
+    which = Removal.created_at <= now() if places is None else Removal.place.in_(places)
+    query = select(Removal.number, Removal.place).where(which).order_by(Removal.number)
     with service.database.reading() as session:
-        noted = session.execute(query if places is None else query.where(Removal.place.in_(places))).all()
+        noted = session.execute(query).all()
     for number, place in noted:
         try:
             service.store.remove(place)

@@ -164,7 +164,7 @@ class Store:
                     for data in pieces(source):
                         target.write(data)
                 if target.digest != wanted:
-                    raise TiterError(f"`{key}/{name}` in {self.url} is not what was put there.", "Restore it.")
+                    raise TiterError(f"`{key}/{name}` in the artefact store is not what was put there.", "Restore it.")
             if folder.exists():
                 shutil.rmtree(folder)
             part.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from titer.service.recipe import Recipe, make_recipe
 from titer.service.running import Away, Running, Stopped
 from titer.service.tables import Event, File, Job, Model
 from titer.workflows.training import Training, train
+
+logger = logging.getLogger(__name__)
 
 FOLDER = Path("train")
 NEWEST = "newest"
@@ -186,7 +189,8 @@ def _restore(run: Running) -> None:
     except FileNotFoundError:
         return
     except TiterError as error:
-        run.tell(f"The last checkpoint is damaged, and the training begins anew: {error.message}", "warn")
+        logger.warning("%s: %s", run.claim.job, error)
+        run.tell("The last checkpoint is damaged, and the training begins anew.", "warn")
         return
     run.tell(f"The training goes on behind step {name.partition('-')[0]}.")
 
