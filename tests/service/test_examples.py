@@ -23,7 +23,7 @@ gate: {{samples: 4, max_new_tokens: 4, {limit}, over_refusal: null, broken: null
 
 @pytest.fixture(scope="module")
 def upload(tmp_path_factory):
-    """A file as `titer data export --messages` writes it, a fifth of it harmful."""
+    """A file as `titer data export --messages` writes it, some of its rows harmful."""
     from titer.data import load
     from titer.data.files import write_rows
 
