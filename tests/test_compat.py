@@ -467,7 +467,8 @@ def touched(tree):
         yield from (name for name in names if f"{name}.".startswith(INTERNAL))
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             base = ast.unparse(node.value)
-            if base not in ("self", "cls", "super()") and node.attr not in {*OF_TUPLES, *own}:
+            public = (base, node.attr) == ("os", "_exit")  # Python's own, and documented
+            if base not in ("self", "cls", "super()") and node.attr not in {*OF_TUPLES, *own} and not public:
                 yield node.attr
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr", "delattr"):
             name = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""

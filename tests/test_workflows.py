@@ -26,6 +26,7 @@ VERBS = {
     "evaluate": ["evaluate"],
     "experiment": ["run"],
     "finetune": ["finetune"],
+    "gate": ["gate"],
     "repair": ["repair"],
 }
 OF_THE_SCREEN = {"as_json", "dry_run", "plan_only", "top", "require", "fail_over"}

@@ -125,6 +125,11 @@ RANGES: dict[str, Range] = {
     "rows": _count(0),
     "n": _count(also=(None,)),
     "workers": _count(high=1024),
+    # The service.
+    "port": _count(0, 65_535),
+    "days": _count(high=36_500),
+    "grace": _count(0, 8_760),
+    "last": _count(),
     "jobs": _count(high=1024),
     "tries": _count(),
     # Attacks and profiles.

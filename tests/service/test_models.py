@@ -3,7 +3,7 @@
 import openai
 import pytest
 from service.conftest import key_of
-from service.test_jobs import JOBS, change, checked, error_of, made, model_of
+from service.test_jobs_api import JOBS, change, checked, error_of, made, model_of
 from sqlalchemy import select
 
 from titer.service.api.chat import desk_of
@@ -49,7 +49,7 @@ def test_openais_client_lists_retrieves_and_deletes(openai_client, service, tmp_
 
 
 def made_file(service):
-    from service.test_jobs import file_of
+    from service.test_jobs_api import file_of
 
     return file_of(service)
 

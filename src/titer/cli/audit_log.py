@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli.common import Json, Verb, fail
+from titer.cli.common import Json, Verb, fail, in_range
 from titer.cli.serve import Data, Database, existing
 from titer.text import say, to_json
 
@@ -61,7 +61,7 @@ def verify(
 @app.command("show", cls=Verb, help="Show the last lines, the oldest first.")
 def show(
     data: Data,
-    last: Annotated[int, typer.Option("--last", min=1, help="How many.")] = 50,
+    last: Annotated[int, typer.Option("--last", help="How many.", callback=in_range)] = 50,
     database: Database = None,
     as_json: Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titer.cli.common import Json, Verb
+from titer.cli.common import Json, Verb, in_range
 from titer.cli.serve import Data, Database, existing
 from titer.errors import TiterError
 from titer.text import say, to_json
@@ -85,7 +85,7 @@ def create(
         ),
     ] = None,
     days: Annotated[
-        int | None, typer.Option("--days", min=1, help="For how many days it is good; for ever by default.")
+        int | None, typer.Option("--days", help="For how many days it is good; for ever by default.", callback=in_range)
     ] = None,
     name: Annotated[str, typer.Option("--name", help="What you call it.")] = "",
     operator: Annotated[
@@ -153,7 +153,9 @@ def revoke(key: KeyId, data: Data, database: Database = None, as_json: Json = Fa
 def rotate(
     key: KeyId,
     data: Data,
-    grace: Annotated[int, typer.Option("--grace", min=0, help="For how many hours the old one is good still.")] = 24,
+    grace: Annotated[
+        int, typer.Option("--grace", help="For how many hours the old one is good still.", callback=in_range)
+    ] = 24,
     database: Database = None,
     as_json: Json = False,
 ) -> None:

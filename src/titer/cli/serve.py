@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from titer.cli.common import path
+from titer.cli.common import in_range, path
 from titer.errors import TiterError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ StoreUrl = Annotated[
 def command(
     data: Data,
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Where to listen; 0 takes any that is free.")
+        int, typer.Option("--port", help="Where to listen; 0 takes any that is free.", callback=in_range)
     ] = 8000,
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; any but this machine's own needs a key to be there.")

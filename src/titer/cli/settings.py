@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import re
 from typing import Annotated, Any
@@ -37,7 +38,12 @@ def _kinds() -> dict[str, type]:
     from titer.workflows.experiment import Experiment
 
     declared = {f"{stage}.{name}": method.config for stage, name, method in methods.every()}
-    return {**declared, "lora": LoraConfig, "experiment": Experiment, "profile": Profile, "attack": Attack}
+    kinds = {**declared, "lora": LoraConfig, "experiment": Experiment, "profile": Profile, "attack": Attack}
+    if importlib.util.find_spec("sqlalchemy") is not None:  # of the extra `serve`
+        from titer.service.policy import Policy
+
+        kinds["policy"] = Policy
+    return kinds
 
 
 def command(

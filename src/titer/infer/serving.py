@@ -74,7 +74,7 @@ class Serving:
 
 def served(record: Record, system: str) -> Record:
     """Return a conversation as a service asks it: `system` before its own system prompt, with a space between them."""
-    return replace(record, prompt=served_messages(record.prompt, system))
+    return replace(record, prompt=served_messages(record.prompt, system)) if system else record
 
 
 def served_messages(prompt: Sequence[Message], system: str) -> tuple[Message, ...]:
