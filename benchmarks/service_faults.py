@@ -233,8 +233,10 @@ def main() -> None:
     folder.mkdir(parents=True)
     model = small_model(folder / "model")
     postgres = Postgres(Path(f"/tmp/titer-faults-{os.getpid()}")) if args.database else None
+    worlds = []
     try:
         calm = World(folder / "calm", model, postgres.new() if postgres else None)
+        worlds.append(calm)
         jobs, found = run(calm, CONFIGURATIONS, 0, 0, None, draw)
         calm.stop()
         wanted = examine(calm, jobs, None, found)
@@ -242,12 +244,15 @@ def main() -> None:
             raise SystemExit(f"undisturbed: {found}")
         print(f"undisturbed: {found.jobs} jobs in {found.seconds:.0f} s", file=sys.stderr)
         world = World(folder / "world", model, postgres.new() if postgres else None)
+        worlds.append(world)
         with disk(world.store, args.disk):
             faults = Faults(world, postgres, draw, args.disk)
             jobs, found = run(world, args.jobs, args.kills, args.others, faults, draw)
             world.stop()
             examine(world, jobs, wanted, found)
     finally:
+        for each in worlds:
+            each.stop()
         if postgres:
             postgres.remove()
     result = {"benchmark": "service_faults", **vars(found), **environment()}
