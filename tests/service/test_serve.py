@@ -279,3 +279,21 @@ def test_make_serve(tmp_path):
     assert [len(found) for found in keys] == [1, 0]
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     assert "/data-titer/" in ignored
+
+
+def test_without_the_extra_the_verbs_say_what_to_install(tmp_path):
+    code = """
+import sys
+for name in ("sqlalchemy", "fastapi", "alembic", "uvicorn"):
+    sys.modules[name] = None
+from titer.cli import main
+main()
+"""
+    for words in (["serve", "--data", "x"], ["worker", "--data", "x"], ["keys", "list", "--data", "x"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2, done.stderr
+        assert "pip install 'titer[serve]'" in done.stderr
+        assert not list(tmp_path.iterdir())
+    assert subprocess.run([sys.executable, "-c", code, "settings"], capture_output=True, check=False).returncode == 0

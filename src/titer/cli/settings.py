@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import re
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
 from titer.cli.common import Json
+from titer.errors import TiterError
 from titer.text import first_sentence, say, to_json
 
 NAME = "settings"
@@ -39,7 +40,7 @@ def _kinds() -> dict[str, type]:
 
     declared = {f"{stage}.{name}": method.config for stage, name, method in methods.every()}
     kinds = {**declared, "lora": LoraConfig, "experiment": Experiment, "profile": Profile, "attack": Attack}
-    if importlib.util.find_spec("sqlalchemy") is not None:  # of the extra `serve`
+    with suppress(TiterError):  # without the extra `serve` there is no policy
         from titer.service.policy import Policy
 
         kinds["policy"] = Policy
