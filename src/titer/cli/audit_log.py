@@ -66,18 +66,16 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show lines of the log."""
-    from sqlalchemy import select
-
+    from titer.service import chain
     from titer.service.api.operations import line_object
-    from titer.service.tables import LogEntry
 
     service = existing(data, database)
     try:
         with service.database.reading() as session:
-            lines = session.scalars(select(LogEntry).order_by(LogEntry.number.desc()).limit(last)).all()
+            lines = chain.last(session, last)
     finally:
         service.close()
-    for line in reversed(lines):
+    for line in lines:
         about = {**line_object(line), "org_id": line.org_id}
         if as_json:
             say(json.dumps(about))

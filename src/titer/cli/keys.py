@@ -57,12 +57,10 @@ def _writing(data: Path, database: str | None, new: bool = False) -> Iterator[Se
 
 def _owner(session: Session, name: str) -> Tenant:
     """Return the tenant whose key it is: whoever has the database may see all of them."""
-    from sqlalchemy import select
-
-    from titer.service.tables import Key
+    from titer.service import keys
     from titer.service.tenants import Tenant
 
-    org = session.scalar(select(Key.org_id).where(Key.id == name))
+    org = keys.owner(session, name)
     if org is None:
         raise TiterError(f"There is no key `{name}`.", "`titer keys list` shows those that there are.")
     return Tenant(session, org, ACTOR)
@@ -114,14 +112,10 @@ def create(
 @app.command("list", cls=Verb, help="Show all keys, without the secrets.")
 def list_keys(data: Data, database: Database = None, as_json: Json = False) -> None:
     """Show all keys."""
-    from sqlalchemy import select
-
     from titer.service import keys
-    from titer.service.tables import Key, Organisation
 
     with _writing(data, database) as session:
-        query = select(Key, Organisation.name).join(Organisation, Organisation.id == Key.org_id).order_by(Key.number)
-        rows = [{**keys.shown(key), "organisation": owner} for key, owner in session.execute(query)]
+        rows = keys.everyones(session)
     if as_json:
         say(to_json(rows))
         return

@@ -138,3 +138,9 @@ def verify(session: Session, known: Head | None = None) -> Head:
     if known is not None and not seen and known != Head(0, FIRST):
         raise Broken(number + 1, f"it is missing, as is everything up to line {known.number}, which was once there")
     return ends
+
+
+def last(session: Session, count: int) -> list[LogEntry]:
+    """Return the last lines, the oldest first."""
+    lines = session.scalars(select(LogEntry).order_by(LogEntry.number.desc()).limit(count)).all()
+    return list(reversed(lines))

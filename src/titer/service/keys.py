@@ -186,3 +186,14 @@ def stamp(database: Database, name: str) -> bool:
     except OperationalError:
         return False
     return True
+
+
+def everyones(session: Session) -> list[dict[str, Any]]:
+    """Return all keys as they are shown, each with its organisation, for whoever has the database."""
+    query = select(Key, Organisation.name).join(Organisation, Organisation.id == Key.org_id).order_by(Key.number)
+    return [{**shown(key), "organisation": name} for key, name in session.execute(query)]
+
+
+def owner(session: Session, name: str) -> str | None:
+    """Return the organisation whose key it is, for whoever has the database; `None` where there is no such key."""
+    return session.scalar(select(Key.org_id).where(Key.id == name))
