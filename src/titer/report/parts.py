@@ -292,17 +292,22 @@ def write_page(path: Path, template: str, **context: Any) -> Path:
     return Path(path)
 
 
-def environment() -> Environment:
-    """Return the environment of the pages' templates, which escapes whatever it is given."""
+def escaping(folder: Path) -> Environment:
+    """Return an environment of the templates in a folder, which escapes whatever it is given, and refuses what it is not."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    return Environment(
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def environment() -> Environment:
+    """Return the environment of the pages' templates."""
+    made = escaping(Path(__file__).parent / "templates")
     made.filters |= {
         "ratio": ratio_text,
         "percent": percent_text,

@@ -85,15 +85,9 @@ def go(path: str, done: str | None = None, **query: str) -> Response:
 @cache
 def environment() -> Environment:
     """Return the environment of the templates."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from titer.report.parts import escaping
 
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    made = escaping(Path(__file__).parent / "templates")
     made.filters |= {
         "when": when,
         "size": size,
