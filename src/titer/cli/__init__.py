@@ -18,6 +18,10 @@ os.environ |= {
     "DATASETS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 } | os.environ
+if "OMP_WAIT_POLICY" not in os.environ:
+    # Threads of GNU's OpenMP (torch's, on Linux) wait for each other by spinning for milliseconds: on a machine that others
+    # use they spin against whom they wait for, and a step takes many times as long (docs/benchmarks.md, "Threads").
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import typer
 import typer.core

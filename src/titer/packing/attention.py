@@ -1,6 +1,7 @@
 """Attention over a packed row, one sample at a time, and how a model is switched to it and back.
 
 `PACKED_ATTENTION` has a small mask for each sample, so that neither time nor memory grows with the square of the packed length.
+On accelerators in half precision one kernel takes the whole row (`titer.packing.varlen`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from titer.compat import attention_of, library_attention, register_attention
 from titer.packing.batches import PackedBatch
+from titer.packing.varlen import Pieces, kernel_for, pieces_of
+from titer.packing.varlen import attend as attend_in_one
 
 PACKED_ATTENTION = "titer_packed"
 
@@ -30,12 +33,14 @@ class Spans:
         prefixes: Which of them is the prefix of each, `-1` for a prefix itself.
         masks: Of each, as `pack` makes them.
         positions: `(T,)`, the distance of each token from the start of its path.
+        parts: Of each, how many tokens its own part of the prompt and each branch feed.
     """
 
     lengths: list[int]
     prefixes: list[int]
     masks: list[Tensor]
     positions: Tensor
+    parts: list[list[int]]
     _windowed: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def within(self, window: int | None) -> list[Tensor]:
@@ -50,11 +55,16 @@ class Spans:
             ]
         return self._windowed[window]
 
+    @functools.cached_property
+    def pieces(self) -> Pieces:
+        """What one kernel for the whole row wants to know of it."""
+        return pieces_of(self.parts, self.prefixes, self.positions.device)
+
 
 def spans_of(batch: PackedBatch) -> Spans:
     """Return how a packed row divides."""
     lengths = [mask.shape[2] for mask in batch["masks"]]
-    return Spans(lengths, batch["prefixes"], batch["masks"], batch["position_ids"][0])
+    return Spans(lengths, batch["prefixes"], batch["masks"], batch["position_ids"][0], batch["parts"])
 
 
 def packed_attention(
@@ -107,6 +117,15 @@ def packed_attention(
             causal = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
             attention_mask = causal.tril(key.shape[2] - query.shape[2])[None, None]
         return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+    kernel, precision = None, query.dtype
+    if softcap is None and s_aux is None and not dropout:
+        if torch.is_autocast_enabled(query.device.type):
+            precision = torch.get_autocast_dtype(query.device.type)
+        kernel = kernel_for(query, precision)
+    if kernel is not None:
+        # Autocast does that for operations that it knows.
+        query, key, value = (x.to(precision) for x in (query, key, value))
+        return attend_in_one(kernel, query, key, value, spans.pieces, scaling, sliding_window), None
     # `split` and not slices: the gradient of a slice is a whole row of zeros, that of a split one concatenation.
     queries, keys, values = (x.split(spans.lengths, dim=2) for x in (query, key, value))
     outputs = []

@@ -70,6 +70,7 @@ def pack(samples: Sequence[Sample], share_prefix: bool = True) -> PackedBatch:
         - `masks`: for the prefix and each sample `(1, 1, length, prefix + length)`, true where its tokens may look (the
           prefix, which may be empty, sees only itself).
         - `prefixes`: for each of them which of them is its prefix, `-1` for the prefix itself.
+        - `parts`: for each of them how many tokens its own part of the prompt and each branch feed.
         - `predict_from`: `(N,)`, the token whose output predicts each supervised token.
         - `targets`: `(N,)`, the supervised token ids.
         - `branch`: `(N,)`, the branch a supervised token belongs to, numbered sample by sample.
@@ -84,6 +85,7 @@ def pack(samples: Sequence[Sample], share_prefix: bool = True) -> PackedBatch:
     targets: list[int] = []
     branch: list[int] = []
     masks = [torch.ones(1, 1, prefix, prefix, dtype=torch.bool).tril()]
+    parts = [[prefix]]
     branches = 0
 
     for sample in samples:
@@ -104,6 +106,7 @@ def pack(samples: Sequence[Sample], share_prefix: bool = True) -> PackedBatch:
             position_ids += range(len(sample.prompt), len(sample.prompt) + len(completion) - 1)
             starts.append(here - start)
         length = len(input_ids) - start
+        parts.append([len(own_prompt), *(len(completion) - 1 for completion in sample.branches)])
         # Causal, and each branch is hidden from its siblings.
         own = torch.ones(length, length, dtype=torch.bool).tril()
         for here in starts[1:]:
@@ -115,6 +118,7 @@ def pack(samples: Sequence[Sample], share_prefix: bool = True) -> PackedBatch:
         "position_ids": torch.tensor([position_ids]),
         "masks": masks,
         "prefixes": [-1] + [0] * len(samples),
+        "parts": parts,
         "predict_from": torch.tensor(predict_from),
         "targets": torch.tensor(targets),
         "branch": torch.tensor(branch),
@@ -230,6 +234,7 @@ def join(batches: Sequence[PackedBatch]) -> PackedBatch:
         "input_ids": torch.cat([batch["input_ids"] for batch in batches], dim=1),
         "position_ids": torch.cat([batch["position_ids"] for batch in batches], dim=1),
         "masks": [mask for batch in batches for mask in batch["masks"]],
+        "parts": [lengths for batch in batches for lengths in batch["parts"]],
         "prefixes": prefixes,
         "predict_from": torch.cat(predict_from),
         "targets": torch.cat([batch["targets"] for batch in batches]),
