@@ -27,6 +27,7 @@ APART = (
     "families",
     "faults",
     "postgres",
+    "gpu_table",
     "service_faults",
     "service_hostile",
     "service_load",
