@@ -28,6 +28,7 @@ APART = (
     "faults",
     "postgres",
     "gpu_table",
+    "scale",
     "service_faults",
     "service_hostile",
     "service_load",
