@@ -14,6 +14,9 @@ from titer.ranges import Range
 KEYS = ("TITER_ENGINE_KEY",)
 """Environment variable of the server's key."""
 
+PART = "answers.part.jsonl"
+"""Holds the answers that there are, until all are."""
+
 CHECKS = ("likelihood", "names")
 EXAMPLE = "openai:http://localhost:8000"
 _RANGES = {
@@ -53,7 +56,7 @@ class Engine:
             TiterError: For another engine, no address, or a setting that is unknown or out of range.
         """
         try:
-            first, *rest = shlex.split(text)
+            first, *rest = shlex.split(text) or [""]
         except ValueError as error:
             raise TiterError(f"The engine `{text}` cannot be read: {error}.", f"For example `{EXAMPLE}`.") from error
         kind, _, url = first.partition(":")

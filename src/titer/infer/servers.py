@@ -323,8 +323,9 @@ def _completion(answer: Any, prompt: Sequence[int], limit: int, stops: Collectio
         raise Unusable(f"it gave up: {finish}")
     if finish == "length" and len(tokens) != limit:
         raise Unusable(f"it cut an answer off at {len(tokens)} tokens, and {limit} were asked for")
-    if finish == "stop" and not any(token in stops for token in tokens):
-        raise Unusable(f"it ended an answer by a rule of its own, behind token {tokens[-1:]}")
+    ended_by = (*tokens[-1:], choice.get("matched_stop"), choice.get("stop_reason"))  # as SGLang and vLLM call it
+    if finish == "stop" and not any(token in stops for token in ended_by):
+        raise Unusable(f"it ended an answer by a rule of its own, at {ended_by}")
     return Completion(tokens, finish)
 
 
