@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from titer.data import Record
 from titer.jobs.provenance import environment
 from titer.results import artefacts
+from titer.results.engines import engines_of
 from titer.results.routes import with_routes
 from titer.results.scoring import error_rates_of, summarise
 from titer.stats.intervals import log_odds
@@ -85,12 +86,14 @@ def provenance(
     plan: ExperimentPlan, command: str, seconds: float, inferences: Sequence[artefacts.Inference] = ()
 ) -> dict[str, Any]:
     """Return what is needed to get the same figures again: versions, commit, command, settings, seeds, overlap, weights."""
+    engines = engines_of(inferences)
     return {
         **environment(),
         "command": command,
         "seconds": round(seconds, 1),
         "model": plan.experiment.model,
         "weights": artefacts.weights_of(inferences),
+        **({"engines": engines} if engines else {}),
         "seeds": plan.experiment.seeds,
         "overlap": plan.overlap,
         "serving": with_routes(plan.serving, inferences),
