@@ -16,6 +16,7 @@ from titer.infer.engines import Engine
 from titer.jobs import engines
 from titer.jobs.answers import answer
 from titer.jobs.plan import Silent, execute
+from titer.models import Template
 from titer.results import artefacts
 from titer.results.engines import engines_of
 from titer.results.summary import Run
@@ -64,6 +65,11 @@ def adapters(_tiny, tiny_folder, tmp_path_factory):
     return [put_adapter(_tiny, folder / str(seed), tiny_folder, seed) for seed in (1, 2)]
 
 
+@pytest.fixture(scope="module")
+def template(tokenizer):
+    return Template(tokenizer)
+
+
 @pytest.fixture(params=DIALECTS)
 def server(request, tiny_folder):
     made = EngineServer(tiny_folder, request.param)
@@ -99,13 +105,19 @@ def test_answers_are_those_of_this_process(server, tiny_folder, adapters, tmp_pa
     )
 
 
-def test_some_answers_end_and_some_are_cut_off(vllm, tiny_folder, adapters, tmp_path):
-    ends = []
-    vllm.always = lambda answer: ends.append(answer["choices"][0]["finish_reason"]) or answer
-    prompts = [(record, 40) for record, _ in PROMPTS] + PROMPTS
-    texts, _ = ask(vllm, tiny_folder, None, tmp_path / "part", "", prompts)
-    assert texts == answer(str(tiny_folder), None, prompts)
-    assert {*ends} == {"stop", "length"}, "else this test shows one of the two alone"
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_answers_that_end_that_are_cut_off_and_that_are_empty(dialect, tiny, template, tmp_path):
+    with torch.no_grad():
+        tiny.model.embed_tokens.weight[sorted(template.end_of_turn)] *= 3  # likelier, as they are of the head too
+    tiny.save_pretrained(tmp_path / "model")
+    template.tokenizer.save_pretrained(tmp_path / "model")
+    server, ends = EngineServer(tmp_path / "model", dialect), []
+    server.always = lambda answer: ends.append(answer["choices"][0]["finish_reason"]) or answer
+    prompts = [(record, 20) for record, _ in PROMPTS]
+    texts, _ = ask(server, tmp_path / "model", None, tmp_path / "part", QUICK, prompts)
+    server.close()
+    assert texts == answer(str(tmp_path / "model"), None, prompts)
+    assert ({*ends}, "" in texts) == ({"stop", "length"}, True), "else this test shows less than it says"
 
 
 def test_requests_are_sent_together_up_to_the_limit(vllm, tiny_folder, tmp_path):
@@ -302,7 +314,7 @@ def test_what_was_answered_before_a_server_died_is_not_asked_again(vllm, tiny_fo
     assert len(vllm.calls) == before
     vllm.version = "1.2.4"
     assert ask(vllm, tiny_folder, adapters[0], part)[0] == wanted
-    assert len(vllm.posted("/v1/completions")) == before - 2 + len(PROMPTS) + engines.TEXTS or len(vllm.calls) > before
+    assert len(vllm.calls) > before + len(PROMPTS)
 
 
 # --- what can be meant ------------------------------------------------------------------------------------------------
@@ -397,7 +409,6 @@ finetune:
   training: {{per_device_train_batch_size: 5, max_steps: 4, learning_rate: 0.01, bf16: false}}
 evaluate: {{harmful: 4, lookalikes: 3, task: 4, max_new_tokens: 3, task_max_new_tokens: 2, weights: 6}}
 arms:
-  undefended: {{align: sft, finetune: sft}}
   ptst: {{align: sft, finetune: ptst, finetune_settings: {{system_prompt: "Be safe."}}}}
 """
 
@@ -409,19 +420,13 @@ def settings(tiny_folder, tmp_path_factory):
     return path
 
 
-def run(settings, folder, *overrides):
-    plan = experiments.make_plan(experiments.read_experiment(settings, overrides), folder)
-    done = execute(plan, Silent())
-    experiments.collect(plan, "titer run tiny", 0.0)
-    return plan, done
-
-
 def test_a_run_with_an_engine_has_the_figures_of_one_without(titer, settings, vllm, tmp_path):
     folder = tmp_path / "run"
-    plain, done = run(settings, folder)
-    assert done, [job.reason for job in plain.jobs.values()]
+    plain = experiments.make_plan(experiments.read_experiment(settings), folder)
+    assert execute(plain, Silent()), [job.reason for job in plain.jobs.values()]
+    experiments.collect(plain, "titer run tiny", 0.0)
     figures, about = artefacts.read_results(folder / "results.json")
-    assert "engines" not in about
+    assert about["engines"] == {}
     assert "titer&#39;s own decoding" in (folder / "report.html").read_text()
 
     line = ["run", settings, "--output", folder, "--engine", f"openai:{vllm.url} {QUICK}"]

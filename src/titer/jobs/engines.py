@@ -203,7 +203,7 @@ def _check_weights(
                 "`check=names` behind its address goes by the name of its base alone.",
             ) from error
         model = fresh_model(model_name, adapter, trainable=False)
-        own = torch.cat([_likelihoods(model, text) for text in texts])
+        own = torch.cat([likelihoods(model, text) for text in texts])
         apart = float((found - own).abs().mean())
         if not apart <= TOLERANCE:
             raise _other_weights(
@@ -211,7 +211,7 @@ def _check_weights(
             )
         if adapter is not None:
             with model.disable_adapter():
-                bare = torch.cat([_likelihoods(model, text) for text in texts])
+                bare = torch.cat([likelihoods(model, text) for text in texts])
             if float((found - bare).abs().mean()) < apart:
                 raise _other_weights(server, model_name, adapter, "nearer to the base's without the adapter")
 
@@ -225,7 +225,7 @@ def _other_weights(server: Server, model_name: str, adapter: Path | None, how: s
 
 
 @torch.no_grad()
-def _likelihoods(model: Any, ids: Sequence[int]) -> Tensor:
+def likelihoods(model: Any, ids: Sequence[int]) -> Tensor:
     """Return the logarithm of the probability of each token behind those before it, `(tokens − 1,)`."""
     row = torch.tensor([list(ids)], device=next(model.parameters()).device)
     logits = model.eval()(input_ids=row).logits[0, :-1].float()

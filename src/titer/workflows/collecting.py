@@ -86,14 +86,13 @@ def provenance(
     plan: ExperimentPlan, command: str, seconds: float, inferences: Sequence[artefacts.Inference] = ()
 ) -> dict[str, Any]:
     """Return what is needed to get the same figures again: versions, commit, command, settings, seeds, overlap, weights."""
-    engines = engines_of(inferences)
     return {
         **environment(),
         "command": command,
         "seconds": round(seconds, 1),
         "model": plan.experiment.model,
         "weights": artefacts.weights_of(inferences),
-        **({"engines": engines} if engines else {}),
+        "engines": engines_of(inferences),
         "seeds": plan.experiment.seeds,
         "overlap": plan.overlap,
         "serving": with_routes(plan.serving, inferences),

@@ -178,7 +178,8 @@ def evaluate(
         _, about = artefacts.read_results(folder / "results.json")
     else:
         about = {"model": inferences[0].model, "weights": artefacts.weights_of(inferences), **environment()}
-        if engines := engines_of(inferences):
+        engines = engines_of(inferences)
+        if engines or rejudge is None:  # what another tool answered is judged again too
             about["engines"] = engines
         # Judged again for want of results, answers tell that they were served, and not with what.
         served = {
