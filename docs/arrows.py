@@ -29,7 +29,7 @@ FLOORS = {
         "progress",
         "screen",
         "hub",
-        "client",
+        "web",
         "compat",
         "stats",
     ),

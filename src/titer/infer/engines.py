@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from titer.client import Client, check_address
 from titer.errors import TiterError, check_known
 from titer.infer.servers import Server, survey
 from titer.ranges import Range
+from titer.web import Client, check_address
 
 KEYS = ("TITER_ENGINE_KEY",)
 """Environment variable of the server's key."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from titer.client import Client, Unanswered
 from titer.errors import TiterError
 from titer.files import read_json
+from titer.web import Client, Unanswered
 
 VLLM, SGLANG = "vllm", "sglang"
 TITLES = {VLLM: "vLLM", SGLANG: "SGLang"}

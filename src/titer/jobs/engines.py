@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titer.client import Unanswered
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.infer.engines import Engine
@@ -29,6 +28,7 @@ from titer.methods.finetune.base import refusal_completions, refusal_ids
 from titer.models import Template, locate
 from titer.progress import Task
 from titer.results.artefacts import write_lines
+from titer.web import Unanswered
 
 TEXTS = 4
 """Texts whose likelihoods are compared before anything is asked."""

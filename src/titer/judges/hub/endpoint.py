@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible endpoint, such as vLLM, SGLang, llama.cpp or a service (`titer.client`)."""
+"""A model behind an OpenAI-compatible endpoint, such as vLLM, SGLang, llama.cpp or a service (`titer.web`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from titer.client import Client, Unanswered, check_address
 from titer.judges.hub.questions import Question, Reply, Unreadable
+from titer.web import Client, Unanswered, check_address
 
 KEYS = ("TITER_JUDGE_KEY", "OPENAI_API_KEY")
 """Environment variables of the key, the first that is set."""
