@@ -183,6 +183,15 @@ def test_an_adapter_that_is_taken_and_left_off_is_found_out(vllm, tiny_folder, t
         ask(vllm, tiny_folder, weak, tmp_path / "part")
 
 
+def test_an_adapter_counts_as_left_off_only_where_its_effect_can_be_told_from_rounding():
+    numbers = torch.Generator().manual_seed(0)
+    bare, noise, effect = (torch.randn(300, generator=numbers) for _ in range(3))
+    for size in (0.0, 0.01, 0.3, 1.0, 10.0):
+        own = bare + size * effect
+        assert not engines.left_off(own + noise, own, bare), "on"
+        assert engines.left_off(bare + noise, own, bare) == (size >= 0.3), "off"
+
+
 def test_a_rank_above_the_server_s_names_the_flag(server, tiny, tiny_folder, tmp_path):
     folder = put_adapter(tiny, tmp_path / "wide", tiny_folder, r=20)
     with pytest.raises(TiterError) as caught:
@@ -290,6 +299,19 @@ def test_an_adapter_that_was_forgotten_is_loaded_again(server, tiny_folder, adap
     assert texts == answer(str(tiny_folder), adapters[0], PROMPTS)
 
 
+def test_a_server_that_was_exchanged_while_it_was_asked_is_found_out(server, tiny_folder, adapters, tmp_path):
+    def exchange(answer):
+        server.version = "1.2.4"
+        return answer
+
+    for adapter, faults in ((None, [exchange]), (adapters[0], [None, exchange])):
+        server.version, server.faults = "1.2.3", faults
+        with pytest.raises(TiterError) as caught:
+            ask(server, tiny_folder, adapter, tmp_path / "part")
+        assert not untold(caught.value, "1.2.3", "1.2.4")
+        assert not (tmp_path / "part").exists()
+
+
 def test_a_server_that_is_too_slow_is_an_error(vllm, tiny_folder, tmp_path):
     vllm.slow = 1.0
     with pytest.raises(TiterError, match="timed out"):
@@ -347,6 +369,9 @@ def test_the_address_may_end_in_v1_and_settings_follow():
 
 
 def test_a_server_of_something_else_is_refused(vllm):
+    vllm.version = "1.0 <script>\x1b[2J"
+    with pytest.raises(TiterError, match="does not say what it is"):
+        Engine.read(f"openai:{vllm.url}").server()
     vllm.dialect = "llamacpp"
     with pytest.raises(TiterError, match="vLLM or SGLang"):
         Engine.read(f"openai:{vllm.url}").server()

@@ -119,13 +119,13 @@ def survey(client: Client) -> Facts:
         (card,), (dialect,) = bases, owners
         common = {"dialect": dialect, "base": str(card["id"]), "context": card.get("max_model_len")}
         if dialect == VLLM:
-            version = str(client.json("/version")["version"])
+            version = _word(client.json("/version")["version"])
             return Facts(**common, version=version, root=str(card.get("root") or card["id"]))
         told = _server_info(client)
-        precision = " ".join(str(told[name]) for name in ("dtype", "quantization") if told.get(name))
+        precision = " ".join(_word(told[name]) for name in ("dtype", "quantization") if told.get(name))
         return Facts(
             **common,
-            version=str(told["version"]),
+            version=_word(told["version"]),
             root=str(told["model_path"]),
             max_rank=told.get("max_lora_rank"),
             precision="" if precision == "auto" else precision,
@@ -137,6 +137,13 @@ def survey(client: Client) -> Facts:
             f"The engine at {client.host} does not say what it is ({type(error).__name__}: {error}).",
             "titer asks servers of vLLM and SGLang.",
         ) from error
+
+
+def _word(told: Any) -> str:
+    """Return what a server calls a version or a precision, which goes into keys and onto pages."""
+    if not re.fullmatch(r"[\w.+-]{1,80}", str(told)):
+        raise TypeError(f"`{told!s:.80}` is no version, and no precision")
+    return str(told)
 
 
 def _server_info(client: Client) -> Mapping[str, Any]:

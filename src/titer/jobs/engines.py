@@ -20,7 +20,7 @@ from torch import Tensor
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.infer.engines import Engine
-from titer.infer.servers import Facts, Forgotten, Server, Unusable
+from titer.infer.servers import Facts, Forgotten, Server, Unusable, survey
 from titer.jobs.answers import rendered
 from titer.jobs.base_model import fresh_model
 from titer.jobs.provenance import digest, folder_digest, model_digest
@@ -78,7 +78,7 @@ def answer_at(
     kept = _Kept(part, digest([server.facts.engine, model_digest(model_name), content, ids, limits]))
     todo = [place for place in range(len(ids)) if place not in kept.texts]
     if todo:
-        with _loaded(server, name, adapter) as again, Task("answers", len(ids)) as counted:
+        with _loaded(server, name, adapter, part) as again, Task("answers", len(ids)) as counted:
             if engine.check == "likelihood":
                 _check_weights(server, name, model_name, adapter, template, ids)
             counted.advance(len(ids) - len(todo))
@@ -89,6 +89,7 @@ def answer_at(
                 counted.advance()
 
             _ask_all(ask, todo, engine.requests, server, kept, len(ids))
+        _check_unchanged(server, part)
     return [kept.texts[place] for place in range(len(ids))], server.facts.engine
 
 
@@ -116,7 +117,9 @@ def _ask_all(
 
 
 @contextmanager
-def _loaded(server: Server, name: str | None, folder: Path | None) -> Iterator[Callable[[Callable[[], Any]], Any]]:
+def _loaded(
+    server: Server, name: str | None, folder: Path | None, part: Path
+) -> Iterator[Callable[[Callable[[], Any]], Any]]:
     """Have an adapter loaded for a while; gives what asks, and has it loaded again where the server has forgotten it.
 
     A server forgets when it is started anew, when it makes room, and when another process is done with the same adapter.
@@ -134,6 +137,7 @@ def _loaded(server: Server, name: str | None, folder: Path | None) -> Iterator[C
                     raise
                 with lock:
                     if times == before:  # else another request had it loaded meanwhile
+                        _check_unchanged(server, part)
                         server.load(name, folder)
                         times += 1
         return ask()
@@ -145,6 +149,18 @@ def _loaded(server: Server, name: str | None, folder: Path | None) -> Iterator[C
     finally:
         if name is not None:
             server.unload(name)
+
+
+def _check_unchanged(server: Server, part: Path) -> None:
+    """Refuse a server that was exchanged for another while it was asked; what it answered since nobody can tell, so all goes."""
+    now = survey(server.client)
+    if now != server.facts:
+        part.unlink(missing_ok=True)
+        raise TiterError(
+            f"The engine at {server.client.host} was {server.facts.engine}, serving `{server.facts.root}`, and is {now.engine}, "
+            f"serving `{now.root}`, now.",
+            "The same command asks for the answers of this job again.",
+        )
 
 
 def _check_context(facts: Facts, longest: int) -> None:
@@ -188,8 +204,7 @@ def _check_weights(
 ) -> None:
     """Refuse a server whose likelihoods of a few texts are not those of the weights here.
 
-    The texts are prompts of this very job with refusals behind them, of which aligned and undefended models think differently. It
-    must be nearer to the adapter's likelihoods than to those of the base alone, too.
+    The texts are prompts of this very job with refusals behind them, of which aligned and undefended models think differently.
     """
     refusals = refusal_ids(template, refusal_completions(None)[:TEXTS])
     chosen = [ids[place * len(ids) // TEXTS] for place in range(min(TEXTS, len(ids)))]
@@ -202,18 +217,51 @@ def _check_weights(
                 f"The engine's likelihoods, by which its weights are checked, cannot be had: {error}.",
                 "`check=names` behind its address goes by the name of its base alone.",
             ) from error
-        model = fresh_model(model_name, adapter, trainable=False)
-        own = torch.cat([likelihoods(model, text) for text in texts])
+        own, bare = _own_likelihoods(model_name, adapter, texts)
         apart = float((found - own).abs().mean())
         if not apart <= TOLERANCE:
             raise _other_weights(
                 server, model_name, adapter, f"{apart:.3g} nats a token from those of the weights here"
             )
-        if adapter is not None:
-            with model.disable_adapter():
-                bare = torch.cat([likelihoods(model, text) for text in texts])
-            if float((found - bare).abs().mean()) < apart:
-                raise _other_weights(server, model_name, adapter, "nearer to the base's without the adapter")
+        if bare is not None and left_off(found, own, bare):
+            raise _other_weights(server, model_name, adapter, "those of the base without the adapter")
+
+
+def _own_likelihoods(
+    model_name: str, adapter: Path | None, texts: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor | None]:
+    """Return the likelihoods of texts under the weights here, with the adapter if there is one, and then without it."""
+    try:
+        model = fresh_model(model_name, adapter, trainable=False)
+        own = torch.cat([likelihoods(model, text) for text in texts])
+        if adapter is None:
+            return own, None
+        with model.disable_adapter():
+            return own, torch.cat([likelihoods(model, text) for text in texts])
+    except torch.OutOfMemoryError as error:
+        raise TiterError(
+            f"There is no room to load `{model_name}` here, beside what the engine holds, to compare their weights.",
+            "Hide the accelerator (`CUDA_VISIBLE_DEVICES=`), or say `check=names` behind the engine's address.",
+        ) from error
+
+
+def left_off(found: Tensor, own: Tensor, bare: Tensor) -> bool:
+    """Say whether likelihoods are those of a base whose adapter was passed over.
+
+    Looked at is how much of the adapter's effect is in them, by least squares: 1 where it is on and 0 where it is off. An effect that
+    is lost in the server's rounding tells neither, and counts as on.
+
+    Args:
+        found: Of the server, `(tokens,)`.
+        own: Of the weights here with the adapter, likewise.
+        bare: Without it.
+    """
+    effect = (own - bare).double()
+    if not effect.any():
+        return False
+    share = float((found - bare).double() @ effect / (effect @ effect))
+    error = float((found - own).double().norm() / effect.norm()) / len(effect) ** 0.5
+    return share < 0.5 and 1 - share > 4 * error
 
 
 def _other_weights(server: Server, model_name: str, adapter: Path | None, how: str) -> TiterError:
