@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,31 +86,33 @@ def answer_at(
             def ask(place: int) -> None:
                 found = again(lambda: server.complete(name, ids[place], limits[place], template.end_of_turn))
                 kept.add(place, template.answer_text(found.tokens))
-                counted.advance()
 
-            _ask_all(ask, todo, engine.requests, server, kept, len(ids))
+            error = _ask_all(ask, todo, engine.requests, counted)
+        if isinstance(error, Unanswered | Unusable | Forgotten):
+            raise TiterError(
+                f"The engine ({server.facts.engine} at {server.client.host}) did not answer as it was asked: {error}.",
+                f"{len(kept.texts)} of {len(ids)} answers are kept: the same command goes on from them.",
+            ) from error
+        if error is not None:
+            raise error
         _check_unchanged(server, part)
     return [kept.texts[place] for place in range(len(ids))], server.facts.engine
 
 
-def _ask_all(
-    ask: Callable[[int], None], todo: Sequence[int], requests: int, server: Server, kept: _Kept, count: int
-) -> None:
-    """Ask, several at a time; at the first failure no other is begun, and those that are under way are waited for and kept."""
+def _ask_all(ask: Callable[[int], None], todo: Sequence[int], requests: int, counted: Task) -> BaseException | None:
+    """Ask, several at a time, and return the first error.
+
+    After one no other request is begun; those that are under way are waited for, and what comes of them is kept.
+    """
     pool = ThreadPoolExecutor(requests, "titer-engine")
     try:
-        asked = [pool.submit(ask, place) for place in todo]
-        wait(asked, return_when=FIRST_EXCEPTION)
+        for one in as_completed([pool.submit(ask, place) for place in todo]):
+            if (error := one.exception()) is not None:
+                return error
+            counted.advance()
     finally:
         pool.shutdown(cancel_futures=True)
-    error = next((error for one in asked if not one.cancelled() and (error := one.exception()) is not None), None)
-    if isinstance(error, Unanswered | Unusable | Forgotten):
-        raise TiterError(
-            f"The engine ({server.facts.engine} at {server.client.host}) did not answer as it was asked: {error}.",
-            f"{len(kept.texts)} of {count} answers are kept: the same command goes on from them.",
-        ) from error
-    if error is not None:
-        raise error
+    return None
 
 
 # -- which weights answer ----------------------------------------------------------------------------------------------
