@@ -254,6 +254,7 @@ WRONG = {
     "cut off early": (spoilt(choice={"token_ids": [5], "finish_reason": "length"}), "cut an answer off at 1"),
     "ended by a rule of its own": (spoilt(choice={"token_ids": [5], "finish_reason": "stop"}), "rule of its own"),
     "given up": (spoilt(choice={"finish_reason": "abort"}), "gave up: abort"),
+    "a choice that is none": (lambda answer: {**answer, "choices": [[1]]}, "cannot be read"),
     "no choices": (lambda answer: {"usage": answer["usage"]}, "cannot be read"),
     "no JSON": (lambda answer: "<html>gateway</html>", "not JSON"),
 }

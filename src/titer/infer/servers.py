@@ -109,15 +109,19 @@ def survey(client: Client) -> Facts:
     """
     try:
         cards = client.json("/v1/models")["data"]
-        bases = [card for card in cards if not card.get("parent")]
-        owners = {str(card.get("owned_by")) for card in bases}
-        if len(bases) != 1 or not owners <= TITLES.keys():
+        bases = [card for card in cards if not card.get("parent")]  # one may have several names
+        owners, roots = {str(card.get("owned_by")) for card in bases}, {str(card.get("root")) for card in bases}
+        if len(owners) != 1 or len(roots) != 1 or not owners <= TITLES.keys():
             raise TiterError(
-                f"The engine at {client.host} serves {len(bases)} base models of {', '.join(sorted(owners)) or 'nobody'}.",
+                f"The engine at {client.host} serves {len(roots)} base models of {', '.join(sorted(owners)) or 'nobody'}.",
                 "titer asks a server of vLLM or SGLang that serves one base model.",
             )
-        (card,), (dialect,) = bases, owners
-        common = {"dialect": dialect, "base": str(card["id"]), "context": card.get("max_model_len")}
+        card, (dialect,) = bases[0], owners
+        common: dict[str, Any] = {
+            "dialect": dialect,
+            "base": str(card["id"]),
+            "context": _count(card.get("max_model_len")),
+        }
         if dialect == VLLM:
             version = _word(client.json("/version")["version"])
             return Facts(**common, version=version, root=str(card.get("root") or card["id"]))
@@ -127,7 +131,7 @@ def survey(client: Client) -> Facts:
             **common,
             version=_word(told["version"]),
             root=str(told["model_path"]),
-            max_rank=told.get("max_lora_rank"),
+            max_rank=_count(told.get("max_lora_rank")),
             precision="" if precision == "auto" else precision,
         )
     except Unanswered as error:
@@ -137,6 +141,13 @@ def survey(client: Client) -> Facts:
             f"The engine at {client.host} does not say what it is ({type(error).__name__}: {error}).",
             "titer asks servers of vLLM and SGLang.",
         ) from error
+
+
+def _count(told: Any) -> int | None:
+    """Return a number that a server tells; `None` where it tells none."""
+    if told is not None and not isinstance(told, int):
+        raise TypeError(f"`{told!s:.80}` is no number")
+    return told
 
 
 def _word(told: Any) -> str:
@@ -220,7 +231,8 @@ class Server:
             Unusable: When what came is no answer to this prompt.
             Forgotten: When the server does not know the adapter.
         """
-        # Penalties are set because a server may have others of the model's own as defaults.
+        # Penalties are set because a server may have others of the model's own as defaults. vLLM would also end at tokens of the model's
+        # own list; SGLang, told the same, would end at none.
         body = {
             "prompt": list(prompt),
             "max_tokens": limit,
@@ -230,12 +242,9 @@ class Server:
             "presence_penalty": 0.0,
             "stop_token_ids": sorted(stops),
             "return_token_ids": True,
+            "ignore_eos": self.facts.dialect == VLLM,
             **self._named(adapter),
         }
-        if self.facts.dialect == VLLM:
-            body["ignore_eos"] = (
-                True  # else it ends at tokens of the model's own list too; SGLang would end at none then
-            )
         return _completion(self._ask(COMPLETIONS, body), prompt, limit, stops)
 
     def likelihoods(self, adapter: str | None, ids: Sequence[int]) -> list[float]:
@@ -295,7 +304,7 @@ def check_adapter(folder: Path, facts: Facts) -> int:
             f"`{folder}` has {', '.join(odd)}, which {TITLES[facts.dialect]} does not serve.",
             "Answer in this process: leave the engine out.",
         )
-    rank = int(config["r"])
+    rank = int(config.get("r", 0))
     if facts.max_rank is not None and rank > facts.max_rank:
         raise _rank_error(folder, rank, facts, f"its highest is {facts.max_rank}")
     return rank
@@ -316,13 +325,13 @@ def _rank_error(folder: Path, rank: int, facts: Facts, said: str) -> TiterError:
 
 def _completion(answer: Any, prompt: Sequence[int], limit: int, stops: Collection[int]) -> Completion:
     """Read an answer, and check that it is one to this prompt."""
-    choice, usage = _read(lambda: (answer["choices"][0], answer["usage"]), answer)
+    choice, usage = _read(lambda: (dict(answer["choices"][0]), answer["usage"]), answer)
     counted = _read(lambda: int(usage["prompt_tokens"]), answer)
     if counted != len(prompt):
         more = " (one more, as if it had put a beginning before the prompt's own)" if counted == len(prompt) + 1 else ""
         raise Unusable(f"it read {counted} tokens{more}, and the prompt has {len(prompt)}")
     read, tokens, finish = (choice.get(name) for name in ("prompt_token_ids", "token_ids", "finish_reason"))
-    if read is not None and list(read) != list(prompt):
+    if read is not None and read != list(prompt):
         raise Unusable("it read other tokens than it was sent")
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise Unusable("it tells no token ids: vLLM does from 0.10.2 on, SGLang where it knows `return_token_ids`")
@@ -331,7 +340,7 @@ def _completion(answer: Any, prompt: Sequence[int], limit: int, stops: Collectio
     if finish == "length" and len(tokens) != limit:
         raise Unusable(f"it cut an answer off at {len(tokens)} tokens, and {limit} were asked for")
     ended_by = (*tokens[-1:], choice.get("matched_stop"), choice.get("stop_reason"))  # as SGLang and vLLM call it
-    if finish == "stop" and not any(token in stops for token in ended_by):
+    if finish == "stop" and not any(isinstance(token, int) and token in stops for token in ended_by):
         raise Unusable(f"it ended an answer by a rule of its own, at {ended_by}")
     return Completion(tokens, finish)
 
@@ -343,10 +352,10 @@ def _read(read: Any, answer: Any) -> Any:
         raise Unusable(f"its answer cannot be read ({type(error).__name__} {error}): {str(answer)[:200]}") from error
 
 
-def _by_token(found: Sequence[Mapping[str, Any] | None], ids: Sequence[int]) -> list[float]:
+def _by_token(found: Sequence[Mapping[str, Any]], ids: Sequence[int]) -> list[float]:
     if len(found) != len(ids):
         raise ValueError(f"{len(found)} places of {len(ids)} tokens")
-    return [float(place[str(token)]["logprob"]) for place, token in zip(found[1:], ids[1:], strict=True) if place]
+    return [float(place[str(token)]["logprob"]) for place, token in zip(found[1:], ids[1:], strict=True)]
 
 
 def _in_order(found: Sequence[Sequence[Any]], ids: Sequence[int]) -> list[float]:
