@@ -29,6 +29,7 @@ FLOORS = {
         "progress",
         "screen",
         "hub",
+        "web",
         "compat",
         "stats",
     ),

@@ -22,6 +22,7 @@ APART = (
     "judge_training",
     "adaptive",
     "common",
+    "engine_weights",
     "small_models",
     "calibration",
     "families",

@@ -77,6 +77,7 @@ def test_workers_are_counted_and_handed_on(titer, tmp_path, monkeypatch):
         run_folder=tmp_path,
         overlap={},
         serving={},
+        engine=None,
         jobs={},
         to_do=lambda _: {},
     )

@@ -277,7 +277,7 @@ def test_what_stays_is_not_asked_again(server, status):
 
 def test_waiting_doubles_and_does_as_it_is_told(server, monkeypatch):
     waits = []
-    monkeypatch.setattr("titer.judges.hub.endpoint.time.sleep", waits.append)
+    monkeypatch.setattr("titer.web.time.sleep", waits.append)
     there = server(
         (500, {}), (500, {}), (429, {}, ("Retry-After", "7")), (429, {}, ("Retry-After", "soon")), (200, SAFE)
     )

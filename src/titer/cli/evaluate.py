@@ -23,6 +23,8 @@ Examples:
 
 `titer evaluate tuned/adapter --output scores --force` — replaces what is in the folder
 
+`titer evaluate tuned/adapter --engine openai:http://localhost:8000 --output scores` — decoded by vLLM or SGLang
+
 `titer evaluate --rejudge scores --judge offline` — judge the same answers again, generating nothing
 """
 

@@ -43,6 +43,8 @@ def _print(found: Gate) -> None:
         mark = {None: "", True: "holds", False: "does not hold"}[figure.holds]
         shown.add_row(name, str(found.before.get(name, "")), str(figure), limit, mark)
     Screen().print(shown)
+    if found.engine is not None:
+        say(f"Answered by {found.engine}.")
     if found.decision == "deploy":
         say(str(found))
     say(f"Artefacts: {found.folder}")

@@ -27,6 +27,8 @@ Examples:
 
 `titer run three_arms --launcher ray --address auto --parallel 16 --resource align.num_gpus=1` — on a Ray cluster
 
+`titer run three_arms --engine openai:http://localhost:8000` — answers decoded by a vLLM or SGLang server
+
 `titer run quickstart --set seeds='[0, 1, 2]' --set finetune.poison_ratios='[0, 0.2]'`
 """
 

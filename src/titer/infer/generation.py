@@ -7,8 +7,7 @@ those of the same rows run alone, without padding or cache. Where they are not, 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,7 +96,7 @@ def generate(
                 continue
             decoding.longest = max(decoding.longest, longest)
             for row, tokens in zip(rows, batch.decoded, strict=True):
-                answers[row] = str(template.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+                answers[row] = template.answer_text(tokens)
             finished.advance(len(rows))
             done = set(rows)
             waiting = [row for row in waiting if row not in done]
@@ -168,12 +167,9 @@ class _Batch:
             if not same_to_rounding(torch.stack(found), output.logits[0, -len(found) :], precision()):
                 return "a token's logits are not those of its row alone"
             # Some classes have rules of their own about what the library's loop says first or last.
-            if self._up_to_end(int(scores.argmax()) for scores in found) != self.decoded[row]:
+            if self.template.up_to_end(int(scores.argmax()) for scores in found) != self.decoded[row]:
                 return "an answer is not what its logits say"
         return ""
-
-    def _up_to_end(self, tokens: Iterable[int]) -> list[int]:
-        return list(itertools.takewhile(lambda token: token not in self.template.end_of_turn, tokens))
 
     def _forward(self, owners: Sequence[int], **inputs: Any) -> Any:
         if self.place is not None:
@@ -254,7 +250,7 @@ class _Batch:
             return_dict_in_generate=True,
         )
         new = output.sequences[:, input_ids.shape[1] :].tolist()
-        self.decoded = [self._up_to_end(tokens) for tokens in new]
+        self.decoded = [self.template.up_to_end(tokens) for tokens in new]
         return {
             row: [scores[row] for scores in output.logits[: min(len(self.decoded[row]) + 1, max_new_tokens)]]
             for row in watched

@@ -12,6 +12,7 @@ import torch
 
 from titer.data.records import Record
 from titer.errors import TiterError
+from titer.infer.engines import PART, Engine
 from titer.infer.generation import generate
 from titer.infer.routing import Routing, routing_beside
 from titer.infer.serving import served, system_digest
@@ -35,26 +36,34 @@ def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record
         prompts: Records whose prompts to answer, each with the most tokens to generate.
         system: What the model is served with (`titer.infer.serving`); empty for nothing.
     """
-    template = Template(load_tokenizer(model_name))
-    if system:
-        template.check_system(system)
-        prompts = [(served(record, system), limit) for record, limit in prompts]
-    rendered = [template.prompt_ids(record.to_training_row()["prompt"]) for record, _ in prompts]
-    check_lengths(model_name, [record for record, _ in prompts], list(map(len, rendered)))
+    template, whole = rendered(model_name, prompts, system)
     model = fresh_model(model_name, adapter, trainable=False)
     if adapter is not None:
         # Merged, the adapter costs nothing per token.
         model = model.merge_and_unload()
     if prompts:
-        refuse_nonfinite_logits(f"`{adapter or model_name}`", model, rendered[0])
+        refuse_nonfinite_logits(f"`{adapter or model_name}`", model, whole[0])
     answers = [""] * len(prompts)
     with Task("answers", len(prompts)) as counted:
         for limit in sorted({limit for _, limit in prompts}):
             places = [place for place, (_, own) in enumerate(prompts) if own == limit]
-            ids = [rendered[place] for place in places]
+            ids = [whole[place] for place in places]
             for place, text in zip(places, generate(model, template, ids, limit, counted=counted), strict=True):
                 answers[place] = text
     return answers
+
+
+def rendered(
+    model_name: str, prompts: Sequence[tuple[Record, int]], system: str = ""
+) -> tuple[Template, list[list[int]]]:
+    """Return a model's template and the token ids of prompts, as of `answer`; raises for those that it cannot run."""
+    template = Template(load_tokenizer(model_name))
+    if system:
+        template.check_system(system)
+        prompts = [(served(record, system), limit) for record, limit in prompts]
+    ids = [template.prompt_ids(record.to_training_row()["prompt"]) for record, _ in prompts]
+    check_lengths(model_name, [record for record, _ in prompts], list(map(len, ids)))
+    return template, ids
 
 
 def routed_answers(
@@ -103,6 +112,7 @@ def as_inferences(
     weights: str | None,
     system: str = "",
     routed: tuple[str, Sequence[bool]] | None = None,
+    engine: str | None = None,
 ) -> list[Inference]:
     """Pair the answers to evaluation sets, in order, with what they answer.
 
@@ -114,9 +124,10 @@ def as_inferences(
         weights: The hash of their files (`titer.jobs.provenance.weights_digest`).
         system: What the model was served with; its hash is kept, since it may be a secret.
         routed: The hash of its router, and of each answer in order whether the refusal adapter was on.
+        engine: Which engine decoded, where it was not this process.
     """
     answers = iter(texts)
-    asked = {"serving": system_digest(system)} if system else {}
+    asked = {**({"serving": system_digest(system)} if system else {}), **({"engine": engine} if engine else {})}
     routes = iter(
         [{}] * len(texts) if routed is None else [{"router": routed[0], "refusal_adapter": on} for on in routed[1]]
     )
@@ -206,7 +217,13 @@ def _answer(job: Job) -> None:
     sets = [(name, job.records(name), limit) for name, limit in settings["limits"].items()]
     model, adapter, system = job.places["model"], trained / settings["adapter"], settings.get("serving", "")
     prompts, routed = [(record, limit) for _, records, limit in sets for record in records], None
-    if settings.get("routed"):
+    engine = settings.get("engine")
+    if engine is not None:
+        from titer.jobs.engines import answer_at  # which renders prompts as here
+
+        server = Engine.read(job.places["engine"])
+        texts, _ = answer_at(server, model, adapter, prompts, system, job.folder / PART, engine)
+    elif settings.get("routed"):
         routing = routing_beside(adapter)
         texts, on = routed_answers(model, adapter, prompts, routing, system)
         routed = (routing.digest, on)
@@ -214,8 +231,9 @@ def _answer(job: Job) -> None:
         texts = answer(model, adapter, prompts, system)
     group = {name: settings[name] for name in ("arm", "phase", "step", "poison_ratio", "seed")}
     name = f"{model} + {trained.name}/{settings['adapter']}"
-    rows = as_inferences(sets, texts, group, name, weights_digest(model, adapter), system, routed)
+    rows = as_inferences(sets, texts, group, name, weights_digest(model, adapter), system, routed, engine)
     write_inferences(job.folder / "inferences.jsonl", rows)
+    (job.folder / PART).unlink(missing_ok=True)
 
 
 def _weigh(job: Job) -> None:

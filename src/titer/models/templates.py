@@ -5,10 +5,11 @@ Everything that turns text into token ids lives here, so that training, scoring 
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,6 +115,14 @@ class Template:
         special = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         after = [token for token in self._ids(rendered.rpartition("OK")[2]) if token in special]
         return frozenset({self.tokenizer.eos_token_id, *after[:1]})
+
+    def up_to_end(self, tokens: Iterable[int]) -> list[int]:
+        """Return the tokens of an answer before the first that ends its turn."""
+        return list(itertools.takewhile(lambda token: token not in self.end_of_turn, tokens))
+
+    def answer_text(self, tokens: Iterable[int]) -> str:
+        """Return the text of an answer's tokens, up to the one that ends its turn."""
+        return str(self.tokenizer.decode(self.up_to_end(tokens), skip_special_tokens=True)).strip()
 
     @cached_property
     def _control(self) -> list[str]:

@@ -38,6 +38,7 @@ from titer.results.artefacts import (
     read_scores,
     read_weights,
 )
+from titer.results.engines import OWN
 from titer.results.summary import CORRECTED, SUMMARISED, Rate, Run
 from titer.stats.intervals import auroc
 
@@ -353,6 +354,8 @@ def _about(run: Run, judges: dict[str, str]) -> Table:
     known = {key: str(found.get(key) or "not recorded") for key in ("model", "commit")}
     if (source := found.get("source")) is not None:
         known["answers from"] = f"{source['format']}, {source['file']}"
+    if "engines" in found:
+        known["answered by"] = ", ".join(dict.fromkeys(run.engines.values())) or OWN
     seeds = found.get("seeds")
     known["seeds"] = "not recorded" if seeds is None else ", ".join(map(str, seeds))
     by = {f"judge {name}" if len(judges) > 1 else "judge": Cell(name, note=metrics) for name, metrics in judges.items()}

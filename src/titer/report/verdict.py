@@ -15,6 +15,7 @@ from titer.report.comparison import Comparison, compared_table, comparisons, dif
 from titer.report.judge_share import judge_share
 from titer.report.parts import Cell, Table, rate_cell, terminal
 from titer.report.words import ratio_text
+from titer.results.engines import OTHERS
 from titer.results.summary import Rate, Run, SummaryRow
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def verdict(run: Run) -> Verdict:
     """Say what a run showed, at its highest poison ratio."""
     ratio = max((row.poison_ratio for row in run.rows if row.poison_ratio is not None), default=None)
     base, judged = _judge(run, ratio)
-    notes = [*_serving_notes(run), *_other_ratios(run, ratio), *_notes(judged, base)]
+    notes = [*_engine_notes(run), *_serving_notes(run), *_other_ratios(run, ratio), *_notes(judged, base)]
     return Verdict(_headline(judged, base, ratio), tuple(judged), tuple(notes), ratio, baseline_arm(run))
 
 
@@ -270,6 +271,14 @@ def _said(judged: list[ArmVerdict], base: SummaryRow | None) -> str:
             if arm.status == status
         ]
     return "; ".join(parts)
+
+
+def _engine_notes(run: Run) -> list[str]:
+    names = list(dict.fromkeys(run.engines.values()))
+    if len(names) == 1:
+        return [f"Answered by {names[0]}. {OTHERS}"]
+    arms = "; ".join(f"{arm} by {name}" for arm, name in run.engines.items())
+    return [f"The arms were answered by different engines, so a difference may be theirs: {arms}."] if names else []
 
 
 def _serving_notes(run: Run) -> list[str]:

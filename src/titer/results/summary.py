@@ -161,6 +161,11 @@ class Run:
         return {arm: found["about"] for arm, found in self.provenance.get("serving", {}).items()}
 
     @cached_property
+    def engines(self) -> dict[str, str]:
+        """Which engine answered for each arm; empty where titer itself did for all."""
+        return dict(self.provenance.get("engines", {}))
+
+    @cached_property
     def routed(self) -> dict[str, str]:
         """The served guards among them, with how their routers routed the prompts; empty where no answer tells."""
         found = self.provenance.get("serving", {})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from titer.data import Record
 from titer.jobs.provenance import environment
 from titer.results import artefacts
+from titer.results.engines import engines_of
 from titer.results.routes import with_routes
 from titer.results.scoring import error_rates_of, summarise
 from titer.stats.intervals import log_odds
@@ -91,6 +92,7 @@ def provenance(
         "seconds": round(seconds, 1),
         "model": plan.experiment.model,
         "weights": artefacts.weights_of(inferences),
+        "engines": engines_of(inferences),
         "seeds": plan.experiment.seeds,
         "overlap": plan.overlap,
         "serving": with_routes(plan.serving, inferences),

@@ -25,6 +25,7 @@ from titer.workflows.common import (
 
 if TYPE_CHECKING:
     from titer.data import Record
+    from titer.infer.engines import Engine
     from titer.infer.serving import Serving
     from titer.judges.base import Judge
     from titer.results import Inference, Result, ScoreRow
@@ -43,6 +44,7 @@ class Evaluation(Table):
         source: Where the answers are from, of those that `titer convert` took from another tool.
         serving: What the model was served with in a few words, where it was (a serving control or a served guard).
         routes: Of a served guard, on which prompts its router had the refusal adapter answer, in words.
+        engine: Which engine answered; `None` for titer's own decoding in this process.
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class Evaluation(Table):
     source: dict[str, Any] | None = field(default=None, repr=False)
     serving: str | None = None
     routes: str | None = None
+    engine: str | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the results."""
@@ -63,13 +66,16 @@ class Evaluation(Table):
         return "\n".join([self.model, *found, *self.origin()])
 
     def origin(self) -> list[str]:
-        """Return sentences that say where answers of another tool are from, and what a model was served with."""
+        """Return sentences that say where answers of another tool or engine are from, and what a model was served with."""
+        from titer.results.engines import OTHERS
+
         served = f"A serving control: asked with {self.serving}, which whoever holds the adapter leaves off."
         if self.routes:
             served = (
                 f"A served guard: {self.routes}. Asked with {self.serving}, which whoever holds the weights leaves off."
             )
-        return ([served] if self.serving else []) + self._elsewhere()
+        engine = [] if self.engine is None else [f"Answered by {self.engine}. {OTHERS}"]
+        return ([served] if self.serving else []) + engine + self._elsewhere()
 
     def _elsewhere(self) -> list[str]:
         if self.source is None:
@@ -93,6 +99,7 @@ def evaluate(
     step: int = 0,
     poison_ratio: float = 0.0,
     without_serving: bool = False,
+    engine: str | None = None,
     judge: str = "offline",
     rejudge: str | Path | None = None,
     error_rates: str | Path | None = None,
@@ -115,6 +122,7 @@ def evaluate(
         step: Fine-tuning steps behind it, for the results.
         poison_ratio: Of what it was fine-tuned on.
         without_serving: Leave off what an adapter is served with (serving.json beside it): ask it as whoever holds it does.
+        engine: Who decodes: openai:URL of a vLLM or SGLang server that loads adapters; this process by default.
         judge: Who judges answers: a name of `titer judges list`, or the import path of one's own.
         rejudge: Judge this folder's answers again.
         error_rates: File with how often the judge errs (`titer judges bench`), to correct the harmful score by.
@@ -129,9 +137,11 @@ def evaluate(
     """
     from titer import judges
     from titer.files import check_output
+    from titer.infer.engines import PART, Engine
     from titer.jobs.provenance import environment
     from titer.judges.error_rates import check_own
     from titer.results import artefacts
+    from titer.results.engines import engines_of
     from titer.results.routes import routes_of, told
     from titer.results.scoring import check_verdicts, error_rates_of, judge_into, summarise
 
@@ -142,6 +152,7 @@ def evaluate(
     folder = as_path("output", output) if rejudge is None else as_path("rejudge", rejudge)
     check_output(folder, ["inferences.jsonl", "scores.jsonl", "results.json", "report.html"])
     serving = None
+    server = None if engine is None else Engine.read(engine)
     if rejudge is not None:
         unused = given().keys() - {"rejudge", "judge", "error_rates", "show"}
         refuse_unused(unused, f"with `{spell('rejudge')}`, which judges the answers that are there")
@@ -158,14 +169,18 @@ def evaluate(
         sets = _prompts(harmful, lookalikes, task, samples, max_new_tokens, copies, seed)
         group = {"arm": Path(model).name, "phase": phase, "step": step, "poison_ratio": poison_ratio, "seed": seed}
         serving = _serving(model, without_serving, show)
-        inferences = _answers(model, sets, group, chosen, show, serving)
+        inferences = _answers(model, sets, group, chosen, show, serving, server, folder / PART)
         artefacts.write_inferences(folder / "inferences.jsonl", inferences)
+        (folder / PART).unlink(missing_ok=True)
     scores = judge_into(folder / "scores.jsonl", inferences, [chosen])
     results = summarise(inferences, scores, rates)
     if rejudge is not None and (folder / "results.json").is_file():
         _, about = artefacts.read_results(folder / "results.json")
     else:
         about = {"model": inferences[0].model, "weights": artefacts.weights_of(inferences), **environment()}
+        engines = engines_of(inferences)
+        if engines or rejudge is None:  # what another tool answered is judged again too
+            about["engines"] = engines
         # Judged again for want of results, answers tell that they were served, and not with what.
         served = {
             row.arm: f"a system prompt of SHA-256 {hashed}…"
@@ -203,6 +218,7 @@ def evaluate(
         about.get("source"),
         asked or None,
         routes or None,
+        next(iter(engines_of(inferences).values()), None),
     )
     try:
         check_verdicts(scores)
@@ -262,9 +278,27 @@ def _serving(model: str, without: bool, show: Show | bool) -> Serving | None:
 
 
 def _answers(
-    model: str, sets: Sets, group: dict[str, Any], judge: Judge, show: Show | bool, serving: Serving | None
+    model: str,
+    sets: Sets,
+    group: dict[str, Any],
+    judge: Judge,
+    show: Show | bool,
+    serving: Serving | None,
+    engine: Engine | None,
+    part: Path,
 ) -> list[Inference]:
-    """Generate answers; `group` says what the results are about, `judge` who will judge them, `serving` what is served with."""
+    """Generate answers.
+
+    Args:
+        model: What is asked.
+        sets: The prompts.
+        group: What the results are about.
+        judge: Who will judge them.
+        show: Who is told.
+        serving: What the model is served with.
+        engine: Who decodes them; this process without one.
+        part: Where answers of an engine are kept until all are there.
+    """
     from titer.infer.routing import read_routing
     from titer.infer.serving import served
     from titer.jobs import answers
@@ -280,6 +314,16 @@ def _answers(
     if serving is not None and serving.router is not None and adapter is not None:
         router = read_routing(adapter, serving.router)  # before the model is loaded, for it may be damaged
     prompts = [(record, limit) for _, records, limit in sets for record in records]
+    if engine is not None:
+        if router is not None:
+            raise TiterError(
+                f"`{model}` is served with a router, which reads the model's hidden states, and an engine tells none.",
+                f"Leave out `{spell('engine')}`, or the router (`{spell('without_serving')}`).",
+            )
+        from titer.jobs.engines import answer_at
+
+        texts, name = answer_at(engine, base, adapter, prompts, system, part)
+        return answers.as_inferences(sets, texts, group, model, weights_digest(base, adapter), system, engine=name)
     judged = sum(len(records) for name, records, _ in sets if not name.startswith(artefacts.TASK_PREFIX))
     asked = [(served(record, system), limit) for record, limit in prompts]
     more = Cost() if router is None else routing(base, [record for record, _ in asked])

@@ -17,6 +17,7 @@ from titer.data import Record, alignment_mixture, check_disjoint, load, poison, 
 from titer.data.pools import first, harmful_pools, helpful_rows, lookalike_pools
 from titer.errors import TiterError
 from titer.files import check_output
+from titer.infer.engines import Engine
 from titer.infer.serving import Serving, served
 from titer.jobs.job import Job
 from titer.jobs.plan import Plan
@@ -113,12 +114,14 @@ class ExperimentPlan(Plan):
         weights: Jobs that measure likelihood ratios, with (arm, seed, poison ratio, when, rows).
         weighed: Fine-tunings that may have weighed their rows before they began, likewise.
         overlap: Shared prompts between pools, by pair; all zero.
+        engine: Which engine answers, with its version; `None` for titer's own decoding.
         serving: By arm that is a serving control or a served guard (`routed`), what it is served with (`about`), and under which
             name the adapter `alone` stands among the results: as whoever holds it has it.
     """
 
     experiment: Experiment = field(kw_only=True)
     judge: Judge = field(init=False)
+    engine: str | None = None
     answers: list[tuple[Job, Job]] = field(default_factory=list)
     weights: list[tuple[Job, dict[str, Any], list[Record]]] = field(default_factory=list)
     weighed: list[tuple[Job, dict[str, Any], list[Record]]] = field(default_factory=list)
@@ -133,12 +136,14 @@ def make_plan(experiment: Experiment, run_folder: Path, data_dir: Path | None = 
     """Plan an experiment: load and check its data, and name every job by what it depends on.
 
     Raises:
-        TiterError: For a folder that cannot be written, for data that cannot be found, are too few, or overlap, and for an
-            adapter that does not fit the model.
+        TiterError: For a folder that cannot be written, for data that cannot be found, are too few, or overlap, for an
+            adapter that does not fit the model, and for an engine that cannot be asked what it is.
     """
     files = ["inferences.jsonl", "scores.jsonl", "weights.jsonl", "results.json", "report.html"]
     check_output(run_folder, files, ["jobs", "inputs", "leases"])
     plan = ExperimentPlan(run_folder, experiment=experiment)
+    if experiment.engine is not None:
+        plan.engine = Engine.read(experiment.engine).server().facts.engine
     for seed in experiment.seeds:
         pools = load_pools(experiment, seed, data_dir)
         plan.overlap = pools.overlap
@@ -222,6 +227,11 @@ class _ArmPlanner:
         """
         repairs = self.arm.of("repair")
         routed = [_leaves_a_router(step) for step in repairs]
+        if any(routed) and self.plan.engine is not None:
+            raise TiterError(
+                f"`arms.{self.name}` ends in a router, which reads the model's hidden states, and an engine tells none.",
+                "Run this arm without the engine, in a run of its own.",
+            )
         if any(routed[:-1]):
             step = repairs[routed.index(True)]
             raise TiterError(
@@ -347,11 +357,12 @@ class _ArmPlanner:
                 **({"serving": system} if system else {}),
                 # Which router that is, the job says that leaves it.
                 **({"routed": True} if routed else {}),
+                **({"engine": self.plan.engine} if self.plan.engine is not None else {}),
             },
             {name: records for name, (records, _) in sets.items()},
             [trained],
-            {"model": self.model},
-            Work("answer", self.model, answering(self.model, by_limit(prompts)) + self._routing(prompts, routed)),
+            {"model": self.model, **({"engine": experiment.engine} if self.plan.engine is not None else {})},
+            self._answering(prompts, routed),
         )
         judged = self.plan.add(
             JUDGE,
@@ -363,8 +374,12 @@ class _ArmPlanner:
         )
         self.plan.answers.append((answered, judged))
 
-    def _routing(self, prompts: Sequence[tuple[Record, int]], routed: bool) -> Cost:
-        return routing(self.model, [record for record, _ in prompts]) if routed else Cost()
+    def _answering(self, prompts: Sequence[tuple[Record, int]], routed: bool) -> Work | None:
+        """Return the work of answering prompts; how long another engine takes, nothing here can tell."""
+        if self.plan.engine is not None:
+            return None
+        more = routing(self.model, [record for record, _ in prompts]) if routed else Cost()
+        return Work("answer", self.model, answering(self.model, by_limit(prompts)) + more)
 
     def _weigh(self, step: Step, about: dict[str, Any], rows: list[Record], trained: Job) -> None:
         from titer.jobs.answers import WEIGH

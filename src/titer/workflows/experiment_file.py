@@ -200,6 +200,7 @@ class Experiment:
         description: What the experiment asks, one line.
         seeds: One whole repetition for each.
         lora: Settings of the adapter.
+        engine: Who decodes answers: `openai:URL` of a vLLM or SGLang server (`titer.infer.engines`); null for titer itself.
     """
 
     name: str
@@ -212,6 +213,7 @@ class Experiment:
     align: AlignSettings = field(default_factory=AlignSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    engine: str | None = None
 
     def __post_init__(self) -> None:
         arms: dict[str, Arm] = {}
@@ -249,6 +251,7 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 def _check(experiment: Experiment) -> None:
     """Refuse what could only fail later: unknown methods and settings, impossible numbers."""
     from titer import judges
+    from titer.infer.engines import Engine
     from titer.jobs.trainings import lora_config
     from titer.judges.error_rates import check_own
 
@@ -268,6 +271,8 @@ def _check(experiment: Experiment) -> None:
     judge = judges.get(experiment.evaluate.judge)
     if experiment.evaluate.error_rates is not None:
         check_own(experiment.evaluate.error_rates, [judge.name])
+    if experiment.engine is not None:
+        Engine.read(experiment.engine)
     tasks.get(task_name(experiment))
     lora_config(experiment.lora)
     for arm in experiment.arms.values():

@@ -25,6 +25,7 @@ from titer.workflows.common import (
 
 if TYPE_CHECKING:
     from titer.results import Result
+    from titer.workflows.evaluate import Evaluation
 
 OTHERWISE = ("deploy", "hold", "fail")
 PERCENT = Range(0, 100)
@@ -131,6 +132,7 @@ class Gate(Table):
         figures: What was measured, by metric.
         before: The same of the model before, where that was measured.
         policy: What the decision goes by.
+        engine: Which engine answered; `None` for titer's own decoding.
     """
 
     folder: Path
@@ -140,6 +142,7 @@ class Gate(Table):
     figures: Mapping[str, Figure]
     before: Mapping[str, Figure]
     policy: GatePolicy = field(repr=False)
+    engine: str | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the figures."""
@@ -151,6 +154,7 @@ class Gate(Table):
         return {
             "schema": SCHEMA,
             "model": self.model,
+            **({"engine": self.engine} if self.engine is not None else {}),
             "decision": self.decision,
             "reasons": list(self.reasons),
             "figures": _plain(self.figures),
@@ -242,6 +246,7 @@ def gate(
     policy: str | Path | GatePolicy | None = None,
     before: str | None = None,
     replay: str | Path | None = None,
+    engine: str | None = None,
     data_dir: str | Path | None = None,
     seed: int = 0,
     force: bool = False,
@@ -255,6 +260,7 @@ def gate(
         policy: File with the limits: a service's policy, or its section `gate` alone; by default titer's own limits.
         before: The model before its fine-tuning, which is measured too; not again where the folder holds its answers.
         replay: Decide again by this folder's answers, without a model.
+        engine: Who decodes: openai:URL of a vLLM or SGLang server that loads adapters; this process by default.
         data_dir: Folder with local copies of named datasets (sst2_train.jsonl, …).
         seed: Seeds data.
         force: Replace what is there.
@@ -282,13 +288,14 @@ def gate(
     folder = as_path("output", output)
     check_output(folder, [FILE], [BEFORE])
     refuse_what_is_there([folder / FILE], force)
-    copies = {} if data_dir is None else {"data_dir": as_path("data_dir", data_dir)}
+    more: dict[str, Any] = {} if data_dir is None else {"data_dir": as_path("data_dir", data_dir)}
+    more |= {} if engine is None else {"engine": engine}
     first: Sequence[Result] = ()
     if before is not None:
-        first = _before(before, folder / BEFORE, chosen, copies, seed, show)
-    after = _measured(adapter, folder, chosen, copies, seed, force, "finetuned", show)
-    decision, reasons, figures = decide(chosen, after)
-    found = Gate(folder, adapter, decision, reasons, figures, _unlimited(first), chosen)
+        first = _before(before, folder / BEFORE, chosen, more, seed, show)
+    after = _measured(adapter, folder, chosen, more, seed, force, "finetuned", show)
+    decision, reasons, figures = decide(chosen, after.results)
+    found = Gate(folder, adapter, decision, reasons, figures, _unlimited(first), chosen, after.engine)
     _write(found)
     return found
 
@@ -297,20 +304,20 @@ def _measured(
     model: str,
     folder: Path,
     policy: GatePolicy,
-    copies: Mapping[str, Any],
+    more: Mapping[str, Any],
     seed: int,
     force: bool,
     phase: str,
     show: Show | bool,
-) -> Sequence[Result]:
+) -> Evaluation:
     from titer.workflows.evaluate import NO_TASK, evaluate
 
     asked = {**policy.questions, "task": policy.task or NO_TASK}
-    return evaluate(model, output=folder, **asked, **copies, seed=seed, force=force, phase=phase, show=show).results
+    return evaluate(model, output=folder, **asked, **more, seed=seed, force=force, phase=phase, show=show)
 
 
 def _before(
-    model: str, folder: Path, policy: GatePolicy, copies: Mapping[str, Any], seed: int, show: Show | bool
+    model: str, folder: Path, policy: GatePolicy, more: Mapping[str, Any], seed: int, show: Show | bool
 ) -> Sequence[Result]:
     """Return what is measured of the model before, or was, with the same questions to the same weights."""
     from titer.files import read_json
@@ -318,24 +325,26 @@ def _before(
     from titer.results.artefacts import write_atomically
     from titer.text import to_json
 
-    asked, note = questions(model, policy, seed), folder / ASKED
+    asked, note = questions(model, policy, seed, more.get("engine")), folder / ASKED
     # The note is written last, so that a measurement with one is whole.
     if note.is_file() and read_json(note) == asked:
         listener(show).remark(f"{model}: measured before ({folder}).")
         return read_results(folder / "results.json")[0]
-    found = _measured(model, folder, policy, copies, seed, True, "aligned", show)
+    found = _measured(model, folder, policy, more, seed, True, "aligned", show).results
     write_atomically(note, to_json(asked).encode())
     return found
 
 
-def questions(model: str, policy: GatePolicy, seed: int = 0) -> dict[str, Any]:
+def questions(model: str, policy: GatePolicy, seed: int = 0, engine: str | None = None) -> dict[str, Any]:
     """Return all that the figures of a model depend on: which weights are asked what.
 
     Args:
         model: The model.
         policy: What it is asked.
         seed: Seeds data.
+        engine: Who is asked, where it is not this process; which engine that is and its version are found out.
     """
+    from titer.infer.engines import Engine
     from titer.jobs.provenance import file_digest, weights_digest
     from titer.models import split_adapter
 
@@ -344,7 +353,8 @@ def questions(model: str, policy: GatePolicy, seed: int = 0) -> dict[str, Any]:
         for name in (policy.harmful, policy.lookalikes)
         if Path(name).is_file()
     }
-    return {**policy.questions, "files": files, "seed": seed, "weights": weights_digest(*split_adapter(model))}
+    by = {} if engine is None else {"engine": Engine.read(engine).server().facts.engine}
+    return {**policy.questions, "files": files, "seed": seed, "weights": weights_digest(*split_adapter(model)), **by}
 
 
 def _unlimited(results: Sequence[Result]) -> dict[str, Figure]:
@@ -376,7 +386,9 @@ def _again(folder: Path, policy: GatePolicy | None) -> Gate:
     first = counted(folder / BEFORE) if (folder / BEFORE / "inferences.jsonl").is_file() else ()
     chosen = policy or own
     decision, reasons, figures = decide(chosen, counted(folder))
-    found = Gate(folder, str(stored.get("model")), decision, reasons, figures, _unlimited(first), chosen)
+    found = Gate(
+        folder, str(stored.get("model")), decision, reasons, figures, _unlimited(first), chosen, stored.get("engine")
+    )
     said = ("decision", "reasons", "figures", "before")
     if policy is None and any(found.document[key] != stored.get(key) for key in said):
         raise TiterError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from titer.errors import TiterError
 from titer.workflows.common import (
     Settings,
     Show,
@@ -19,6 +20,7 @@ from titer.workflows.common import (
     launcher_for,
     listener,
     refuse_unused_data_dir,
+    spell,
     workflow,
 )
 
@@ -84,6 +86,7 @@ def plan(
     output: str | Path | None = None,
     data_dir: str | Path | None = None,
     settings: Settings | None = None,
+    engine: str | None = None,
     show: Show | bool = False,
 ) -> ExperimentPlan:
     """Return what `experiment` would run; nothing is trained.
@@ -94,7 +97,12 @@ def plan(
     listener(show).remark("Loading libraries …")
     from titer.workflows import experiment as experiments
 
-    chosen = experiments.read_experiment(experiment, as_overrides(settings))
+    overrides = as_overrides(settings)
+    if engine is not None:
+        if any(one.startswith("engine=") for one in overrides):
+            raise TiterError(f"`engine` is given by `{spell('settings')}` and by `{spell('engine')}`.", "Give it once.")
+        overrides.append(f"engine={json.dumps(engine)}")
+    chosen = experiments.read_experiment(experiment, overrides)
     data = chosen.data
     refuse_unused_data_dir([data.harmful, *data.helpful, data.lookalikes, data.task])
     folder = Path("runs") / chosen.name if output is None else as_path("output", output)
@@ -108,6 +116,7 @@ def experiment(
     output: str | Path | None = None,
     data_dir: str | Path | None = None,
     settings: Settings | None = None,
+    engine: str | None = None,
     force: bool = False,
     workers: int = 1,
     launcher: str = "local",
@@ -123,6 +132,7 @@ def experiment(
         output: Run folder; runs/NAME by default.
         data_dir: Folder with local copies of named datasets (sst2_train.jsonl, …).
         settings: Changes of the file, `finetune.training.max_steps` (`titer settings experiment`).
+        engine: Who decodes answers: openai:URL of a vLLM or SGLang server that loads adapters; by default what the file says.
         force: Run jobs again that are done.
         workers: Jobs that run at the same time, each in a process with the model of its own: 2 on two cores.
         launcher: Who runs jobs: local (this machine), slurm (through submitit) or ray; the figures are the same.
@@ -140,7 +150,7 @@ def experiment(
     """
     started = time.perf_counter()
     tell, runner = listener(show), launcher_for(launcher, workers, partition, resources, address)
-    planned = plan(experiment, output=output, data_dir=data_dir, settings=settings, show=tell)
+    planned = plan(experiment, output=output, data_dir=data_dir, settings=settings, engine=engine, show=tell)
     from titer.jobs.plan import execute
     from titer.results import read_results
     from titer.workflows.experiment import collect
@@ -151,6 +161,8 @@ def experiment(
     for arm, served in planned.serving.items():
         kind = "served guard" if served.get("routed") else "serving control"
         tell.remark(f"{arm} is a {kind}: asked with {served['about']}, and as `{served['alone']}` without.")
+    if planned.engine is not None:
+        tell.remark(f"Answers are asked of {planned.engine}; the time that they take is in no estimate.")
     if launcher == "local":
         tell.expect([*planned.to_do(force).values()])
     else:

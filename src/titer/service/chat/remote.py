@@ -1,6 +1,7 @@
 """Chats that another server answers: vLLM, or SGLang, with adapters that it loads at run time.
 
-It is given token ids (`POST /v1/completions`), not messages: it would make special tokens of those that a text spells.
+It is given token ids, not messages: it would make special tokens of those that a text spells. What is posted where, it shares with
+`titer.infer.servers`; answers are streams here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from titer.infer.servers import ALREADY, COMPLETIONS, LOAD, UNLOAD, VLLM, load_body, unload_body
 from titer.service.chat.failures import closing, fail, overloaded
 from titer.service.chat.pieces import Adapter, Bounds, Done, Fetch, Likelihood, Piece, Ticket, Unusable
 from titer.service.refusals import Refused
@@ -143,7 +145,7 @@ class Remote:
                 folder = self._folder / _key(adapter)
                 self._folder.mkdir(parents=True, exist_ok=True)
                 place = self._fetch(adapter, folder)
-                self._post("/v1/load_lora_adapter", {"lora_name": _key(adapter), "lora_path": str(place)}, "already")
+                self._post(LOAD[VLLM], load_body(_key(adapter), str(place)), ALREADY)
                 seat = self._seats[adapter.name] = _Seat(adapter)
             self._seats.move_to_end(adapter.name)
             seat.requests += 1
@@ -170,7 +172,7 @@ class Remote:
         seat = self._seats.pop(name)
         # It may be away, or have forgotten the adapter by itself.
         with contextlib.suppress(OSError, http.client.HTTPException, Failed):
-            self._post("/v1/unload_lora_adapter", {"lora_name": _key(seat.adapter)})
+            self._post(UNLOAD[VLLM], unload_body(_key(seat.adapter)))
         shutil.rmtree(self._folder / _key(seat.adapter), ignore_errors=True)
 
     def _connect(self) -> http.client.HTTPConnection:
@@ -190,7 +192,7 @@ class Remote:
         """Ask for completions and tell what comes of them."""
         left, tokens = set(range(ticket.choices)), 0
         with contextlib.closing(self._connect()) as connection:
-            response = _request(connection, "/v1/completions", _body(ticket, model))
+            response = _request(connection, COMPLETIONS, _body(ticket, model))
             if response.status != 200:
                 raise Failed(response.status, response.read().decode(errors="replace"))
             for event in _events(response):
