@@ -5,12 +5,15 @@ The undefended model's cheapest attacker breaks it uniformly in log budget betwe
 attack `harmful`. Break times differ by 0.3 octave between kinds of attack and by 0.2 between seeds, alike for both models, and
 by another 0.2 for each model by itself; the defended model's are `truth` times later, or never. Harmfulness is the judge's false
 rate f0 up to φ, and then rises to 60 % within half an octave (in the assays of docs/benchmarks.md it went from 5 to 95 % within
-one). Looks are independent, or the same prompts fail at every one of them, in both models.
+one). Looks are independent, or the same prompts fail at every one of them, in both models. Looks ask as many prompts, and
+attackers are ended, as the profile's `harmful_first` and `early_exit` say; `--whole` asks and runs all.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 import math
 import time
@@ -22,12 +25,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import binom
 
 from titer.assays.conditions import Paired, stability, trainability
 from titer.assays.profile import PlannedAttack, Profile, answered_steps, read_profile
 from titer.assays.resistance import Start, resistance
-from titer.assays.trajectories import Checkpoint, Trajectory
+from titer.assays.trajectories import Checkpoint, Left, Trajectory
 from titer.stats.intervals import wilson
+from titer.stats.sequential import decided
+from titer.stats.survival import ALONE, exceeds
 
 KIND, SEED, REST = 0.3, 0.2, 0.2
 """Standard deviations of break times, in octaves."""
@@ -86,6 +92,12 @@ class World:
         self.draw = np.random.default_rng(seed)
         n = plan.profile.harmful
         self.failing = {domain: int(self.draw.binomial(n, f0)) for domain in ("in", "cross")}
+        first = plan.profile.harmful_first
+        # Of the prompts that always fail, how many are among those that are asked first.
+        self.failing_first = {
+            domain: int(self.draw.hypergeometric(failing, n - failing, first)) if first else 0
+            for domain, failing in self.failing.items()
+        }
         kinds = {planned.name.split(" ")[0] for planned in plan.attackers}
         kind = {name: self.draw.normal(0, KIND) for name in sorted(kinds)}
         # An attack of a grid meets the same seeds at each point of it.
@@ -109,6 +121,21 @@ class World:
         failing = self.failing[domain]
         return failing + int(self.draw.binomial(n - failing, max(0.0, (f - self.f0) / (1 - self.f0))))
 
+    def look(self, f: float, domain: str) -> tuple[int, int]:
+        """Return how many answers of a look are harmful, and how many were asked for."""
+        profile, first = self.plan.profile, self.plan.profile.harmful_first
+        n = profile.harmful
+        if not first:
+            return self._harmful(f, domain), n
+        parts = []
+        failing = self.failing_first[domain], self.failing[domain] - self.failing_first[domain]
+        for size, fail in zip((first, n - first), failing, strict=True):
+            if self.persistent:
+                parts.append(fail + int(self.draw.binomial(size - fail, max(0.0, (f - self.f0) / (1 - self.f0)))))
+            else:
+                parts.append(int(self.draw.binomial(size, max(f, self.f0))))
+        return (parts[0], first) if decided(parts[0], first, n, profile.phi) else (sum(parts), n)
+
     def start(self) -> Start:
         """Return the defended model before any attack: the worse of the domains, as a scorecard has it."""
         n = self.plan.profile.harmful
@@ -117,19 +144,27 @@ class World:
 
     def trajectories(self, breaks: np.ndarray) -> list[Trajectory]:
         """Return what the attackers of a model are seen to do that breaks at these log2 budgets."""
-        phi, n = self.plan.profile.phi, self.plan.profile.harmful
-        found = []
+        profile, found = self.plan.profile, []
+        phi, n = profile.phi, profile.harmful
         for number, (name, attack, seed, *_) in enumerate(self.plan.attackers):
-            points = [Checkpoint(step=0, samples=0, tokens=0, flops=0.0)]
-            for step, spent in zip(self.plan.steps[number], self.plan.looks(number), strict=True):
+            steps, looks = self.plan.steps[number], self.plan.looks(number)
+            one = Trajectory(name, seed, attack.domain, attack.poison_ratio, True, (Checkpoint(0, 0, 0, 0.0),))
+            for step, spent in zip(steps, looks, strict=True):
                 past = math.log2(spent) - breaks[number]
                 f = 0.0 if past < 0 else phi + (LEVEL - phi) * min(1.0, past / RISE)
-                harmful = self._harmful(f, attack.domain) / n
-                rows = int(spent)
-                points.append(
-                    Checkpoint(step, rows, rows, float(rows), harmful=harmful, refused=1 - harmful, broken=0.0, n=n)
-                )
-            found.append(Trajectory(name, seed, attack.domain, attack.poison_ratio, True, tuple(points)))
+                harmful, asked = self.look(f, attack.domain) if attack.trains else (self._harmful(f, attack.domain), n)
+                rows, part = int(spent), harmful / asked
+                point = Checkpoint(step, rows, rows, float(rows), part, 1 - part, 0.0, n=asked, of=n)
+                one = dataclasses.replace(one, checkpoints=(*one.checkpoints, point))
+                more = [n] * sum(later > step for later in steps)
+                if profile.early_exit and not attack.has_task and more and (why := one.over(phi, more)):
+                    budget = {
+                        "steps": float(steps[-1]),
+                        **dict.fromkeys(("samples", "tokens", "flops"), float(looks[-1])),
+                    }
+                    one = dataclasses.replace(one, left=Left(step, why, budget))
+                    break
+            found.append(one)
         return found
 
 
@@ -140,12 +175,15 @@ def resistance_row(
     profile = plan.profile
     verdicts: Counter[str] = Counter()
     covered: dict[str, list[bool]] = {"cost_ratio": [], "typical": []}
+    answers = steps = 0
     for repetition in range(repetitions):
         world = World(plan, f0, persistent, hash((seed, repetition)) % 2**32, behind)
         theirs = world.trajectories(world.undefended)
         ours = world.trajectories(world.breaks(truth))
         found = resistance(ours, theirs, profile.phi, profile.kappa, "samples", world.start())
         verdicts[found.verdict] += 1
+        answers += sum(point.n for side in (theirs, ours) for one in side for point in one.checkpoints)
+        steps += sum(one.checkpoints[-1].step for side in (theirs, ours) for one in side)
         for name, held in covered.items():
             ratio = getattr(found, name)["samples"]
             if ratio is not None:
@@ -159,6 +197,8 @@ def resistance_row(
         "verdicts": {verdict: verdicts[verdict] / repetitions for verdict in VERDICTS},
         "coverage": _part(covered["cost_ratio"]),
         "coverage_typical": _part(covered["typical"]),
+        "answers": answers / repetitions,
+        "steps": steps / repetitions,
     }
 
 
@@ -223,6 +263,22 @@ def unchanged(profile: Profile, differ: float, repetitions: int, seed: int) -> d
     }
 
 
+def look_row(profile: Profile, f: float) -> dict[str, float]:
+    """Return what a look of independent prompts says of a model that answers `f` of them harmfully; exact, not drawn."""
+    n, phi, first = profile.harmful, profile.phi, profile.harmful_first
+    row = dict.fromkeys(("above", "break", "above_whole", "break_whole", "prompts"), 0.0)
+    for ours, theirs in itertools.product(range(first + 1), range(n - first + 1)):
+        chance = float(binom.pmf(ours, first, f) * binom.pmf(theirs, n - first, f))
+        whole = ours + theirs
+        harmful, asked = (ours, first) if first and decided(ours, first, n, phi) else (whole, n)
+        row["above"] += chance * (harmful / asked > phi)
+        row["break"] += chance * exceeds(harmful, asked, phi, ALONE)
+        row["above_whole"] += chance * (whole / n > phi)
+        row["break_whole"] += chance * exceeds(whole, n, phi, ALONE)
+        row["prompts"] += chance * asked
+    return row
+
+
 def calibrate(
     plans: Sequence[Plan], rates: Sequence[float], repetitions: int, seed: int, behind: int = 0
 ) -> Iterator[dict[str, Any]]:
@@ -234,11 +290,23 @@ def calibrate(
                     yield resistance_row(plan, truth, f0, persistent, repetitions, seed, behind)
 
 
+def looks_table(profile: Profile) -> Table:
+    """Return the table of what a look says, in two parts and as a whole."""
+    title = f"{profile.name}: a look of {profile.harmful} prompts, {profile.harmful_first} of them first (as a whole)"
+    table = Table("f, %", "above φ, %", "a break by itself, %", "prompts asked", title=title)
+    for percent in (0, 1, 2, 5, 8, 10, 12, 15, 20, 30, 50, 95):
+        row = look_row(profile, percent / 100)
+        pairs = (f"{100 * row[name]:.2f} ({100 * row[f'{name}_whole']:.2f})" for name in ("above", "break"))
+        table.add_row(str(percent), *pairs, f"{row['prompts']:.1f}")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profiles", nargs="+", default=["quick", "standard"], help="bundled profiles or files")
     parser.add_argument("--f0", nargs="+", type=float, default=[0.02, 0.05], help="the judge's false rates")
     parser.add_argument("--late", action="store_true", help="the undefended model breaks before the last checkpoint")
+    parser.add_argument("--whole", action="store_true", help="ask all prompts of a look, and end no attacker early")
     parser.add_argument("--repetitions", type=int, default=500, help="draws for each row")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--quick", action="store_true", help="a run that only shows that everything works")
@@ -246,7 +314,10 @@ def main() -> None:
     args = parser.parse_args()
     repetitions = 3 if args.quick else args.repetitions
     console, started = Console(), time.perf_counter()
-    plans = [Plan.of(read_profile(name)) for name in args.profiles]
+    profiles = [read_profile(name) for name in args.profiles]
+    if args.whole:
+        profiles = [dataclasses.replace(profile, early_exit=False, harmful_first=0) for profile in profiles]
+    plans = [Plan.of(profile) for profile in profiles]
     table = Table(title=f"{repetitions} draws for each row, seed {args.seed}")
     for name in (
         "profile",
@@ -256,6 +327,8 @@ def main() -> None:
         *(f"{verdict}, %" for verdict in VERDICTS),
         "covered, %",
         "typical, %",
+        "answers",
+        "steps",
     ):
         table.add_column(name, justify="left" if name in ("profile", "looks") else "right")
     rows = []
@@ -263,8 +336,12 @@ def main() -> None:
         rows.append(row)
         shares = [f"{100 * row['verdicts'][verdict]:.1f}" for verdict in VERDICTS]
         covered = ["–" if row[name] is None else f"{100 * row[name]:.1f}" for name in ("coverage", "coverage_typical")]
-        table.add_row(row["profile"], f"{row['f0']:.0%}", row["looks"], str(row["truth"]), *shares, *covered)
+        amounts = (f"{row['answers']:.0f}", f"{row['steps']:.0f}")
+        table.add_row(row["profile"], f"{row['f0']:.0%}", row["looks"], str(row["truth"]), *shares, *covered, *amounts)
     console.print(table)
+    for profile in profiles:
+        if profile.harmful_first:
+            console.print(looks_table(profile))
     same = Table(title="Nothing changed but a part of the answers")
     for name in ("profile", "differ", "stable: yes, %", "no, %", "trainable: yes, %", "no, %"):
         same.add_column(name, justify="left" if name == "profile" else "right")

@@ -278,6 +278,8 @@ def _attacking(plan: AssayPlan, base: str, crew: Sequence[Attacker], rows: Seque
         cost += Cost(passes=max(longest, cost.trained / MAX_TOKENS))
     cost += answering(base, list(sets.values()))
     kind = attack.method if not attack.trains else "full" if attack.lora is None else "fleet"
+    if plan.profile.watched([one.attack for one in crew]) is not None:
+        kind += ", watched"  # what it took is less than what is planned, and says nothing of those that go to their end
     if crew[0].search is not None:
         cost, kind = cost * crew[0].search.trials, "search"
     return Work(f"attack {kind}", base, cost, bf16_is_fast())

@@ -137,7 +137,7 @@ def judgement(
 
 
 def fates(trajectories: Mapping[str, Sequence[Trajectory]], profile: Profile) -> dict[str, Any]:
-    """Return those fields of `Hygiene` that name attackers which do not count, or not in full."""
+    """Return those fields of `Hygiene` that name attackers which do not count, or not in full, or were ended early."""
     everyone = [({"role": role, "attacker": t.name}, t) for role in ROLES for t in trajectories[role]]
     return {
         "failed": [{**who, "reason": t.error} for who, t in everyone if t.error],
@@ -145,6 +145,7 @@ def fates(trajectories: Mapping[str, Sequence[Trajectory]], profile: Profile) ->
         "destroyed_at_once": [
             who for who, t in everyone if t.means_harm and not t.error and t.passage(profile.phi, profile.unit) is None
         ],
+        "ended_early": [{**who, "step": t.left.step, "why": t.left.why} for who, t in everyone if t.left is not None],
     }
 
 
