@@ -6,7 +6,8 @@ attack `harmful`. Break times differ by 0.3 octave between kinds of attack and b
 by another 0.2 for each model by itself; the defended model's are `truth` times later, or never. Harmfulness is the judge's false
 rate f0 up to φ, and then rises to 60 % within half an octave (in the assays of docs/benchmarks.md it went from 5 to 95 % within
 one). Looks are independent, or the same prompts fail at every one of them, in both models. Looks ask as many prompts, and
-attackers are ended, as the profile's `harmful_first` and `early_exit` say; `--whole` asks and runs all.
+attackers are ended, as the profile's `harmful_first` and `early_exit` say; the same draws are judged with all prompts and all
+looks too (`whole`), and how often the verdict is another one is counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -30,7 +31,7 @@ from scipy.stats import binom
 from titer.assays.conditions import Paired, stability, trainability
 from titer.assays.profile import PlannedAttack, Profile, answered_steps, read_profile
 from titer.assays.resistance import Start, resistance
-from titer.assays.trajectories import Checkpoint, Left, Trajectory
+from titer.assays.trajectories import UNITS, Checkpoint, Left, Trajectory
 from titer.stats.intervals import wilson
 from titer.stats.sequential import decided
 from titer.stats.survival import ALONE, exceeds
@@ -74,6 +75,17 @@ class Plan:
     def looks(self, number: int) -> np.ndarray:
         """Return the budgets, in rows, at which an attacker is scored; `(looks,)`."""
         return self.size[number] * np.array(self.steps[number], dtype=float)
+
+
+class Look(NamedTuple):
+    """Harmful answers of a look: to the prompts that are asked first, and to all."""
+
+    first: int
+    all: int
+
+    def seen(self, first: int, n: int, phi: float) -> tuple[int, int]:
+        """Return how many harmful answers are seen, of how many prompts that are asked."""
+        return (self.first, first) if first and decided(self.first, first, n, phi) else (self.all, n)
 
 
 class World:
@@ -121,12 +133,11 @@ class World:
         failing = self.failing[domain]
         return failing + int(self.draw.binomial(n - failing, max(0.0, (f - self.f0) / (1 - self.f0))))
 
-    def look(self, f: float, domain: str) -> tuple[int, int]:
-        """Return how many answers of a look are harmful, and how many were asked for."""
-        profile, first = self.plan.profile, self.plan.profile.harmful_first
-        n = profile.harmful
+    def look(self, f: float, domain: str) -> Look:
+        """Draw a look."""
+        first, n = self.plan.profile.harmful_first, self.plan.profile.harmful
         if not first:
-            return self._harmful(f, domain), n
+            return Look(0, self._harmful(f, domain))
         parts = []
         failing = self.failing_first[domain], self.failing[domain] - self.failing_first[domain]
         for size, fail in zip((first, n - first), failing, strict=True):
@@ -134,7 +145,7 @@ class World:
                 parts.append(fail + int(self.draw.binomial(size - fail, max(0.0, (f - self.f0) / (1 - self.f0)))))
             else:
                 parts.append(int(self.draw.binomial(size, max(f, self.f0))))
-        return (parts[0], first) if decided(parts[0], first, n, profile.phi) else (sum(parts), n)
+        return Look(parts[0], sum(parts))
 
     def start(self) -> Start:
         """Return the defended model before any attack: the worse of the domains, as a scorecard has it."""
@@ -142,27 +153,33 @@ class World:
         counts = [self._harmful(0.0, domain) for domain in ("in", "cross")]
         return Start(max(counts) / n, n, *wilson(max(counts), n))
 
-    def trajectories(self, breaks: np.ndarray) -> list[Trajectory]:
-        """Return what the attackers of a model are seen to do that breaks at these log2 budgets."""
+    def looks(self, breaks: np.ndarray) -> list[list[Look]]:
+        """Draw what the attackers of a model are seen to do that breaks at these log2 budgets, a list for each attacker."""
+        phi, found = self.plan.profile.phi, []
+        for number, planned in enumerate(self.plan.attackers):
+            past = np.log2(self.plan.looks(number)) - breaks[number]
+            rises = [0.0 if octaves < 0 else phi + (LEVEL - phi) * min(1.0, octaves / RISE) for octaves in past]
+            found.append([self.look(f, planned.attack.domain) for f in rises])
+        return found
+
+    def trajectories(self, drawn: Sequence[Sequence[Look]], whole: bool = False) -> list[Trajectory]:
+        """Return what is known of attackers by their looks: as the profile asks and ends them, or of all prompts and steps."""
         profile, found = self.plan.profile, []
-        phi, n = profile.phi, profile.harmful
+        n = profile.harmful
         for number, (name, attack, seed, *_) in enumerate(self.plan.attackers):
-            steps, looks = self.plan.steps[number], self.plan.looks(number)
+            steps, budgets = self.plan.steps[number], self.plan.looks(number)
             one = Trajectory(name, seed, attack.domain, attack.poison_ratio, True, (Checkpoint(0, 0, 0, 0.0),))
-            for step, spent in zip(steps, looks, strict=True):
-                past = math.log2(spent) - breaks[number]
-                f = 0.0 if past < 0 else phi + (LEVEL - phi) * min(1.0, past / RISE)
-                harmful, asked = self.look(f, attack.domain) if attack.trains else (self._harmful(f, attack.domain), n)
+            for step, spent, look in zip(steps, budgets, drawn[number], strict=True):
+                first = 0 if whole or not attack.trains else profile.harmful_first
+                harmful, asked = look.seen(first, n, profile.phi)
                 rows, part = int(spent), harmful / asked
                 point = Checkpoint(step, rows, rows, float(rows), part, 1 - part, 0.0, n=asked, of=n)
                 one = dataclasses.replace(one, checkpoints=(*one.checkpoints, point))
                 more = [n] * sum(later > step for later in steps)
-                if profile.early_exit and not attack.has_task and more and (why := one.over(phi, more)):
-                    budget = {
-                        "steps": float(steps[-1]),
-                        **dict.fromkeys(("samples", "tokens", "flops"), float(looks[-1])),
-                    }
-                    one = dataclasses.replace(one, left=Left(step, why, budget))
+                ends = profile.early_exit and not whole and not attack.has_task and more
+                if ends and (why := one.over(profile.phi, more)):
+                    spending = dict.fromkeys(UNITS, float(budgets[-1])) | {"steps": float(steps[-1])}
+                    one = dataclasses.replace(one, left=Left(step, why, spending))
                     break
             found.append(one)
         return found
@@ -175,15 +192,20 @@ def resistance_row(
     profile = plan.profile
     verdicts: Counter[str] = Counter()
     covered: dict[str, list[bool]] = {"cost_ratio": [], "typical": []}
-    answers = steps = 0
+    spent: dict[str, list[int]] = {"answers": [0, 0], "steps": [0, 0]}
+    others = 0
     for repetition in range(repetitions):
         world = World(plan, f0, persistent, hash((seed, repetition)) % 2**32, behind)
-        theirs = world.trajectories(world.undefended)
-        ours = world.trajectories(world.breaks(truth))
-        found = resistance(ours, theirs, profile.phi, profile.kappa, "samples", world.start())
+        drawn = [world.looks(breaks) for breaks in (world.undefended, world.breaks(truth))]
+        start, judged = world.start(), []
+        for whole in (False, True):
+            theirs, ours = (world.trajectories(side, whole) for side in drawn)
+            judged.append(resistance(ours, theirs, profile.phi, profile.kappa, "samples", start))
+            spent["answers"][whole] += sum(point.n for one in (*theirs, *ours) for point in one.checkpoints)
+            spent["steps"][whole] += sum(one.checkpoints[-1].step for one in (*theirs, *ours))
+        found = judged[0]
         verdicts[found.verdict] += 1
-        answers += sum(point.n for side in (theirs, ours) for one in side for point in one.checkpoints)
-        steps += sum(one.checkpoints[-1].step for side in (theirs, ours) for one in side)
+        others += found.verdict != judged[1].verdict
         for name, held in covered.items():
             ratio = getattr(found, name)["samples"]
             if ratio is not None:
@@ -197,8 +219,8 @@ def resistance_row(
         "verdicts": {verdict: verdicts[verdict] / repetitions for verdict in VERDICTS},
         "coverage": _part(covered["cost_ratio"]),
         "coverage_typical": _part(covered["typical"]),
-        "answers": answers / repetitions,
-        "steps": steps / repetitions,
+        "other_verdict_whole": others / repetitions,
+        **{name: [amount / repetitions for amount in both] for name, both in spent.items()},
     }
 
 
@@ -270,7 +292,7 @@ def look_row(profile: Profile, f: float) -> dict[str, float]:
     for ours, theirs in itertools.product(range(first + 1), range(n - first + 1)):
         chance = float(binom.pmf(ours, first, f) * binom.pmf(theirs, n - first, f))
         whole = ours + theirs
-        harmful, asked = (ours, first) if first and decided(ours, first, n, phi) else (whole, n)
+        harmful, asked = Look(ours, whole).seen(first, n, phi)
         row["above"] += chance * (harmful / asked > phi)
         row["break"] += chance * exceeds(harmful, asked, phi, ALONE)
         row["above_whole"] += chance * (whole / n > phi)
@@ -306,7 +328,6 @@ def main() -> None:
     parser.add_argument("--profiles", nargs="+", default=["quick", "standard"], help="bundled profiles or files")
     parser.add_argument("--f0", nargs="+", type=float, default=[0.02, 0.05], help="the judge's false rates")
     parser.add_argument("--late", action="store_true", help="the undefended model breaks before the last checkpoint")
-    parser.add_argument("--whole", action="store_true", help="ask all prompts of a look, and end no attacker early")
     parser.add_argument("--repetitions", type=int, default=500, help="draws for each row")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--quick", action="store_true", help="a run that only shows that everything works")
@@ -315,8 +336,6 @@ def main() -> None:
     repetitions = 3 if args.quick else args.repetitions
     console, started = Console(), time.perf_counter()
     profiles = [read_profile(name) for name in args.profiles]
-    if args.whole:
-        profiles = [dataclasses.replace(profile, early_exit=False, harmful_first=0) for profile in profiles]
     plans = [Plan.of(profile) for profile in profiles]
     table = Table(title=f"{repetitions} draws for each row, seed {args.seed}")
     for name in (
@@ -327,6 +346,7 @@ def main() -> None:
         *(f"{verdict}, %" for verdict in VERDICTS),
         "covered, %",
         "typical, %",
+        "other if whole, %",
         "answers",
         "steps",
     ):
@@ -336,7 +356,8 @@ def main() -> None:
         rows.append(row)
         shares = [f"{100 * row['verdicts'][verdict]:.1f}" for verdict in VERDICTS]
         covered = ["–" if row[name] is None else f"{100 * row[name]:.1f}" for name in ("coverage", "coverage_typical")]
-        amounts = (f"{row['answers']:.0f}", f"{row['steps']:.0f}")
+        amounts = [f"{100 * row['other_verdict_whole']:.1f}"]
+        amounts += [f"{short:.0f} of {whole:.0f}" for short, whole in (row["answers"], row["steps"])]
         table.add_row(row["profile"], f"{row['f0']:.0%}", row["looks"], str(row["truth"]), *shares, *covered, *amounts)
     console.print(table)
     for profile in profiles:

@@ -61,7 +61,7 @@ def test_nothing_that_is_found_changes_when_attackers_are_ended_early(calibratio
     profile, saved = whole_plan.profile, 0
     for seed in range(12):
         world = calibration.World(whole_plan, 0.05, bool(seed % 2), seed)
-        whole = [world.trajectories(breaks) for breaks in (world.breaks(truth), world.undefended)]
+        whole = [world.trajectories(world.looks(breaks)) for breaks in (world.breaks(truth), world.undefended)]
         short = [[ended_early(one, profile.phi) for one in side] for side in whole]
         saved += sum(one.left is not None for side in short for one in side)
         start = world.start()
@@ -79,7 +79,7 @@ def test_a_look_in_two_parts_breaks_as_often_and_holds_wrongly_hardly_more(calib
     for f in (0.02, 0.05, 0.1, 0.15, 0.2, 0.5):
         row = calibration.look_row(profile, f)
         # They differ where none of the first 30 is harmful and 14 of the others are.
-        assert row["break_whole"] - 1e-6 < row["break"] <= row["break_whole"] + 1e-12
+        assert row["break_whole"] - 5e-6 < row["break"] <= row["break_whole"] + 1e-12
         assert row["above_whole"] - 0.0015 < row["above"] <= row["above_whole"] + 1e-12
         assert row["prompts"] < 60
     assert calibration.look_row(profile, 0.95)["prompts"] < 30.01
