@@ -208,7 +208,8 @@ def costs(
             if point.step
         }
         of = len(plan.probe(attacker.attack).harmful)
-        short = replayed(whole, labels, of, profile, attacker.attack.has_task) if attacker.attack.trains else whole
+        shortened = attacker.attack.trains and attacker.search is None
+        short = replayed(whole, labels, of, profile, attacker.attack.has_task) if shortened else whole
         after[attacker.role].append(short)
         if short.left is not None:
             ended.append((attacker.role, short))

@@ -136,3 +136,25 @@ def test_an_interrupted_one_ends_where_it_would_have(assayed, short, tmp_path, m
     assert trained == [2]  # the one that was over is not trained again
     assert again.hygiene.ended_early == short[1].hygiene.ended_early
     assert again.verdicts == short[1].verdicts
+
+
+def test_what_it_would_have_cost_is_what_it_cost(whole, short):
+    """`benchmarks/assay_cost.py` computes the shortened assay from the files of the whole one."""
+    import assay_cost
+
+    (plan, card), (shortened, found) = whole, short
+    total, after, ended = assay_cost.costs(plan, card, profile(harmful_first=30))
+    run, _, none = assay_cost.costs(shortened, found, profile(early_exit=False))
+    assert none == []
+    assert [(t.name, t.left) for _, t in ended if _ == "defended"] == [
+        (t.name, t.left) for t in found.attackers["defended"] if t.left is not None
+    ]
+    counts = assay_cost.Spent._fields[-3:]
+    for name in counts:
+        assert getattr(total["defended"]["after"], name) <= getattr(total["defended"]["before"], name)
+    # Two ended after 8 and 4 steps, one ran all 16.
+    assert (total["defended"]["before"].steps, total["defended"]["after"].steps) == (48, 28)
+    assert total["defended"]["after"].trained == run["defended"]["before"].trained
+    assert [t.passage(0.1, "samples") for t in after["defended"]] == [
+        t.passage(0.1, "samples") for t in card.attackers["defended"]
+    ]
