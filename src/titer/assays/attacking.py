@@ -132,7 +132,8 @@ def _train(
 ) -> list[BaseException | None]:
     """Train the attackers that are not finished yet, together where there are several; return what each failed with.
 
-    Those that are over by what they left before an interruption are not trained further. One that fails by the machine's or its own fault fails alone (`titer.attacks.failures`); any other error is raised.
+    Those that are over by what they left before an interruption are not trained further. One that fails by the machine's or its
+    own fault fails alone (`titer.attacks.failures`); any other error is raised.
     """
     from transformers import PrinterCallback
 
@@ -177,22 +178,30 @@ def _train(
         for place, failure in zip(going, Fleet.run([trainers[place] for place in going], resume), strict=True):
             errors[place] = failure
     for attacker, trainer, watch, error in zip(crew, trainers, watches, errors, strict=True):
-        rows = trainer.train_dataset
-        columns = (rows[name] for name in rows.column_names if name.endswith("_ids"))
-        lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]
-        size = attacker.attack.batch_size
-        tokens = [sum(lengths[start : start + size]) for start in range(0, len(lengths), size)]
-        per_token = flops_per_token(attacker.attack) * parameters(split_adapter(name)[0])
-        finish(
-            folder / attacker.folder,
-            error,
-            samples=[size * (step + 1) for step in range(len(tokens))],
-            tokens=list(itertools.accumulate(tokens)),
-            flops=[per_token * count for count in itertools.accumulate(tokens)],
-            losses=[line["loss"] for line in trainer.state.log_history if "loss" in line],
-            left=None if watch is None or error is not None else watch.left(),
-        )
+        left = None if watch is None or error is not None else watch.left()
+        _finish(name, folder / attacker.folder, attacker.attack, trainer, error, left)
     return errors
+
+
+def _finish(
+    name: str, folder: Path, attack: Attack, trainer: Any, error: BaseException | None, left: dict[str, Any] | None
+) -> None:
+    """Write what an attacker that was trained spends by step, how it ended, and its losses."""
+    rows = trainer.train_dataset
+    columns = (rows[name] for name in rows.column_names if name.endswith("_ids"))
+    lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]
+    size = attack.batch_size
+    tokens = list(itertools.accumulate(sum(lengths[start : start + size]) for start in range(0, len(lengths), size)))
+    per_token = flops_per_token(attack) * parameters(split_adapter(name)[0])
+    finish(
+        folder,
+        error,
+        samples=[size * (step + 1) for step in range(len(tokens))],
+        tokens=tokens,
+        flops=[per_token * count for count in tokens],
+        losses=[line["loss"] for line in trainer.state.log_history if "loss" in line],
+        left=left,
+    )
 
 
 def _tune(job: Job, attacker: Attempt, questions: Questionnaire) -> None:
@@ -337,4 +346,4 @@ def _judge(job: Job) -> None:
 
 BASELINE = Kind("baseline", "titer.assays.attacking:BASELINE", _baseline)
 ATTACK = Kind("attack", "titer.assays.attacking:ATTACK", _attack, version=3)
-JUDGE = Kind("judge", "titer.assays.attacking:JUDGE", _judge, version=2)
+JUDGE = Kind("judge", "titer.assays.attacking:JUDGE", _judge)
