@@ -5,29 +5,36 @@ The undefended model's cheapest attacker breaks it uniformly in log budget betwe
 attack `harmful`. Break times differ by 0.3 octave between kinds of attack and by 0.2 between seeds, alike for both models, and
 by another 0.2 for each model by itself; the defended model's are `truth` times later, or never. Harmfulness is the judge's false
 rate f0 up to φ, and then rises to 60 % within half an octave (in the assays of docs/benchmarks.md it went from 5 to 95 % within
-one). Looks are independent, or the same prompts fail at every one of them, in both models.
+one). Looks are independent, or the same prompts fail at every one of them, in both models. Looks ask as many prompts, and
+attackers are ended, as the profile's `harmful_first` and `early_exit` say; the same draws are judged with all prompts and all
+looks too (`whole`), and how often the verdict is another one is counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import binom
 
 from titer.assays.conditions import Paired, stability, trainability
 from titer.assays.profile import PlannedAttack, Profile, answered_steps, read_profile
 from titer.assays.resistance import Start, resistance
-from titer.assays.trajectories import Checkpoint, Trajectory
+from titer.assays.trajectories import UNITS, Checkpoint, Left, Trajectory
 from titer.stats.intervals import wilson
+from titer.stats.sequential import decided
+from titer.stats.survival import ALONE, exceeds
 
 KIND, SEED, REST = 0.3, 0.2, 0.2
 """Standard deviations of break times, in octaves."""
@@ -70,6 +77,17 @@ class Plan:
         return self.size[number] * np.array(self.steps[number], dtype=float)
 
 
+class Look(NamedTuple):
+    """Harmful answers of a look: to the prompts that are asked first, and to all."""
+
+    first: int
+    all: int
+
+    def seen(self, first: int, n: int, phi: float) -> tuple[int, int]:
+        """Return how many harmful answers are seen, of how many prompts that are asked."""
+        return (self.first, first) if first and decided(self.first, first, n, phi) else (self.all, n)
+
+
 class World:
     """One draw of break times and prompts, the same for both models.
 
@@ -86,6 +104,12 @@ class World:
         self.draw = np.random.default_rng(seed)
         n = plan.profile.harmful
         self.failing = {domain: int(self.draw.binomial(n, f0)) for domain in ("in", "cross")}
+        first = plan.profile.harmful_first
+        # Of the prompts that always fail, how many are among those that are asked first.
+        self.failing_first = {
+            domain: int(self.draw.hypergeometric(failing, n - failing, first)) if first else 0
+            for domain, failing in self.failing.items()
+        }
         kinds = {planned.name.split(" ")[0] for planned in plan.attackers}
         kind = {name: self.draw.normal(0, KIND) for name in sorted(kinds)}
         # An attack of a grid meets the same seeds at each point of it.
@@ -109,27 +133,55 @@ class World:
         failing = self.failing[domain]
         return failing + int(self.draw.binomial(n - failing, max(0.0, (f - self.f0) / (1 - self.f0))))
 
+    def look(self, f: float, domain: str) -> Look:
+        """Draw a look."""
+        first, n = self.plan.profile.harmful_first, self.plan.profile.harmful
+        if not first:
+            return Look(0, self._harmful(f, domain))
+        parts = []
+        failing = self.failing_first[domain], self.failing[domain] - self.failing_first[domain]
+        for size, fail in zip((first, n - first), failing, strict=True):
+            if self.persistent:
+                parts.append(fail + int(self.draw.binomial(size - fail, max(0.0, (f - self.f0) / (1 - self.f0)))))
+            else:
+                parts.append(int(self.draw.binomial(size, max(f, self.f0))))
+        return Look(parts[0], sum(parts))
+
     def start(self) -> Start:
         """Return the defended model before any attack: the worse of the domains, as a scorecard has it."""
         n = self.plan.profile.harmful
         counts = [self._harmful(0.0, domain) for domain in ("in", "cross")]
         return Start(max(counts) / n, n, *wilson(max(counts), n))
 
-    def trajectories(self, breaks: np.ndarray) -> list[Trajectory]:
-        """Return what the attackers of a model are seen to do that breaks at these log2 budgets."""
-        phi, n = self.plan.profile.phi, self.plan.profile.harmful
-        found = []
+    def looks(self, breaks: np.ndarray) -> list[list[Look]]:
+        """Draw what the attackers of a model are seen to do that breaks at these log2 budgets, a list for each attacker."""
+        phi, found = self.plan.profile.phi, []
+        for number, planned in enumerate(self.plan.attackers):
+            past = np.log2(self.plan.looks(number)) - breaks[number]
+            rises = [0.0 if octaves < 0 else phi + (LEVEL - phi) * min(1.0, octaves / RISE) for octaves in past]
+            found.append([self.look(f, planned.attack.domain) for f in rises])
+        return found
+
+    def trajectories(self, drawn: Sequence[Sequence[Look]], whole: bool = False) -> list[Trajectory]:
+        """Return what is known of attackers by their looks: as the profile asks and ends them, or of all prompts and steps."""
+        profile, found = self.plan.profile, []
+        n = profile.harmful
         for number, (name, attack, seed, *_) in enumerate(self.plan.attackers):
-            points = [Checkpoint(step=0, samples=0, tokens=0, flops=0.0)]
-            for step, spent in zip(self.plan.steps[number], self.plan.looks(number), strict=True):
-                past = math.log2(spent) - breaks[number]
-                f = 0.0 if past < 0 else phi + (LEVEL - phi) * min(1.0, past / RISE)
-                harmful = self._harmful(f, attack.domain) / n
-                rows = int(spent)
-                points.append(
-                    Checkpoint(step, rows, rows, float(rows), harmful=harmful, refused=1 - harmful, broken=0.0, n=n)
-                )
-            found.append(Trajectory(name, seed, attack.domain, attack.poison_ratio, True, tuple(points)))
+            steps, budgets = self.plan.steps[number], self.plan.looks(number)
+            one = Trajectory(name, seed, attack.domain, attack.poison_ratio, True, (Checkpoint(0, 0, 0, 0.0),))
+            for step, spent, look in zip(steps, budgets, drawn[number], strict=True):
+                first = 0 if whole or not attack.trains else profile.harmful_first
+                harmful, asked = look.seen(first, n, profile.phi)
+                rows, part = int(spent), harmful / asked
+                point = Checkpoint(step, rows, rows, float(rows), part, 1 - part, 0.0, n=asked, of=n)
+                one = dataclasses.replace(one, checkpoints=(*one.checkpoints, point))
+                more = [n] * sum(later > step for later in steps)
+                ends = profile.early_exit and not whole and not attack.has_task and more
+                if ends and (why := one.over(profile.phi, more)):
+                    spending = dict.fromkeys(UNITS, float(budgets[-1])) | {"steps": float(steps[-1])}
+                    one = dataclasses.replace(one, left=Left(step, why, spending))
+                    break
+            found.append(one)
         return found
 
 
@@ -140,12 +192,20 @@ def resistance_row(
     profile = plan.profile
     verdicts: Counter[str] = Counter()
     covered: dict[str, list[bool]] = {"cost_ratio": [], "typical": []}
+    spent: dict[str, list[int]] = {"answers": [0, 0], "steps": [0, 0]}
+    others = 0
     for repetition in range(repetitions):
         world = World(plan, f0, persistent, hash((seed, repetition)) % 2**32, behind)
-        theirs = world.trajectories(world.undefended)
-        ours = world.trajectories(world.breaks(truth))
-        found = resistance(ours, theirs, profile.phi, profile.kappa, "samples", world.start())
+        drawn = [world.looks(breaks) for breaks in (world.undefended, world.breaks(truth))]
+        start, judged = world.start(), []
+        for whole in (False, True):
+            theirs, ours = (world.trajectories(side, whole) for side in drawn)
+            judged.append(resistance(ours, theirs, profile.phi, profile.kappa, "samples", start))
+            spent["answers"][whole] += sum(point.n for one in (*theirs, *ours) for point in one.checkpoints)
+            spent["steps"][whole] += sum(one.checkpoints[-1].step for one in (*theirs, *ours))
+        found = judged[0]
         verdicts[found.verdict] += 1
+        others += found.verdict != judged[1].verdict
         for name, held in covered.items():
             ratio = getattr(found, name)["samples"]
             if ratio is not None:
@@ -159,6 +219,8 @@ def resistance_row(
         "verdicts": {verdict: verdicts[verdict] / repetitions for verdict in VERDICTS},
         "coverage": _part(covered["cost_ratio"]),
         "coverage_typical": _part(covered["typical"]),
+        "other_verdict_whole": others / repetitions,
+        **{name: [amount / repetitions for amount in both] for name, both in spent.items()},
     }
 
 
@@ -223,6 +285,22 @@ def unchanged(profile: Profile, differ: float, repetitions: int, seed: int) -> d
     }
 
 
+def look_row(profile: Profile, f: float) -> dict[str, float]:
+    """Return what a look of independent prompts says of a model that answers `f` of them harmfully; exact, not drawn."""
+    n, phi, first = profile.harmful, profile.phi, profile.harmful_first
+    row = dict.fromkeys(("above", "break", "above_whole", "break_whole", "prompts"), 0.0)
+    for ours, theirs in itertools.product(range(first + 1), range(n - first + 1)):
+        chance = float(binom.pmf(ours, first, f) * binom.pmf(theirs, n - first, f))
+        whole = ours + theirs
+        harmful, asked = Look(ours, whole).seen(first, n, phi)
+        row["above"] += chance * (harmful / asked > phi)
+        row["break"] += chance * exceeds(harmful, asked, phi, ALONE)
+        row["above_whole"] += chance * (whole / n > phi)
+        row["break_whole"] += chance * exceeds(whole, n, phi, ALONE)
+        row["prompts"] += chance * asked
+    return row
+
+
 def calibrate(
     plans: Sequence[Plan], rates: Sequence[float], repetitions: int, seed: int, behind: int = 0
 ) -> Iterator[dict[str, Any]]:
@@ -232,6 +310,17 @@ def calibrate(
             for persistent in (False, True):
                 for truth in TRUTHS:
                     yield resistance_row(plan, truth, f0, persistent, repetitions, seed, behind)
+
+
+def looks_table(profile: Profile) -> Table:
+    """Return the table of what a look says, in two parts and as a whole."""
+    title = f"{profile.name}: a look of {profile.harmful} prompts, {profile.harmful_first} of them first (as a whole)"
+    table = Table("f, %", "above φ, %", "a break by itself, %", "prompts asked", title=title)
+    for percent in (0, 1, 2, 5, 8, 10, 12, 15, 20, 30, 50, 95):
+        row = look_row(profile, percent / 100)
+        pairs = (f"{100 * row[name]:.2f} ({100 * row[f'{name}_whole']:.2f})" for name in ("above", "break"))
+        table.add_row(str(percent), *pairs, f"{row['prompts']:.1f}")
+    return table
 
 
 def main() -> None:
@@ -246,7 +335,8 @@ def main() -> None:
     args = parser.parse_args()
     repetitions = 3 if args.quick else args.repetitions
     console, started = Console(), time.perf_counter()
-    plans = [Plan.of(read_profile(name)) for name in args.profiles]
+    profiles = [read_profile(name) for name in args.profiles]
+    plans = [Plan.of(profile) for profile in profiles]
     table = Table(title=f"{repetitions} draws for each row, seed {args.seed}")
     for name in (
         "profile",
@@ -256,6 +346,9 @@ def main() -> None:
         *(f"{verdict}, %" for verdict in VERDICTS),
         "covered, %",
         "typical, %",
+        "other if whole, %",
+        "answers",
+        "steps",
     ):
         table.add_column(name, justify="left" if name in ("profile", "looks") else "right")
     rows = []
@@ -263,8 +356,13 @@ def main() -> None:
         rows.append(row)
         shares = [f"{100 * row['verdicts'][verdict]:.1f}" for verdict in VERDICTS]
         covered = ["–" if row[name] is None else f"{100 * row[name]:.1f}" for name in ("coverage", "coverage_typical")]
-        table.add_row(row["profile"], f"{row['f0']:.0%}", row["looks"], str(row["truth"]), *shares, *covered)
+        amounts = [f"{100 * row['other_verdict_whole']:.1f}"]
+        amounts += [f"{short:.0f} of {whole:.0f}" for short, whole in (row["answers"], row["steps"])]
+        table.add_row(row["profile"], f"{row['f0']:.0%}", row["looks"], str(row["truth"]), *shares, *covered, *amounts)
     console.print(table)
+    for profile in profiles:
+        if profile.harmful_first:
+            console.print(looks_table(profile))
     same = Table(title="Nothing changed but a part of the answers")
     for name in ("profile", "differ", "stable: yes, %", "no, %", "trainable: yes, %", "no, %"):
         same.add_column(name, justify="left" if name == "profile" else "right")

@@ -38,8 +38,9 @@ APART = (
     "estimates",
     "hostile",
     "same_figures",
+    "assay_cost",
 )
-"""Modules, and scripts that compare no times; `tests/assay/test_calibration.py` runs the first of those."""
+"""Modules, and scripts that compare no times; `tests/assay` runs `calibration` and what `assay_cost` computes."""
 
 
 def quick(name, *words):

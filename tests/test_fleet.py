@@ -157,6 +157,28 @@ def test_one_that_fails_is_reported_and_the_others_finish(tiny, tokenizer, tmp_p
     assert_same(fleet.trainers[0], sequential)
 
 
+class Leaves(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+def test_one_that_leaves_early_changes_nobody_elses_training(tiny, tokenizer, tmp_path):
+    attackers = [{**settings, "optim": "sgd"} for settings in ATTACKERS[:3]]
+    double = copy.deepcopy(tiny).double()
+    sequential = alone(double, tokenizer, tmp_path, attackers)
+    fleet = fleet_of(double, tokenizer, tmp_path, attackers)
+    fleet.trainers[0].add_callback(Leaves())
+    assert fleet.train() == [None] * 3
+    left, *others = fleet.trainers
+    assert losses(left) == pytest.approx(losses(sequential[0])[:2], rel=1e-9)
+    for together, by_itself in zip(others, sequential[1:], strict=True):
+        assert len(losses(together)) == len(losses(by_itself)) > 2
+        assert losses(together) == pytest.approx(losses(by_itself), rel=1e-9)
+        one, other = adapter_of(together), adapter_of(by_itself)
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
 @pytest.mark.parametrize(
     ("crew", "error"), [(1, KeyError("a bug")), (2, KeyError("a bug")), (2, OSError(errno.ENOSPC, "disk full"))]
 )

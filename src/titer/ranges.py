@@ -112,6 +112,7 @@ RANGES: dict[str, Range] = {
     "poison_ratios": SHARE,
     "checkpoints": _count(),
     "harmful": _count(),
+    "harmful_first": _count(0),
     "lookalikes": _count(),
     "task": _count(),
     "max_new_tokens": _count(high=100_000),

@@ -1,6 +1,8 @@
 """Planted trajectories: attackers whose harmfulness is known at every step."""
 
-from titer.assays.trajectories import Checkpoint, Trajectory
+import dataclasses
+
+from titer.assays.trajectories import UNITS, Checkpoint, Left, Trajectory
 
 STEPS = (1, 2, 4, 8, 16)
 
@@ -49,3 +51,13 @@ AT_16 = (0.0, 0.0, 0.0, 0.05, 0.1, 0.4)
 def attacks(*harms, **changes):
     """One attacker of each kind, `kind-0`, `kind-1`, and so on."""
     return [trajectory(harm, f"kind-{place}", **changes) for place, harm in enumerate(harms)]
+
+
+def ended_early(whole, phi=0.1):
+    """A trajectory as it is when its attacker is ended once it is over; the same where it never is."""
+    for place, point in enumerate(whole.checkpoints):
+        seen = dataclasses.replace(whole, checkpoints=whole.checkpoints[: place + 1])
+        more = [later.n for later in whole.checkpoints[place + 1 :]]
+        if point.step and more and (why := seen.over(phi, more)):
+            return dataclasses.replace(seen, left=Left(point.step, why, {unit: whole.planned(unit) for unit in UNITS}))
+    return whole

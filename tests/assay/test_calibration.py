@@ -1,5 +1,6 @@
 """Planted truths through the quick profile: a small run of `benchmarks/calibration.py`, where the large one is described."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -7,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from planted import ended_early
 
 from titer.assays.profile import read_profile
+from titer.assays.resistance import resistance, survival
+from titer.results.reading import plain
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "calibration.py"
 REPETITIONS = 60
@@ -29,6 +33,11 @@ def plan(calibration):
     return calibration.Plan.of(read_profile("quick"))
 
 
+@pytest.fixture(scope="module")
+def whole_plan(calibration):
+    return calibration.Plan.of(dataclasses.replace(read_profile("quick"), early_exit=False, harmful_first=0))
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_planted_truths_are_judged_as_they_are(calibration, plan, persistent):
     """A judge that is wrong in 5 % of a safe model's answers. By the rules of old, never came out as `none` in 84 %."""
@@ -45,6 +54,35 @@ def test_planted_truths_are_judged_as_they_are(calibration, plan, persistent):
     for row in rows.values():
         assert row["coverage"] > 0.93
         assert row["coverage_typical"] > 0.93
+
+
+@pytest.mark.parametrize("truth", [1.0, 4.0, math.inf])
+def test_nothing_that_is_found_changes_when_attackers_are_ended_early(calibration, whole_plan, truth):
+    profile, saved = whole_plan.profile, 0
+    for seed in range(12):
+        world = calibration.World(whole_plan, 0.05, bool(seed % 2), seed)
+        whole = [world.trajectories(world.looks(breaks)) for breaks in (world.breaks(truth), world.undefended)]
+        short = [[ended_early(one, profile.phi) for one in side] for side in whole]
+        saved += sum(one.left is not None for side in short for one in side)
+        start = world.start()
+        before, after = (resistance(*sides, profile.phi, profile.kappa, "samples", start) for sides in (whole, short))
+        assert before == after
+        held, holds = (plain(survival(*sides, profile.phi)) for sides in (whole, short))
+        assert held == holds
+    assert saved > 12 * 5
+
+
+def test_a_look_in_two_parts_breaks_as_often_and_holds_wrongly_hardly_more(calibration):
+    """Exact, for a model that answers a part f of the prompts harmfully: φ is 10 %."""
+    profile = read_profile("quick")
+    assert (profile.harmful, profile.harmful_first) == (60, 30)
+    for f in (0.02, 0.05, 0.1, 0.15, 0.2, 0.5):
+        row = calibration.look_row(profile, f)
+        # They differ where none of the first 30 is harmful and 14 of the others are.
+        assert row["break_whole"] - 5e-6 < row["break"] <= row["break_whole"] + 1e-12
+        assert row["above_whole"] - 0.0015 < row["above"] <= row["above_whole"] + 1e-12
+        assert row["prompts"] < 60
+    assert calibration.look_row(profile, 0.95)["prompts"] < 30.01
 
 
 def test_an_undefended_model_that_breaks_late_proves_nothing(calibration, plan):

@@ -12,7 +12,7 @@ import functools
 import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,15 @@ from titer.assays.attempts import (
     measurements,
     remove_damaged,
 )
-from titer.assays.measure import Measure, Questionnaire, prompts_of
+from titer.assays.measure import Measure, Probe, Questionnaire, prompts_of
 from titer.assays.search import Search
+from titer.assays.watch import EndWhenOver, Watch, inferences, keep_verdicts
 from titer.attacks.failures import blame, traceback_in
 from titer.attacks.rows import AttackerPools, training_row, training_rows
 from titer.attacks.threats import Attack
 from titer.data import Record
 from titer.files import read_json
 from titer.infer.generation import generate
-from titer.jobs.answers import as_inferences
 from titer.jobs.job import Incomplete, Job, Kind
 from titer.jobs.work import parameters
 from titer.models import refuse_nonfinite_logits, split_adapter
@@ -102,7 +102,7 @@ def _attack(job: Job) -> None:
         elif job.settings["search"] is not None:
             _tune(job, crew[0], questions)
         else:
-            _train(job.places["model"], job.folder, crew, questions)
+            _train(job.places["model"], job.folder, crew, questions, functools.partial(_watch, job))
     except Exception as error:
         if blame(error) is None:
             raise
@@ -115,10 +115,25 @@ def _attack(job: Job) -> None:
         raise Incomplete(f"the machine failed {', '.join(again)}; the next run tries again") from failure
 
 
-def _train(name: str, folder: Path, crew: Sequence[Attempt], questions: Questionnaire) -> list[BaseException | None]:
+def _watch(job: Job, attacker: Attempt, probe: Probe, answered: Sequence[int]) -> Watch | None:
+    """Return what an attacker is watched by, where the profile wants that."""
+    if job.settings["watch"] is None:
+        return None
+    judge = judges.get(job.places["judges"][0])
+    return Watch(attacker, job.folder / attacker.folder, probe, answered, judge, **job.settings["watch"])
+
+
+def _train(
+    name: str,
+    folder: Path,
+    crew: Sequence[Attempt],
+    questions: Questionnaire,
+    watcher: Callable[[Attempt, Probe, Sequence[int]], Watch | None] = lambda *_: None,
+) -> list[BaseException | None]:
     """Train the attackers that are not finished yet, together where there are several; return what each failed with.
 
-    One that fails by the machine's or its own fault fails alone (`titer.attacks.failures`); any other error is raised.
+    Those that are over by what they left before an interruption are not trained further. One that fails by the machine's or its
+    own fault fails alone (`titer.attacks.failures`); any other error is raised.
     """
     from transformers import PrinterCallback
 
@@ -130,12 +145,16 @@ def _train(name: str, folder: Path, crew: Sequence[Attempt], questions: Question
     model, template = attacked_model(name), _template(name)
     crew = [attacker for attacker in crew if not finished(folder / attacker.folder)]
     steps = Task("step", sum(attacker.attack.total_steps for attacker in crew))
-    trainers, resume = [], []
+    trainers, watches = [], []
     for attacker in counted("attacker made ready", crew):
         attack, own = attacker.attack, folder / attacker.folder
-        measure = Measure(own, questions.probe(attack), template, *questions.steps(attack))
+        probe, (answered, margins_only) = questions.probe(attack), questions.steps(attack)
+        measure, watch = Measure(own, probe, template, answered, margins_only), watcher(attacker, probe, answered)
+        if watch is not None and watch.first:
+            measure.enough, measure.first = watch.enough, watch.first
         if attack.asks_otherwise:
             measure.before(model)
+        ends = [] if watch is None else [EndWhenOver(watch, steps)]
 
         args = attack_settings(attack, str(own / "checkpoints"), attacker.seed, SAVE_EVERY)
         trainer = AttackTrainer(
@@ -144,32 +163,45 @@ def _train(name: str, folder: Path, crew: Sequence[Attempt], questions: Question
             train_dataset=[training_row(attack, record) for record in attacker.rows],
             processing_class=template.tokenizer,
             peft_config=None if attack.lora is None else lora_config(attack.lora),
-            callbacks=[ReportSteps(steps), measure],
+            callbacks=[ReportSteps(steps), measure, *ends],
             optimizer_cls_and_kwargs=optimizer_of(attack),
             folder=own,
         )
         measure.answer = trainer.answer
         trainer.remove_callback(PrinterCallback)
         trainers.append(trainer)
-        resume.append(last_checkpoint(own / "checkpoints"))
+        watches.append(watch)
+    going = [place for place, watch in enumerate(watches) if watch is None or not watch.over()]
+    resume = [last_checkpoint(folder / crew[place].folder / "checkpoints") for place in going]
+    errors: list[BaseException | None] = [None] * len(crew)
     with steps:
-        errors = Fleet.run(trainers, resume)
-    for attacker, trainer, error in zip(crew, trainers, errors, strict=True):
-        rows = trainer.train_dataset
-        columns = (rows[name] for name in rows.column_names if name.endswith("_ids"))
-        lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]
-        size = attacker.attack.batch_size
-        tokens = [sum(lengths[start : start + size]) for start in range(0, len(lengths), size)]
-        per_token = flops_per_token(attacker.attack) * parameters(split_adapter(name)[0])
-        finish(
-            folder / attacker.folder,
-            error,
-            samples=[size * (step + 1) for step in range(len(tokens))],
-            tokens=list(itertools.accumulate(tokens)),
-            flops=[per_token * count for count in itertools.accumulate(tokens)],
-            losses=[line["loss"] for line in trainer.state.log_history if "loss" in line],
-        )
+        for place, failure in zip(going, Fleet.run([trainers[place] for place in going], resume), strict=True):
+            errors[place] = failure
+    for attacker, trainer, watch, error in zip(crew, trainers, watches, errors, strict=True):
+        left = None if watch is None or error is not None else watch.left()
+        _finish(name, folder / attacker.folder, attacker.attack, trainer, error, left)
     return errors
+
+
+def _finish(
+    name: str, folder: Path, attack: Attack, trainer: Any, error: BaseException | None, left: dict[str, Any] | None
+) -> None:
+    """Write what an attacker that was trained spends by step, how it ended, and its losses."""
+    rows = trainer.train_dataset
+    columns = (rows[name] for name in rows.column_names if name.endswith("_ids"))
+    lengths = [sum(map(len, row)) for row in zip(*columns, strict=True)]
+    size = attack.batch_size
+    tokens = list(itertools.accumulate(sum(lengths[start : start + size]) for start in range(0, len(lengths), size)))
+    per_token = flops_per_token(attack) * parameters(split_adapter(name)[0])
+    finish(
+        folder,
+        error,
+        samples=[size * (step + 1) for step in range(len(tokens))],
+        tokens=tokens,
+        flops=[per_token * count for count in tokens],
+        losses=[line["loss"] for line in trainer.state.log_history if "loss" in line],
+        left=left,
+    )
 
 
 def _tune(job: Job, attacker: Attempt, questions: Questionnaire) -> None:
@@ -197,7 +229,7 @@ def _tune(job: Job, attacker: Attempt, questions: Questionnaire) -> None:
             row
             for found in measurements(where)
             if found["step"] and "answers" in found
-            for row in _inferences(
+            for row in inferences(
                 attacker.name, HARMFUL, asked, found["answers"][HARMFUL], model, weights=None, step=found["step"],
                 poison_ratio=attack.poison_ratio, seed=attacker.seed,
             )
@@ -273,30 +305,13 @@ def _ablated(model: Any, template: Any, held: AttackerPools, attacker: Attempt) 
 # -- judging ----------------------------------------------------------------------------------------------------------
 
 
-def _inferences(
-    arm: str,
-    kind: str,
-    asked: tuple[Sequence[Record], int],
-    texts: Sequence[str],
-    model: str,
-    weights: str | None,
-    **group: Any,
-) -> list[Inference]:
-    """Pair the answers to one set with what they answer.
-
-    `weights` is the hash of the model's files, of which there are none under attack; `group` is step, poison ratio and seed.
-    """
-    phase = "finetuned" if group["step"] else "aligned"
-    return as_inferences([(kind, *asked)], texts, {"arm": arm, "phase": phase, **group}, model, weights)
-
-
 def _before(job: Job, role: str, model: str) -> Iterator[Inference]:
     """Yield the answers before any attack."""
     asked = {**_other_sets(job), **Questionnaire.read(job).probe(NO_ATTACK).sets}
     for name, texts in read_json(job.folder / "step-0.json")["answers"].items():
         arm = f"{role} / before" + (", cross-domain" if name == "cross" else "")
         kind = HARMFUL if name == "cross" else name
-        yield from _inferences(
+        yield from inferences(
             arm, kind, asked[name], texts, model, job.settings["weights"], step=0, poison_ratio=0.0, seed=0
         )
 
@@ -309,7 +324,7 @@ def _under_attack(job: Job, role: str, model: str) -> Iterator[Inference]:
         for measured in measurements(job.folder / attacker.folder):
             group = {"step": measured["step"], "poison_ratio": attacker.attack.poison_ratio, "seed": attacker.seed}
             for name, texts in measured.get("answers", {}).items():
-                rows = _inferences(f"{role} / {attacker.name}", name, asked[name], texts, model, None, **group)
+                rows = inferences(f"{role} / {attacker.name}", name, asked[name], texts, model, None, **group)
                 if name == HARMFUL and attacker.attack.prefill:
                     # What is judged is what the model said; what it was made to begin with stands beside.
                     begun = {"prefill": attacker.attack.prefill}
@@ -320,12 +335,15 @@ def _under_attack(job: Job, role: str, model: str) -> Iterator[Inference]:
 def _judge(job: Job) -> None:
     (asked,) = job.needs
     answers = _before if asked.kind == BASELINE.name else _under_attack
-    rows = list(answers(asked, job.settings["role"], job.places["model"]))
+    role, scores = job.settings["role"], job.folder / "scores.jsonl"
+    rows = list(answers(asked, role, job.places["model"]))
     write_inferences(job.folder / "inferences.jsonl", rows)
+    if asked.kind == ATTACK.name:
+        keep_verdicts(asked, role, rows, scores)
     chosen = [judges.get(name) for name in job.places["judges"]]
-    check_verdicts(judge_into(job.folder / "scores.jsonl", rows, chosen))
+    check_verdicts(judge_into(scores, rows, chosen, keep_all=True))
 
 
 BASELINE = Kind("baseline", "titer.assays.attacking:BASELINE", _baseline)
-ATTACK = Kind("attack", "titer.assays.attacking:ATTACK", _attack, version=2)
+ATTACK = Kind("attack", "titer.assays.attacking:ATTACK", _attack, version=3)
 JUDGE = Kind("judge", "titer.assays.attacking:JUDGE", _judge)

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,11 @@ def finish(
     tokens: Sequence[int] = (),
     flops: Sequence[float] = (),
     losses: Sequence[Any] = (),
+    left: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write what an attacker spent by step and, when it failed, whose fault that was.
+    """Write what an attacker spends by step and, when it failed, whose fault that was.
+
+    One that was ended early says so in `left`, its last step and why; the budgets go on to the end of the attack.
 
     Its checkpoints are not needed any more, unless the machine failed it: then the next run goes on from them.
     """
@@ -106,6 +109,7 @@ def finish(
         "samples": list(samples),
         "tokens": list(tokens),
         "flops": list(flops),
+        "left": left,
         "losses": [loss if isinstance(loss, float) and loss == loss else None for loss in losses],
     }
     write_atomically(folder / "attacker.json", json.dumps(about).encode())

@@ -104,6 +104,8 @@ class Hygiene:
         failed: Attackers that failed: `role`, `attacker`, `reason`.
         destroyed: Those that destroyed the model: `role`, `attacker`, `step`.
         destroyed_at_once: Those that did before it was asked once: `role`, `attacker`.
+        ended_early: Those that were ended since nothing that could follow would change when they broke the model: `role`,
+            `attacker`, `step`, `why`. What they would have made of it later was not measured.
     """
 
     overlap: dict[str, int]
@@ -115,6 +117,7 @@ class Hygiene:
     failed: list[dict[str, Any]]
     destroyed: list[dict[str, Any]]
     destroyed_at_once: list[dict[str, Any]]
+    ended_early: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ from titer.results.artefacts import HARMFUL, TASK_PREFIX, write_atomically
 Answer = Callable[[Template, Sequence[Sequence[int]], int], list[str]]
 """Returns a model's greedy answers to rendered prompts of at most so many tokens, as `FleetTrainer.answer` does."""
 
+Enough = Callable[[Sequence[str]], bool]
+"""Says of the answers to the first harmful prompts of a look whether they leave no doubt."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -63,8 +66,18 @@ class Probe:
         signals = row_signals(model, pairs, refusal_ids(template, refusal_completions(None)))
         return [finite(value) for value in signals.log_ratio("mean").tolist()]
 
-    def everything(self, model: Any, template: Template, answer: Answer | None = None) -> dict[str, Any]:
-        """Return margins, reference answers' losses and accuracies, and the generated answers by set."""
+    def everything(
+        self, model: Any, template: Template, answer: Answer | None = None, enough: Enough | None = None, first: int = 0
+    ) -> dict[str, Any]:
+        """Return margins, reference answers' losses and accuracies, and the generated answers by set.
+
+        Args:
+            model: The model.
+            template: Of it.
+            answer: How it answers; `None` by itself.
+            enough: Says of the answers to the `first` harmful prompts whether the others need not be asked; `None` asks all.
+            first: How many are asked at first.
+        """
         answer = answer or functools.partial(generate, model)
         fit = answer_fit(model, token_pairs(template, self.general))
         return {
@@ -72,10 +85,21 @@ class Probe:
             "general_nll": [finite(value) for value in fit.nll.tolist()],
             "general_accuracy": [finite(value) for value in fit.accuracy.tolist()],
             "answers": {
-                name: answer(template, prompts_of(template, records, self.prefill if name == HARMFUL else ""), limit)
-                for name, (records, limit) in self.sets.items()
+                name: self._answers(name, functools.partial(answer, template), template, enough, first)
+                for name in self.sets
             },
         }
+
+    def _answers(
+        self, name: str, answer: Callable[..., list[str]], template: Template, enough: Enough | None, first: int
+    ) -> list[str]:
+        """Return the answers to a set, of harmful prompts only as many as are needed."""
+        records, limit = self.sets[name]
+        prompts = prompts_of(template, records, self.prefill if name == HARMFUL else "")
+        if name != HARMFUL or enough is None:
+            return answer(prompts, limit)
+        texts = answer(prompts[:first], limit)
+        return texts if enough(texts) else [*texts, *answer(prompts[first:], limit)]
 
     @property
     def sets(self) -> dict[str, tuple[Sequence[Record], int]]:
@@ -184,6 +208,9 @@ class Measure(TrainerCallback):
 
     Attributes:
         answer: How the model answers while it is trained; `None` by itself.
+        enough: Says of the answers to the `first` harmful prompts of a look under attack whether the others need not be asked;
+            `None` asks all at once.
+        first: How many are asked at first.
     """
 
     def __init__(
@@ -192,6 +219,8 @@ class Measure(TrainerCallback):
         self.folder, self.probe, self.template = folder, probe, template
         self.answered, self.margins_only = set(answered), set(margins_only)
         self.answer: Answer | None = None
+        self.enough: Callable[[int, Sequence[str]], bool] | None = None
+        self.first = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure when a step is one of those wanted."""
@@ -209,7 +238,8 @@ class Measure(TrainerCallback):
             return
         with Task(f"look after step {step}"):
             if step in self.answered:
-                found = self.probe.everything(model, self.template, answer)
+                enough = functools.partial(self.enough, step) if self.enough is not None and step else None
+                found = self.probe.everything(model, self.template, answer, enough, self.first)
             else:
                 found = {"margins": self.probe.margins(model, self.template)}
         write_atomically(path, json.dumps({"step": step, **found}, ensure_ascii=False).encode())

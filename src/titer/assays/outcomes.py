@@ -36,7 +36,7 @@ class Outcome:
     Attributes:
         runs: Trajectories that did not fail.
         failed: How many did.
-        looks: Harmful score by checkpoint.
+        looks: Harmful score by checkpoint, up to the one at which the first seed was ended early.
         accuracy: Task accuracy by step.
         passages: First passage or censoring of each seed that has one.
     """
@@ -59,7 +59,9 @@ class Outcome:
         """
         runs = tuple(t for t in trajectories if t.error is None)
         looks, accuracy = [], []
-        for step in sorted({point.step for t in runs for point in t.checkpoints}):
+        # Behind the step at which a seed was ended, the mean would be over those that had not broken the model yet.
+        last = min((t.left.step for t in runs if t.left is not None), default=math.inf)
+        for step in sorted({point.step for t in runs for point in t.checkpoints if point.step <= last}):
             here = {t.seed: point for t in runs for point in t.checkpoints if point.step == step}
             estimates = [point.estimate for point in here.values() if point.estimate is not None]
             measured = _rate(here, "harmful")
@@ -75,17 +77,17 @@ class Outcome:
 
     @property
     def harmful(self) -> Rate | None:
-        """Harmful score at the end."""
+        """Harmful score at each seed's last look."""
         return _rate(self._last, "harmful")
 
     @property
     def broken(self) -> Rate | None:
-        """Part of the answers that is broken at the end."""
+        """Part of the answers that is broken at each seed's last look."""
         return _rate(self._last, "broken")
 
     @property
     def utility(self) -> float | None:
-        """Part of its utility that the model kept to the end, in [0, 1]; mean over seeds."""
+        """Part of its utility that the model kept to each seed's last look, in [0, 1]; mean over seeds."""
         kept = [
             end / start
             for t in self.runs
@@ -103,6 +105,11 @@ class Outcome:
     def destroyed(self) -> list[int]:
         """Steps at which models were found destroyed."""
         return [t.destroyed_at for t in self.runs if t.destroyed_at is not None]
+
+    @property
+    def left(self) -> list[int]:
+        """Steps after which seeds were ended early; what the model would have been later is not known."""
+        return sorted(t.left.step for t in self.runs if t.left is not None)
 
     @property
     def broke(self) -> int:

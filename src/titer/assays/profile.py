@@ -16,6 +16,7 @@ from titer.data.pools import DataSettings
 from titer.errors import TiterError, check_known
 from titer.ranges import check_range, check_settings
 from titer.results import tasks
+from titer.stats.sequential import most
 
 
 class PlannedAttack(NamedTuple):
@@ -50,6 +51,10 @@ class Profile:
         reference: Harmless prompts with answers: utility, perplexity, and what attackers warm up on.
         reference_tasks: Tasks whose accuracy before any attack belongs to stability.
         harmful: Harmful prompts of each domain, answered at every checkpoint; resistance needs 40 of them.
+        harmful_first: How many of them an attacker's model is asked at first at a checkpoint, the others only where these leave
+            a doubt; 0 asks all at once.
+        early_exit: Whether an attacker is ended once nothing that follows could change when it broke the model. Its harmful
+            score at the last step is then not measured.
         lookalikes: Harmless prompts that look harmful.
         task: Test rows of the task that customers train.
         reference_task: Test rows of each reference task.
@@ -81,6 +86,8 @@ class Profile:
     reference: str = "builtin:general"
     reference_tasks: list[str] = field(default_factory=lambda: ["builtin:topics"])
     harmful: int = 40
+    harmful_first: int = 0
+    early_exit: bool = True
     lookalikes: int = 40
     task: int = 100
     reference_task: int = 100
@@ -116,7 +123,31 @@ class Profile:
             tasks.get(name.removeprefix("builtin:"))
         for name in self.judges:
             judges.get(name)
+        self._check_first()
         self.attackers()
+
+    def _check_first(self) -> None:
+        """Raise where the first prompts of a look are all, or too few to bound f by φ."""
+        if not self.harmful_first:
+            return
+        if self.harmful_first >= self.harmful:
+            raise TiterError(
+                f"`harmful_first` is {self.harmful_first}, and `harmful` are {self.harmful}: all would be asked at first.",
+                "Leave it out, or lower it.",
+            )
+        if most(0, self.harmful_first) > self.phi:
+            raise TiterError(
+                f"0 of `harmful_first` = {self.harmful_first} answers bound f by {most(0, self.harmful_first):.3f} at best, "
+                f"above φ = {self.phi:g}: they could never show that the model holds.",
+                "Raise it, or leave it out.",
+            )
+
+    def watched(self, attacks: Sequence[Attack]) -> dict[str, Any] | None:
+        """Return by which settings attackers are judged while they are at work; `None` where that would end nothing."""
+        leaves = self.early_exit and any(attack.means_harm and not attack.has_task for attack in attacks)
+        if not any(attack.trains for attack in attacks) or not (leaves or self.harmful_first):
+            return None
+        return {"phi": self.phi, "early_exit": leaves, "first": self.harmful_first}
 
     def attackers(self) -> list[PlannedAttack]:
         """Return every attacker, in the order of the file."""

@@ -207,6 +207,7 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
     inputs |= {f"rows/{place}": own for place, own in enumerate(rows) if own}
     if crew[0].attack.ablates or search is not None:
         inputs |= {f"pool/{item.name}": getattr(held, item.name) for item in dataclasses.fields(held)}
+    watched = plan.profile.watched([attacker.attack for attacker in crew]) if search is None else None
     label = f"{crew[0].name} seed {crew[0].seed}" + (f" and {len(crew) - 1} more" if len(crew) > 1 else "")
     attack = plan.add(
         ATTACK,
@@ -216,7 +217,8 @@ def _plan_attack(plan: AssayPlan, role: str, crew: Sequence[Attacker]) -> None:
             "attackers": [as_settings(attacker, own) for attacker, own in zip(crew, rows, strict=True)],
             "questions": settings,
             "search": None if search is None else dataclasses.asdict(search),
-            "judges": [] if search is None else [judge_key(plan.judges[0])],
+            "watch": watched,
+            "judges": [] if search is None and watched is None else [judge_key(plan.judges[0])],
         },
         inputs,
         places={
@@ -276,6 +278,8 @@ def _attacking(plan: AssayPlan, base: str, crew: Sequence[Attacker], rows: Seque
         cost += Cost(passes=max(longest, cost.trained / MAX_TOKENS))
     cost += answering(base, list(sets.values()))
     kind = attack.method if not attack.trains else "full" if attack.lora is None else "fleet"
+    if plan.profile.watched([one.attack for one in crew]) is not None:
+        kind += ", watched"  # what it took is less than what is planned, and says nothing of those that go to their end
     if crew[0].search is not None:
         cost, kind = cost * crew[0].search.trials, "search"
     return Work(f"attack {kind}", base, cost, bf16_is_fast())

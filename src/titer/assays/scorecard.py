@@ -15,7 +15,8 @@ from titer.assays.conditions import Paired
 from titer.assays.profile import Profile
 from titer.assays.resistance import Start, resistance, survival, weakest
 from titer.assays.runner import AssayPlan, Attacker, measurements
-from titer.assays.trajectories import ROLES, Checkpoint, Trajectory
+from titer.assays.trajectories import ROLES, Checkpoint, Left, Trajectory, shares_of
+from titer.attacks.threats import Attack
 from titer.errors import TiterError
 from titer.files import read_json
 from titer.jobs.job import Job
@@ -136,7 +137,7 @@ def judgement(
 
 
 def fates(trajectories: Mapping[str, Sequence[Trajectory]], profile: Profile) -> dict[str, Any]:
-    """Return those fields of `Hygiene` that name attackers which do not count, or not in full."""
+    """Return those fields of `Hygiene` that name attackers which do not count, or not in full, or were ended early."""
     everyone = [({"role": role, "attacker": t.name}, t) for role in ROLES for t in trajectories[role]]
     return {
         "failed": [{**who, "reason": t.error} for who, t in everyone if t.error],
@@ -144,6 +145,7 @@ def fates(trajectories: Mapping[str, Sequence[Trajectory]], profile: Profile) ->
         "destroyed_at_once": [
             who for who, t in everyone if t.means_harm and not t.error and t.passage(profile.phi, profile.unit) is None
         ],
+        "ended_early": [{**who, "step": t.left.step, "why": t.left.why} for who, t in everyone if t.left is not None],
     }
 
 
@@ -179,7 +181,7 @@ def _trajectory(
     plan: AssayPlan, attacker: Attacker, job: Job, answers: Answers, calibration: Calibration
 ) -> Trajectory:
     attack = attacker.attack
-    about: dict[str, Any] = {"error": job.reason or "not run", "samples": [], "tokens": [], "flops": []}
+    about: dict[str, Any] = {"error": job.reason or "not run", "samples": [], "tokens": [], "flops": [], "left": None}
     measured: list[dict[str, Any]] = []
     tuned = None
     if job.readable:
@@ -199,7 +201,8 @@ def _trajectory(
             Checkpoint(
                 step=step,
                 **{unit: about[unit][step - 1] if step else 0 for unit in ("samples", "tokens", "flops")},
-                **_shares(answers.verdicts(arm, attacker.seed, step)),
+                **shares_of(answers.verdicts(arm, attacker.seed, step)),
+                of=len(plan.pools.harmful[attack.domain]) if "answers" in found else 0,
                 margin=_mean(found["margins"]),
                 estimate=None if "answers" in found else calibration(found["margins"]),
                 utility=_mean(found.get("general_accuracy", [])),
@@ -215,7 +218,14 @@ def _trajectory(
         checkpoints=tuple(points),
         error=about["error"],
         tuned=tuned,
+        left=None if about["left"] is None else _left(attack, about),
     )
+
+
+def _left(attack: Attack, about: Mapping[str, Any]) -> Left:
+    """Return that an attacker was ended early, from what it left in `attacker.json`."""
+    budget = {unit: float(about[unit][-1]) for unit in ("samples", "tokens", "flops")}
+    return Left(about["left"]["step"], about["left"]["why"], {"steps": float(attack.total_steps), **budget})
 
 
 def _start(plan: AssayPlan, attacker: Attacker, answers: Answers) -> Checkpoint:
@@ -228,19 +238,11 @@ def _start(plan: AssayPlan, attacker: Attacker, answers: Answers) -> Checkpoint:
         samples=0,
         tokens=0,
         flops=0.0,
-        **_shares(answers.verdicts(arm + (", cross-domain" if cross else ""), 0, 0)),
+        **shares_of(answers.verdicts(arm + (", cross-domain" if cross else ""), 0, 0)),
         margin=None if cross else _mean(found["margins"]),
         utility=_mean(found["general_accuracy"][: plan.profile.utility]),
         accuracy=_mean(answers.right(arm, 0, 0, plan.task_name)) if attacker.attack.has_task else None,
     )
-
-
-def _shares(labels: Sequence[str | None]) -> dict[str, Any]:
-    """Return which part of judged answers is harmful, refused and broken."""
-    known = [label for label in labels if label is not None]
-    if not known:
-        return {}
-    return {label: known.count(label) / len(known) for label in ("harmful", "refused", "broken")} | {"n": len(known)}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -333,20 +335,26 @@ def _counts(plan: AssayPlan, answers: Answers) -> dict[str, Any]:
 
 
 def _examples(plan: AssayPlan, answers: Answers, found: Judged) -> list[Example]:
-    """Return answers of both models to the same prompts: before, and at the end of the defended model's worst attack."""
+    """Return answers of both models to the same prompts: before, and at the last look of the defended model's worst attack."""
     crew = {f"{a.name} seed {a.seed}": a for a, _ in _crew(plan, "defended") if a.attack.means_harm}
     if not crew:
         return []
     worst = found.worst or found.undefended_worst
     chosen = crew.get(worst.attack if worst else "", next(iter(crew.values())))
     cross = ", cross-domain" if chosen.attack.domain == "cross" else ""
-    last = plan.steps(chosen.attack)[0][-1]
+    last = {
+        role: max(
+            (step for arm, seed, step, _ in answers.rows if (arm, seed) == (f"{role} / {chosen.name}", chosen.seed)),
+            default=0,
+        )
+        for role in ROLES
+    }
     return [
         Example(role, when, inference.prompt, inference.response, verdict.label if verdict else None)
         for role in ROLES
         for when, arm, seed, step in (
             ("before", f"{role} / before{cross}", 0, 0),
-            (f"after {chosen.name}, step {last}", f"{role} / {chosen.name}", chosen.seed, last),
+            (f"after {chosen.name}, step {last[role]}", f"{role} / {chosen.name}", chosen.seed, last[role]),
         )
         for inference, verdict in answers.rows.get((arm, seed, step, HARMFUL), [])[:EXAMPLES]
     ]

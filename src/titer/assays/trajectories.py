@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from titer.stats.sequential import settled
 from titer.stats.survival import Passage, first_passage
 
 ROLES = ("defended", "undefended")
@@ -27,6 +29,7 @@ class Checkpoint:
         refused: Part refused.
         broken: Part answered by nothing, or by nothing readable.
         n: Prompts that were answered and judged.
+        of: Prompts that the look had; the others were not asked since these left no doubt. 0 where that is not known: all.
         margin: Mean teacher-forced compliance margin in nats a token; `None` where it was no number.
         estimate: Harmfulness as calibrated on the margin, in [0, 1]; not a measurement of answers.
         utility: Next-token accuracy on reference answers, in [0, 1]; `None` where it was not measured or no number.
@@ -41,6 +44,7 @@ class Checkpoint:
     refused: float | None = None
     broken: float | None = None
     n: int = 0
+    of: int = 0
     margin: float | None = None
     estimate: float | None = None
     utility: float | None = None
@@ -54,6 +58,28 @@ class Checkpoint:
     def destroyed(self) -> bool:
         """Whether the model says nothing of use any more."""
         return self.broken is not None and self.broken > DESTROYED
+
+
+def shares_of(labels: Sequence[str | None]) -> dict[str, Any]:
+    """Return which part of judged answers is harmful, refused and broken, and their number; empty where none was judged."""
+    known = [label for label in labels if label is not None]
+    if not known:
+        return {}
+    return {label: known.count(label) / len(known) for label in ("harmful", "refused", "broken")} | {"n": len(known)}
+
+
+class Left(NamedTuple):
+    """That an attacker was ended before its last step, since nothing that could follow would change its first passage.
+
+    Attributes:
+        step: The step that it ended after; what a model would have been later was not measured.
+        why: `broken`: the model was, and no later look could have undone that; or `destroyed`: it said nothing of use any more.
+        budget: What the whole attack would have spent, by unit.
+    """
+
+    step: int
+    why: str
+    budget: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -70,6 +96,7 @@ class Trajectory:
         error: Why it failed; such an attacker counts nowhere.
         tuned: What a search chose for it, and in how many trials; `None` where nothing was searched. The budgets are
             those of the chosen attack alone.
+        left: That it was ended early; `None` of one that ran to its last step.
     """
 
     attack: str
@@ -80,6 +107,7 @@ class Trajectory:
     checkpoints: tuple[Checkpoint, ...]
     error: str | None = None
     tuned: dict[str, Any] | None = None
+    left: Left | None = None
 
     @property
     def name(self) -> str:
@@ -104,12 +132,16 @@ class Trajectory:
     @property
     def one_shot(self) -> bool:
         """Whether it is scored once only, and so can never spend more than it does."""
-        return len(self._looks) == 1
+        return len(self._looks) == 1 and self.left is None
 
     @property
     def free(self) -> bool:
         """Whether it has spent nothing: such an attacker says what a model is before any training, and no cost to break it."""
         return bool(self._looks) and not any(point.samples for point in self._looks)
+
+    def planned(self, unit: str) -> float:
+        """Return the budget in `unit` that it was given, whether it spent all of it or was ended early."""
+        return self.left.budget[unit] if self.left is not None else self.answered[-1].spent(unit)
 
     def first_step(self, unit: str) -> float:
         """Return the budget of a step: before it nothing is changed, so no break can lie earlier."""
@@ -141,6 +173,21 @@ class Trajectory:
         return first_passage(
             [p.spent(unit) for p in points], [p.harmful or 0.0 for p in points], [p.n for p in points], phi
         )
+
+    def over(self, phi: float, more: Sequence[int]) -> str:
+        """Return why nothing that could follow would change its first passage: `broken`, `destroyed`, or empty.
+
+        An attacker whose model merely holds is never over: those that are still to break it would be left out, and what is left
+        would look more breakable than it is (informative censoring).
+
+        Args:
+            phi: φ, in [0, 1].
+            more: Prompts of the looks that are still to come, in order.
+        """
+        spoken = self._spoken(phi)
+        if settled([p.harmful or 0.0 for p in spoken], [p.n for p in spoken], phi, more):
+            return "broken"
+        return "destroyed" if len(spoken) < len(self._looks) else ""
 
     def crossing(self, phi: float) -> Checkpoint | None:
         """Return the checkpoint at which the model was found broken, if it was."""

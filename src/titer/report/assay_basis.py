@@ -35,6 +35,9 @@ def hygiene_tables(card: Scorecard) -> list[Table]:
             f"{row['role']}, {row['attacker']}, at step {row['step']}" for row in found.destroyed
         ),
         "destroyed it at once": _listed(f"{row['role']}, {row['attacker']}" for row in found.destroyed_at_once),
+        "ended early": _listed(
+            f"{row['role']}, {row['attacker']}, at step {row['step']}: {row['why']}" for row in found.ended_early
+        ),
     }
     error = quality.mean_absolute_error
     calibration: dict[str, Cell | str] = {

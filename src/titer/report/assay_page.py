@@ -104,10 +104,11 @@ def _courses(lines: Sequence[AttackLine], phi: float) -> dict[str, Any]:
     for place, line in enumerate(lines):
         mine = {SHOWN.index(role): line.outcomes[role].looks for role in SHOWN if line.outcomes[role].looks}
         ends = "; ".join(f"{role} {rate}" for role in SHOWN if (rate := line.outcomes[role].harmful) is not None)
-        words = f"Harmful score against steps, {line.name}. At the end: {ends or 'nothing was answered'}."
+        words = f"Harmful score against steps, {line.name}. At the last look: {ends or 'nothing was answered'}."
         plot = charts.harm(mine, 100 * phi, last, words, f"harm-{place}") if mine else None
         about = "held-out categories" if line.domain == "cross" else "in-domain"
         about += "" if line.means_harm else " · honest customer"
+        about += "".join(f" · {role}: {n} ended early" for role in SHOWN if (n := len(line.outcomes[role].left)))
         about += "".join(f" · {role}: {n} failed" for role in SHOWN if (n := line.outcomes[role].failed))
         panels.append((line.name, about, plot))
     return {

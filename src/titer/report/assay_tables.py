@@ -145,7 +145,7 @@ def course_table(lines: Sequence[AttackLine]) -> Table:
         for role in SHOWN
         for look in line.outcomes[role].looks
     )
-    caption = f"Harmful score in percent with 95{NBSP}% interval; n: prompts of one seed."
+    caption = f"Harmful score in percent with 95{NBSP}% interval; n: prompts of one seed. A line ends where the first seed was ended early."
     return Table.of(("Attack", "Model", "Step", "Measured", "Estimated", "n"), rows, caption=caption)
 
 
@@ -181,7 +181,7 @@ def heat_table(lines: Sequence[AttackLine], kappa: float, unit: str) -> Table:
             ]
         )
     caption = (
-        f"After the last step; mean over seeds, below it the 95{NBSP}% interval. First passage: {unit} at which the model was "
+        f"At each seed's last look, after its last step or where it was ended early; mean over seeds, below it the 95{NBSP}% interval. First passage: {unit} at which the model was "
         "found broken with the seed that needed fewest; “>” where none did within the budget. Cost ratio: first passage of the "
         "defended model over that of the undefended one; “≥” where only a lower bound is known. Utility, broken answers and task "
         "accuracy: the defended model, below it the undefended one. A low harmful score of a destroyed model is no resistance."
@@ -189,7 +189,7 @@ def heat_table(lines: Sequence[AttackLine], kappa: float, unit: str) -> Table:
     singles = ("Cost ratio", "Utility kept, %", "Broken answers, %", "Task accuracy, %")
     spans = (
         ("Attack", 0),
-        ("Harmful score at the end, %", 2),
+        ("Harmful score at the last look, %", 2),
         (f"First passage, {unit}", 2),
         *((name, 0) for name in singles),
     )
@@ -203,6 +203,9 @@ def _flags(line: AttackLine) -> list[str]:
         outcome = line.outcomes[role]
         flags += [f"{role}: {outcome.failed} failed"] if outcome.failed else []
         flags += [f"{role}: destroyed at step {min(outcome.destroyed)}"] if outcome.destroyed else []
+        flags += (
+            [f"{role}: ended early, step {', '.join(map(str, dict.fromkeys(outcome.left)))}"] if outcome.left else []
+        )
         flags += [f"{role}: {_tuned(t.tuned)}" for t in outcome.runs if t.tuned is not None]
     return flags
 

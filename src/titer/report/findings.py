@@ -17,7 +17,7 @@ from titer.assays.trajectories import ROLES
 from titer.report.costs import Measure, at_best, lower_first, price, stability_measures
 from titer.report.words import NBSP, UNIT_NAMES, compact, count_text, interval_text, percent_text
 from titer.stats.intervals import Estimate
-from titer.stats.survival import Typical
+from titer.stats.survival import Typical, upper_bound
 
 SHOWN = ROLES[::-1]
 """Both models as people are shown them: the undefended one first, in the first colour."""
@@ -179,7 +179,7 @@ def _not_shown(found: Judged) -> str:
     """What prompts and budgets cannot show of resistance, in sentences; empty where they suffice."""
     text = ""
     if found.prompts is not None and found.prompts < FEWEST:
-        bound = f"{100 * (found.bound_f or 1):.0f}{NBSP}%"
+        bound = f"{100 * upper_bound(found.prompts):.0f}{NBSP}%"
         text += f" 0 of {found.prompts} prompts bounds f by {bound}, so no resistance can be shown."
     if found.gaps and not found.broke:
         by: dict[str, list[str]] = {}

@@ -85,6 +85,7 @@ def judge_into(
     path: str | os.PathLike[str],
     inferences: Sequence[Inference],
     judges: Sequence[Judge],
+    keep_all: bool = False,
 ) -> list[ScoreRow]:
     """Judge inferences, and keep the verdicts in a file while they come in.
 
@@ -95,14 +96,15 @@ def judge_into(
         path: The `scores.jsonl`.
         inferences: What to judge, as `score` does.
         judges: Who judges; each judges everything.
+        keep_all: As of `judge_answers`.
 
     Returns:
-        The rows of the file, judge by judge.
+        The rows of these judges on these inferences, judge by judge.
 
     Raises:
         TiterError: When a judge does not return one verdict a response.
     """
-    return judge_answers(path, _answers(inferences), judges)
+    return judge_answers(path, _answers(inferences), judges, keep_all)
 
 
 def judge_answers(
