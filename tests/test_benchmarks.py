@@ -33,6 +33,7 @@ APART = (
     "service_world",
     "launcher_faults",
     "estimates",
+    "plan",
     "hostile",
     "same_figures",
 )
