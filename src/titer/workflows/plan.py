@@ -332,6 +332,11 @@ class _Planner:
             f"{SPARE:.0%} of what is needed; a training reaches {self.card.utilisation:g} of the peak. No GPU was at hand to "
             "measure any of it."
         )
+        if self.count == 1:
+            yield (
+                f"`titer align` and `titer finetune` keep a second copy of the base, {found.weights / GIB:.1f} GiB that are not "
+                "counted here; a script of one's own does not."
+            )
         if self.count > 1:
             yield "Cards share weights, gradients, moments and copies (FSDP2); what they tell each other takes no time here."
         yield f"{self.card.price:g} US dollars for a card and hour. Without --price: {PRICES}."
