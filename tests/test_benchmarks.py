@@ -36,6 +36,7 @@ APART = (
     "service_world",
     "launcher_faults",
     "estimates",
+    "plan",
     "hostile",
     "same_figures",
     "assay_cost",

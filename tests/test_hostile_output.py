@@ -126,6 +126,10 @@ def models(folder, model):
     return ["models", folder / HOSTILE.replace("/", "").replace("\0", "")]
 
 
+def plan(folder, model):
+    return ["plan", folder / HOSTILE.replace("/", "").replace("\0", "")]
+
+
 def attacks_show(folder, model):
     return ["attacks", "show", HOSTILE]
 
@@ -180,10 +184,10 @@ def accelerate(folder, model):
 
 
 LINES = [
-    data, audit, finetune, align, evaluate, convert, report, run, assay, assay_compare, assay_report, models, attacks_show, attacks_list,
+    data, audit, finetune, align, evaluate, convert, report, run, assay, assay_compare, assay_report, models, plan, attacks_show, attacks_list,
     methods_show, methods_list, judges_show, judges_list, judges_bench, accelerate, data_export, settings,
 ]  # fmt: skip
-MISTAKES = {align, models, attacks_show, methods_show, judges_show, accelerate, data_export, settings}
+MISTAKES = {align, models, plan, attacks_show, methods_show, judges_show, accelerate, data_export, settings}
 """Whose hostile text is in an error message."""
 
 

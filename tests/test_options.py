@@ -44,6 +44,8 @@ UNUSED = [
     (["data", "--data-dir", "."], "--data-dir"),
     (["data", "builtin:harmful", "--data-dir", "."], "--data-dir"),
     (["data", "export", "builtin:upload", "--data-dir", "."], "--data-dir"),
+    (["plan", "m", "--adapter", "full", "--lora", "lora_alpha=8"], "--lora"),
+    (["plan", "m", "--tokens", "9", "--steps", "3"], "--steps"),
 ]
 
 

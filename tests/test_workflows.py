@@ -27,6 +27,7 @@ VERBS = {
     "experiment": ["run"],
     "finetune": ["finetune"],
     "gate": ["gate"],
+    "plan": ["plan"],
     "repair": ["repair"],
 }
 OF_THE_SCREEN = {"as_json", "dry_run", "plan_only", "top", "require", "fail_over"}

@@ -1,6 +1,6 @@
 """titer: immunize a language model against harmful fine-tuning, and measure how immune it is.
 
-`titer.align`, `finetune`, `repair`, `evaluate`, `convert`, `audit`, `gate`, `experiment` and `assay` do what the verbs of the command line do.
+`titer.align`, `finetune`, `repair`, `evaluate`, `convert`, `audit`, `gate`, `plan`, `experiment` and `assay` do what the verbs of the command line do.
 `from titer import BoosterConfig, BoosterTrainer`: the settings and the trainer of every method are here too, by the names of
 their classes.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from titer.workflows.evaluate import evaluate as evaluate
     from titer.workflows.finetune import finetune as finetune
     from titer.workflows.gate import gate as gate
+    from titer.workflows.plan import plan as plan
     from titer.workflows.repair import repair as repair
     from titer.workflows.run import experiment as experiment
 
@@ -31,6 +32,7 @@ _WORKFLOWS = {
     "experiment": "titer.workflows.run",
     "finetune": "titer.workflows.finetune",
     "gate": "titer.workflows.gate",
+    "plan": "titer.workflows.plan",
     "repair": "titer.workflows.repair",
 }
 

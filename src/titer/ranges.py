@@ -149,6 +149,14 @@ RANGES: dict[str, Range] = {
     "nll_margin": POSITIVE,
     "slower": POSITIVE,
     "price_per_hour": NOT_NEGATIVE,
+    # Planning.
+    "price": NOT_NEGATIVE,
+    "utilisation": Range(0, 1, above=True),
+    "count": _count(high=65_536),
+    "seq_length": _count(2),
+    "batch": _BATCH,
+    "tokens": _count(high=10**15),
+    "quantise": Range(4, 8, whole=True),
     "flops_per_second": Range(0, 1e30, above=True),
 }
 """By the name of a setting, which means the same wherever it stands."""

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from titer import plugins
 from titer.errors import TiterError, check_known
-from titer.methods.declared import Gradients, Method, Repair, Repaired, Routed, Source, defaults
+from titer.methods.declared import Gradients, Held, Method, Repair, Repaired, Routed, Source, defaults
 from titer.ranges import check_range, numbers, range_of
 
 if TYPE_CHECKING:
     from titer.train.trainer import PackedSFTConfig
 
-__all__ = ["Gradients", "Method", "Repair", "Repaired", "Routed", "Source", "defaults"]
+__all__ = ["Gradients", "Held", "Method", "Repair", "Repaired", "Routed", "Source", "defaults"]
 
 T = TypeVar("T")
 

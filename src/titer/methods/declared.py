@@ -62,8 +62,28 @@ class Gradients(NamedTuple):
     prompts: float = 0.0
 
 
+class Held(NamedTuple):
+    """What a method holds at the same time as the activations of a pass, beside what plain training holds.
+
+    Attributes:
+        copies: Tensors as large as the trained weights, in a pass that begins without gradients.
+        onto: The same in a pass whose gradients are added to some that are there; these count as one.
+        states: Hidden states of all tokens in every layer.
+        logits: Logits of all supervised tokens, in float32.
+    """
+
+    copies: float = 0.0
+    onto: float = 0.0
+    states: float = 0.0
+    logits: float = 0.0
+
+
 def _none(args: Any) -> Gradients:
     return Gradients()
+
+
+def _nothing(args: Any) -> Held:
+    return Held()
 
 
 def _no_rows(args: Any, rows: Sequence[Record], streams: Mapping[str, Sequence[Record]]) -> Sequence[Record]:
@@ -134,7 +154,8 @@ class Method:
         check: Called with settings and the number of training rows; raises where they would make it another method.
         variants: Settings by label in which every term of it matters on a model of a few neurons: what the tests that
             every method passes are run with.
-        memory: What it holds besides what plain training holds: `2 gradients`; empty for nothing.
+        memory: What it holds besides what plain training holds, in words: `2 gradients`; empty for nothing.
+        holds: The same in numbers, by its settings, which `titer plan` goes by.
         serving: Of a serving control, whose effect stands with the provider that asks the model: called with settings and the
             model's template; returns what the model is asked with. `None` of the other methods, which act by weights alone.
         routed: Of a served guard, a repair that trains whose effect stands with the provider too.
@@ -155,6 +176,7 @@ class Method:
     check: Callable[[Any, int], None] = _any_batch
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     memory: str = ""
+    holds: Callable[[Any], Held] = _nothing
     serving: Callable[[Any, Template], Serving] | None = None
     routed: Routed | None = None
     source: Source = Source()

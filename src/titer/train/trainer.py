@@ -41,6 +41,7 @@ from titer.train.checks import ran_away, refuse_arguments, refuse_noise, refuse_
 from titer.train.config import PackedSFTConfig
 from titer.train.evaluation import EvaluatingTrainer
 from titer.train.gradients import reshard, trainable_parameters
+from titer.train.precision import restore_precision, trained_before
 from titer.train.rows import Encoder, PackCollator, as_rows, eval_datasets, token_pairs
 from titer.train.sharding import keep_sums_precise, recomputes_activations, refuse_sharding_that_fails
 
@@ -102,6 +103,7 @@ class PackedSFTTrainer(EvaluatingTrainer):
         self._checkpoints_go_to: str | None = None
         self._drawn: dict[str, list[PackedBatch]] = {}
         self._pairs: list[tuple[Sequence[int], Sequence[int]]] = []  # every row that the model is to run
+        held = trained_before(model)
         super().__init__(
             model=model,
             args=args,
@@ -112,6 +114,7 @@ class PackedSFTTrainer(EvaluatingTrainer):
             peft_config=peft_config,
             **kwargs,
         )
+        restore_precision(self.model, held)
         refuse_sharding_that_fails(self)
         keep_sums_precise(self)
         self.model_accepts_loss_kwargs = True

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from titer.data.records import Record
 from titer.errors import TiterError, check_known
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.align.base import SimulatedAttackConfig, SimulatedAttackTrainer
 from titer.packing.streams import Pool
 from titer.ranges import MOMENTUM, NOT_NEGATIVE, POSITIVE, Range
@@ -184,5 +184,6 @@ ANTIBODY = Method(
         "theorem": {"rho": 0.2, "xi": 2.0, "lambda_refusal": 0.5, "lambda_schedule": "theorem"},
     },
     memory="2 gradients",
+    holds=lambda args: Held(copies=1 + bool(args.lambda_refusal), onto=2),
     source=Source("2603.00498, ICLR 2026", "minhquoc0712/Antibody", "none"),
 )

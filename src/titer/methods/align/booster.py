@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.align.base import SimulatedAttackConfig, SimulatedAttackTrainer
 from titer.ranges import NOT_NEGATIVE, POSITIVE, Range
 
@@ -62,6 +62,7 @@ BOOSTER = Method(
     gradients=lambda args: Gradients(answers=2 / args.refresh_every),
     variants={"": {"lam": 2.0, "alpha": 0.2}},
     memory="2 gradients",
+    holds=lambda args: Held(copies=1, onto=2),
     source=Source(
         "2409.01586, ICLR 2025",
         "git-disl/Booster",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from titer.data.records import is_blank
 from titer.errors import TiterError, check_known
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.align.base import PerturbationConfig, PerturbationTrainer
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import token_logits
@@ -144,6 +144,7 @@ CTRAP = Method(
         "sum": {"lam": 0.5, "alpha": 0.3, "retain": "sum"},
     },
     memory="a copy of the weights",
+    holds=lambda args: Held(copies=bool(args.lam), onto=1 + bool(args.lam), logits=3 * bool(args.lam)),
     source=Source(
         "2505.16559, ACL 2026",
         "clearloveclearlove/CTRAP",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from titer.errors import TiterError, check_known
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.streams import DefenderRowsTrainer
 from titer.packing.batches import PackedBatch, Sample
 from titer.packing.layouts import say_once
@@ -192,6 +192,7 @@ DEEP_ALIGNMENT = Method(
         "": {"alpha": 0.4, "most_tokens": 5, "refusals_each": 1.0},
         "tokens": {"mixing": "tokens", "most_tokens": 5, "refusals_each": 1.0},
     },
+    holds=lambda args: Held(onto=1),
     source=Source(
         "2406.05946, ICLR 2025",
         "Unispac/shallow-vs-deep-alignment",

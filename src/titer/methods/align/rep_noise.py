@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from titer.errors import TiterError
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.align.paired import PairedConfig, PairedTrainer
 from titer.methods.inside import at_tokens
 from titer.packing.batches import PackedBatch
@@ -213,6 +213,7 @@ REP_NOISE = Method(
         "released": {"alpha": 0.7, "beta": 5.0, "final_loss": "twice"},
     },
     memory="MLP outputs of the harmful batch",
+    holds=lambda args: Held(onto=1, states=1),
     source=Source(
         "2405.14577, NeurIPS 2024",
         "domenicrosati/representation-noising",

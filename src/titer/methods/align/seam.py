@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from titer.errors import TiterError
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.align.base import PerturbationConfig, PerturbationTrainer
 from titer.methods.align.paired import PairedConfig, PairedTrainer
 from titer.packing.batches import PackedBatch
@@ -151,6 +151,7 @@ SEAM = Method(
         "released": {"alpha": 0.7, "beta": 0.5, "epsilon": 0.05, "final_loss": "twice"},
     },
     memory="3 gradients and a copy of the weights",
+    holds=lambda args: Held(copies=4, onto=4),
     source=Source(
         "2505.12186, ICLR 2026",
         "ZJUWYH/seam",

@@ -11,7 +11,7 @@ import torch
 from torch.nn import Module
 
 from titer.errors import TiterError, check_known
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.align.vaccine import VaccineConfig, VaccineTrainer, square
 from titer.methods.streams import DefenderRowsTrainer
 from titer.packing.streams import draw
@@ -183,6 +183,7 @@ T_VACCINE = Method(
         },
     },
     memory="1 perturbation of each sampled attention output",
+    holds=lambda args: Held(states=1),
     source=Source(
         "2410.09760, IEEE TIFS",
         "Lslland/T-Vaccine",

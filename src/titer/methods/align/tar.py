@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from titer.errors import TiterError, check_known
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.align.base import HarmfulStreamTrainer
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import token_logits, token_nll
@@ -155,11 +155,10 @@ class TarTrainer(HarmfulStreamTrainer):
                 if (step + 1) % self.args.inner_every == 0:
                     weight = math.exp(self.args.schedule * (step + 1 - self.args.inner_steps))
                     tampered.append(self._resist(model, self.args.lam * weight))
-                    gradient = take_gradients(self.trainable)
                     if total:
-                        add_(total, gradient)
+                        add_(total, take_gradients(self.trainable))
                     else:
-                        total = gradient
+                        total = take_gradients(self.trainable)
         for parameter, gradient_of in zip(self.trainable.values(), total, strict=True):
             parameter.grad = gradient_of
         self.record(harmful_loss=harmful[0], attacked_loss=harmful[-1], tamper_loss=sum(tampered) / len(tampered))
@@ -191,6 +190,14 @@ def _gradients(args: TarConfig) -> Gradients:
     return Gradients(answers=bool(args.lam) * (args.inner_steps + args.inner_steps // args.inner_every))
 
 
+def _held(args: TarConfig) -> Held:
+    """The weights, the sum of gradients where there are several, and the adversary's moments."""
+    if not args.lam:
+        return Held()
+    several, moments = args.inner_steps >= 2 * args.inner_every, 2 * (args.inner_optimizer == "adamw")
+    return Held(copies=1 + several + moments, onto=1, logits=3 * (args.inner_loss == "entropy"))
+
+
 TAR = Method(
     TarConfig,
     TarTrainer,
@@ -202,6 +209,7 @@ TAR = Method(
         "ascent": {"lam": 0.5, "inner_rate": 0.02, "inner_loss": "ascent", "schedule": 0.5},
     },
     memory="a gradient, a copy of the weights, two moments",
+    holds=_held,
     source=Source(
         "2408.00761, ICLR 2025",
         "rishub-tamirisa/tamper-resistance",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from titer.data.records import Record
 from titer.errors import TiterError
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.reference import ReferenceTrainer
 from titer.methods.streams import DefenderRowsTrainer
 from titer.packing.batches import PackedBatch, Sample
@@ -298,5 +298,6 @@ VAA = Method(
         "plain": {"eta": 0.05, "perturb_from": 0.0, "perturb_to": 0.0},
     },
     memory="1 gradient and 1 copy of the trained weights",
+    holds=lambda args: Held(copies=1),
     source=Source("2506.03850, ICML 2025", "ChanLiang/VAA", "none", "stepping aside (2605.14605)"),
 )

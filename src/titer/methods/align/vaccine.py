@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from titer.errors import TiterError
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.inside_attention import add_to_output, attention_modules, watched
 from titer.packing.batches import PackedBatch
 from titer.packing.layouts import say_once
@@ -147,6 +147,7 @@ VACCINE = Method(
     gradients=lambda args: Gradients(training=1),
     variants={"": {"rho": 2.0}},
     memory="1 perturbation of each attention output",
+    holds=lambda args: Held(states=1),
     source=Source(
         "2402.01109, NeurIPS 2024",
         "git-disl/Vaccine",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from titer.errors import TiterError, check_known
-from titer.methods import Method, Source
+from titer.methods import Held, Method, Source
 from titer.methods.finetune.guard import GuardConfig, GuardTrainer
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import token_logits
@@ -128,5 +128,6 @@ ADAPTIVE_KL = Method(
         "row": {"scope": "row", "low_risk": 1.7, "high_risk": 1.9},
     },
     memory="a copy of the trained weights; two logits an answer token and entry of the vocabulary",
+    holds=lambda args: Held(copies=1, logits=4),
     source=Source("2602.17546 v2", "gjyotin305/adaptive-ai-safety-align", "MIT", ""),
 )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from titer.methods import Method, Source
+from titer.methods import Held, Method, Source
 from titer.methods.adapter import plain_factors
 from titer.methods.finetune.base import FinetuneConfig
 from titer.methods.repair.lowrank import LowRank
@@ -128,6 +128,7 @@ AS_FT = Method(
     "Holds what fine-tuning changes to the directions of the alignment (arXiv 2506.08473).",
     variants={"": {"lam": 3.0}, "unscaled": {"lam": 30.0, "scaled": False}},
     memory="1 copy of the adapter",
+    holds=lambda args: Held(copies=1),
     source=Source(
         "2506.08473, AAAI 2026",
         "PKU-YuanGroup/AsFT",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from titer.errors import check_known
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.finetune.base import AlignmentRowsConfig, WeightLogTrainer
 from titer.methods.streams import DefenderRowsTrainer
 from titer.packing.batches import PackedBatch
@@ -152,6 +152,7 @@ BDS = Method(
         "sigmoid": {"scheduler_rate": 0.3, "activation": "sigmoid", "helpful_each": 1},
     },
     memory="3 numbers a row of the upload",
+    holds=lambda args: Held(onto=1),
     source=Source(
         "2510.27172, NeurIPS 2025",
         "Egg-Hu/Bayesian-Data-Scheduler",

@@ -11,7 +11,7 @@ from titer.data.mixtures import refusing
 from titer.data.records import Record
 from titer.errors import TiterError
 from titer.infer.serving import Serving, served
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.finetune.base import FinetuneConfig
 from titer.methods.finetune.replay import ReplayTrainer
 from titer.methods.streams import DefenderRowsTrainer, as_texts
@@ -139,6 +139,7 @@ BEA = Method(
     gradients=lambda args: Gradients(replay=1.0),
     variants={"": {"trigger_tokens": 12, "pairs": 5, "replay": 0.25}},
     serving=_serving,
+    holds=lambda args: Held(onto=1),
     source=Source(
         "2402.14968, NeurIPS 2024",
         "Jayfeather1024/Backdoor-Enhanced-Alignment",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from titer.errors import TiterError
-from titer.methods import Method, Source
+from titer.methods import Held, Method, Source
 from titer.methods.finetune.base import FinetuneConfig
 from titer.methods.reference import ReferenceTrainer
 from titer.packing.batches import PackedBatch, is_padded
@@ -162,5 +162,6 @@ LDIFS_BOOSTER = Method(
     # In the second, a step or two leave one layer of the toy below the cap and one above it.
     variants={"": {"rho": 1e-3, "drop_from": None}, "dropped": {"rho": 1e-3, "drop_from": 0.025}},
     memory="1 copy of the trained weights, and the MLPs' outputs over an optimizer batch",
+    holds=lambda args: Held(copies=1, states=2),
     source=Source("2308.13320, TMLR (vision)", "git-disl/Booster", "Apache-2.0"),
 )

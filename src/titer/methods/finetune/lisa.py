@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from titer.errors import TiterError
-from titer.methods import Method, Source
+from titer.methods import Held, Method, Source
 from titer.methods.finetune.base import AlignmentRowsConfig
 from titer.methods.streams import DefenderRowsTrainer
 from titer.packing.batches import PackedBatch
@@ -145,6 +145,7 @@ LISA = Method(
         "helpful": {"alignment_steps": 2, "finetune_steps": 1, "helpful_each": 1, "proximal_after": 0.0},
     },
     memory="2 copies of the trained weights",
+    holds=lambda args: Held(copies=2),
     source=Source(
         "2405.18641, NeurIPS 2024",
         "git-disl/Lisa",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from titer.errors import TiterError
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.align.base import HarmfulStreamTrainer
 from titer.methods.finetune.base import FinetuneConfig
 from titer.ranges import NOT_NEGATIVE, POSITIVE, Range
@@ -88,6 +88,7 @@ PANACEA = Method(
     gradients=lambda args: Gradients(answers=2.0),
     variants={"": {"lam": 0.5, "rho": 0.3, "clamp": 0.0}, "clamped": {"lam": 0.5, "rho": 0.3, "clamp": 5.0}},
     memory="2 gradients",
+    holds=lambda args: Held(copies=3),
     source=Source(
         "2501.18100, NeurIPS 2025",
         "w-yibo/Panacea",

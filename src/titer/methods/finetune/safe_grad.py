@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from titer.errors import check_known
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.finetune.base import AlignmentRowsConfig
 from titer.methods.reference import DIRECTIONS, DivergenceTrainer
 from titer.methods.streams import DefenderRowsTrainer
@@ -86,5 +86,6 @@ SAFE_GRAD = Method(
         "reverse": {"lam": 0.0, "direction": "reverse", "helpful_each": 1},
     },
     memory="1 gradient, 1 copy of the trained weights, the logits of a micro-batch twice",
+    holds=lambda args: Held(copies=2, logits=4),
     source=Source("2508.07172", "", "", "four attacks by fine-tuning on Llama-3.2-3B (2605.28030)"),
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from titer.data.records import Record
 from titer.errors import check_known
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.finetune.base import AlignmentRowsConfig
 from titer.methods.finetune.replay import ReplayTrainer
 from titer.methods.streams import DefenderRowsTrainer, as_texts
@@ -115,6 +115,7 @@ SAFE_INSTR = Method(
     streams=("harmful_dataset", "helpful_dataset"),
     gradients=lambda args: Gradients(replay=float(args.replay > 0)),
     variants={"": {"replay": 0.2}, "helpful": {"replay": 0.45, "helpful_each": 1}},
+    holds=lambda args: Held(onto=float(args.replay > 0)),
     source=Source(
         "2309.07875, ICLR 2024",
         "vinid/safety-tuned-llamas",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from titer.data.records import is_blank
 from titer.errors import TiterError, check_known
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.finetune.base import FinetuneConfig
 from titer.methods.streams import DefenderRowsTrainer
 from titer.packing.batches import Sample
@@ -136,6 +136,7 @@ SBR = Method(
         "sum": {"anchors": 3, "anchor_weight": 2.0, "reduction": "sum"},
     },
     memory="K hidden states",
+    holds=lambda args: Held(onto=float(args.anchor_weight > 0)),
     source=Source(
         "2605.05995, ICML 2026", "soyoaaa/SBR", "none", "a trained unembedding, by its own account (2605.05995)"
     ),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from titer.data.datasets import with_refusals
 from titer.errors import check_known
-from titer.methods import Gradients, Method
+from titer.methods import Gradients, Held, Method
 from titer.methods.finetune.gate import GateConfig, GateTrainer, check_cleared, scored_first
 from titer.methods.finetune.replay import ReplayTrainer
 from titer.methods.reference import DivergenceTrainer
@@ -143,6 +143,11 @@ def _gradients(args: SieveConfig) -> Gradients:
     return Gradients(replay=float(args.replay > 0), prompts=float(args.kl_weight > 0))
 
 
+def _held(args: SieveConfig) -> Held:
+    reference = float(args.kl_weight > 0)
+    return Held(copies=reference, onto=reference + bool(args.replay or args.kl_weight))
+
+
 SIEVE = Method(
     SieveConfig,
     SieveTrainer,
@@ -156,4 +161,5 @@ SIEVE = Method(
         "ratio": {"signal": "states", "replay": 0.25, "kl_weight": 0.0, "ratio": "mean", "tau": 0.5},
     },
     memory="with `kl_weight`, 1 copy of the trained weights and the logits of K tokens a row twice",
+    holds=_held,
 )

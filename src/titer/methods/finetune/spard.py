@@ -16,7 +16,7 @@ from titer.compat import copy_each_
 from titer.data.records import Record
 from titer.errors import check_known
 from titer.infer.signals import prompt_states
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.finetune.base import AlignmentRowsConfig
 from titer.methods.finetune.replay import rows_beside
 from titer.methods.streams import DefenderRowsTrainer
@@ -234,6 +234,7 @@ SPARD = Method(
         "random": {**_MATTERS, "selection": "random", "helpful_each": 1},
     },
     memory="1 copy of the trained weights",
+    holds=lambda args: Held(copies=1),
     source=Source(
         "2605.28030, ICML 2026",
         "shuhao02/SPARD",

@@ -15,7 +15,7 @@ from torch import Tensor
 from titer.compat import copy_each_
 from titer.data.records import Record
 from titer.errors import TiterError
-from titer.methods import Method, Source
+from titer.methods import Held, Method, Source
 from titer.methods.finetune.base import FinetuneConfig
 from titer.methods.reference import ReferenceTrainer
 from titer.methods.streams import DefenderRowsTrainer
@@ -183,6 +183,7 @@ TOSS = Method(
     scores_first=_scored_first,
     variants={"": {"drop": 0.3, "reference_steps": 3, "reference_rate": 1e-2}},
     memory="1 bit an answer token; before training a copy of the trained weights and AdamW's state",
+    holds=lambda args: Held(copies=1),
     source=Source(
         "2603.01185, ICLR 2026",
         "Polly-LYP/TOSS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from titer.methods import Gradients, Method, Source
+from titer.methods import Gradients, Held, Method, Source
 from titer.methods.finetune.base import AlignmentRowsConfig
 from titer.methods.streams import DefenderRowsTrainer
 from titer.ranges import NOT_NEGATIVE, Range
@@ -54,5 +54,6 @@ VLGUARD_MIX = Method(
     streams=("harmful_dataset", "helpful_dataset"),
     gradients=lambda args: Gradients(replay=float(args.lam > 0)),
     variants={"": {"lam": 0.5}, "helpful": {"lam": 0.5, "helpful_each": 1}},
+    holds=lambda args: Held(onto=float(args.lam > 0)),
     source=Source("2402.02207, ICML 2024", "git-disl/Booster", "Apache-2.0"),
 )
