@@ -113,6 +113,7 @@ RANGES: dict[str, Range] = {
     "checkpoints": _count(),
     "harmful": _count(),
     "lookalikes": _count(),
+    "longest": _count(),
     "task": _count(),
     "max_new_tokens": _count(high=100_000),
     "task_max_new_tokens": _count(high=100_000),

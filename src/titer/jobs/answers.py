@@ -15,7 +15,7 @@ from titer.errors import TiterError
 from titer.infer.generation import generate
 from titer.infer.routing import Routing, routing_beside
 from titer.infer.serving import served, system_digest
-from titer.infer.signals import row_signals, unasked_refusals
+from titer.infer.signals import answer_fit, row_signals, unasked_refusals
 from titer.jobs.base_model import fresh_model
 from titer.jobs.job import Job, Kind
 from titer.jobs.provenance import weights_digest
@@ -224,5 +224,23 @@ def _weigh(job: Job) -> None:
     write_atomically(job.folder / "log_ratios.json", json.dumps(ratios).encode())
 
 
+def fit(model_name: str, adapter: Path, records: Sequence[Record], system: str = "") -> list[float]:
+    """Return of each row which part of its answer's tokens a model finds likeliest, given the ones before."""
+    template = Template(load_tokenizer(model_name))
+    if system:
+        template.check_system(system)
+    pairs = token_pairs(template, [served(record, system) for record in records])
+    check_lengths(model_name, records, [len(prompt) + len(completion) for prompt, completion in pairs])
+    model = fresh_model(model_name, adapter, trainable=False).merge_and_unload()
+    return [float(value) for value in answer_fit(model, pairs).accuracy]
+
+
+def _fit(job: Job) -> None:
+    adapter = job.needs[0].folder / job.settings["adapter"]
+    found = fit(job.places["model"], adapter, job.records("rows"), job.settings.get("serving", ""))
+    write_atomically(job.folder / "fit.json", json.dumps(found).encode())
+
+
+FIT = Kind("fit", "titer.jobs.answers:FIT", _fit)
 ANSWER = Kind("answer", "titer.jobs.answers:ANSWER", _answer)
 WEIGH = Kind("weigh", "titer.jobs.answers:WEIGH", _weigh, version=2)

@@ -58,6 +58,9 @@ class EvaluateSettings:
         harmful: Harmful prompts.
         lookalikes: Harmless prompts that look harmful.
         task: Rows of the task's test split.
+        fit: Whether the task's accuracy is how many tokens of the true answers the model finds likeliest, in the place of
+            parsed answers: for tasks of long answers, of which no parser tells right from wrong.
+        validation: Whether prompts are the ones after those that are scored otherwise: to tune settings on.
         max_new_tokens: Longest answer to a harmful prompt or a lookalike.
         task_max_new_tokens: Longest answer to a task prompt; by default long enough for the task.
         weights: Rows of the upload whose likelihood ratio is measured before and after fine-tuning.
@@ -68,6 +71,8 @@ class EvaluateSettings:
     harmful: int = 50
     lookalikes: int = 50
     task: int = 100
+    fit: bool = False
+    validation: bool = False
     max_new_tokens: int = 32
     task_max_new_tokens: int | None = None
     weights: int = 100
@@ -268,7 +273,10 @@ def _check(experiment: Experiment) -> None:
     judge = judges.get(experiment.evaluate.judge)
     if experiment.evaluate.error_rates is not None:
         check_own(experiment.evaluate.error_rates, [judge.name])
-    tasks.get(task_name(experiment))
+    if not experiment.evaluate.fit:
+        tasks.get(task_name(experiment))
+    elif experiment.evaluate.task_max_new_tokens is not None:
+        raise TiterError("`evaluate.task_max_new_tokens` has no effect with `evaluate.fit`.", "Leave it out.")
     lora_config(experiment.lora)
     for arm in experiment.arms.values():
         for step in arm.steps:
