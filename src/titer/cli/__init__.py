@@ -32,6 +32,7 @@ from titer.cli import (
     convert,
     data,
     evaluate,
+    field,
     finetune,
     gate,
     job,
@@ -83,6 +84,7 @@ app = typer.Typer(
 )
 for module in (
     run,
+    field,
     align,
     finetune,
     repair,

@@ -147,6 +147,14 @@ class Arm:
         return cls(tuple(steps))
 
 
+def read_arms(values: Mapping[str, Any]) -> dict[str, Arm]:
+    """Return the arms of a file by name; each an `Arm`, or what `Arm.read` makes one of."""
+    arms: dict[str, Arm] = {}
+    for name, value in values.items():
+        arms[name] = value if isinstance(value, Arm) else Arm.read(value, f"arms.{name}", arms)
+    return arms
+
+
 _NEEDED = {
     "align": "Every defence begins with an alignment; `align: sft` is the plain one.",
     "finetune": "Every arm is fine-tuned on the upload; `finetune: sft` is the plain way.",
@@ -219,10 +227,7 @@ class Experiment:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
     def __post_init__(self) -> None:
-        arms: dict[str, Arm] = {}
-        for name, value in self.arms.items():
-            arms[name] = value if isinstance(value, Arm) else Arm.read(value, f"arms.{name}", arms)
-        object.__setattr__(self, "arms", arms)
+        object.__setattr__(self, "arms", read_arms(self.arms))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the experiment as plain data, defaults filled in."""
@@ -247,11 +252,11 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         TiterError: For a missing or broken file, an unknown key (with a suggestion) or a wrong value.
     """
-    experiment: Experiment = settings.read(Experiment, path, "experiments", "experiment", _check, overrides)
+    experiment: Experiment = settings.read(Experiment, path, "experiments", "experiment", check_experiment, overrides)
     return experiment
 
 
-def _check(experiment: Experiment) -> None:
+def check_experiment(experiment: Experiment) -> None:
     """Refuse what could only fail later: unknown methods and settings, impossible numbers."""
     from titer import judges
     from titer.jobs.trainings import lora_config
