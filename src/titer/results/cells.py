@@ -79,6 +79,7 @@ class Stage:
         key: Of the job.
         version: Of its kind.
         seconds: How long it took.
+        cpu_seconds: How long processors were at work on it, whatever else the machine did; `None` where it was done elsewhere.
         peak_mb: Most resident memory of the process in it; `None` where that was not measured.
     """
 
@@ -88,6 +89,7 @@ class Stage:
     key: str
     version: int
     seconds: float
+    cpu_seconds: float | None = None
     peak_mb: int | None = None
 
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 FAILED = "failed.json"
 """In the run folder: cells that failed, and why; they are left alone until they are asked for again."""
-PEAKS = "peaks.json"
-"""In the run folder: most memory of the jobs that were done here, by key, in megabytes."""
+COSTS = "costs.json"
+"""In the run folder: what the jobs that were done here cost, by key: seconds of processors, most memory in megabytes."""
 
 
 @dataclass
@@ -268,7 +268,7 @@ def _do(found: Field, spot: Spot, cells: Path, run_folder: Path, data_dir: Path 
     plan, needed, judged = plan_cell(found, spot, run_folder, data_dir)
     if not execute(needed, show):
         return next(f"{job.name}: {job.reason}" for job in needed.jobs.values() if job.status == "failed")
-    write_cell(cells / f"{spot.name}.json", _as_file(found, spot, plan, needed, judged, show.peaks))
+    write_cell(cells / f"{spot.name}.json", _as_file(found, spot, plan, needed, judged, show.costs))
     return ""
 
 
@@ -319,7 +319,7 @@ def _as_file(
     plan: ExperimentPlan,
     needed: Plan,
     judged: Sequence[tuple[Job, Job]],
-    peaks: Mapping[str, int],
+    costs: Mapping[str, Sequence[Any]],
 ) -> CellFile:
     """Return what the jobs of a cell left, as its file."""
     from titer.jobs.provenance import environment
@@ -338,7 +338,7 @@ def _as_file(
             job.key,
             job.spec["version"],
             round(job.left()["seconds"], 2),
-            peaks.get(job.key),
+            *costs.get(job.key, (None, None)),
         )
         for job in needed.jobs.values()
     ]
@@ -361,7 +361,7 @@ def _as_file(
 
 
 class Watched:
-    """Tells another listener how jobs go, and keeps how much memory each took.
+    """Tells another listener how jobs go, and keeps what each cost.
 
     Args:
         run_folder: Where that is kept.
@@ -369,13 +369,13 @@ class Watched:
     """
 
     def __init__(self, run_folder: Path, inner: Show) -> None:
-        self.path, self.inner = run_folder / PEAKS, inner
-        self.peaks: dict[str, int] = read_json(self.path) if self.path.is_file() else {}
-        self.measures = False
+        self.path, self.inner = run_folder / COSTS, inner
+        self.costs: dict[str, Any] = read_json(self.path) if self.path.is_file() else {}
+        self.measures, self.began = False, 0.0
 
     def begins(self, job: Job) -> None:
-        """Begin to look for the most memory."""
-        self.measures = forget_peak()
+        """Begin to measure."""
+        self.measures, self.began = forget_peak(), time.process_time()
         self.inner.begins(job)
 
     def waits(self, job: Job, holder: str) -> None:
@@ -383,10 +383,11 @@ class Watched:
         self.inner.waits(job, holder)
 
     def settled(self, job: Job) -> None:
-        """Keep the most memory of a job that was done here."""
-        if job.status == "done" and self.measures and (peak := peak_mb()) is not None:
-            self.peaks[job.key] = peak
-            write_atomically(self.path, json.dumps(self.peaks).encode())
+        """Keep what a job cost that was done here."""
+        if job.status == "done":
+            used = round(time.process_time() - self.began, 2)
+            self.costs[job.key] = used, peak_mb() if self.measures else None
+            write_atomically(self.path, json.dumps(self.costs).encode())
         self.inner.settled(job)
 
 
