@@ -67,6 +67,8 @@ def command(
     """Compare every defence under one protocol."""
     _refuse_what_has_no_effect(run, pages, dry_run)
     from titer.workflows import field as fields
+    from titer.workflows.field_cells import run_cells
+    from titer.workflows.field_costs import dry_run as planned
     from titer.workflows.field_file import chosen, read_field
 
     started = time.perf_counter()
@@ -78,10 +80,16 @@ def command(
     if only:
         named = {spot.name for spot in chosen(state.every, only)}
         wanted = [spot for spot in wanted if spot.name in named]
+    if pages:
+        say(f"Pages: {fields.write_pages(state, folder)}")
+        return
+    if dry_run:
+        say("\n".join(planned(found, wanted, runs, data_dir)))
+        return
     if not run:
         _show(state, wanted, as_json)
         return
-    report = fields.run_cells(found, wanted, folder / "cells", runs, data_dir, hours, cells)
+    report = run_cells(found, wanted, folder / "cells", runs, data_dir, hours, cells)
     say(f"{len(report.done)} cells done, {len(report.failed)} failed, {report.left} of these left.")
     took(started)
     if report.failed:
