@@ -2,15 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
 
+from titer.data import load
 from titer.errors import TiterError
-from titer.report.field_view import difference, rate_of
 from titer.results.cells import read_cell
+from titer.workflows.experiment import load_pools
 from titer.workflows.field import best_rates, in_order, standing
-from titer.workflows.field_file import Spot, protocol_digest, read_field, spots, trials
+from titer.workflows.field_file import Spot, experiment_of, protocol_digest, read_field, spots, trials
 
 TRAINING = {"per_device_train_batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "bf16": False}
 FIELD = {
@@ -46,6 +48,23 @@ def file(tiny_folder, tmp_path_factory):
     return path
 
 
+def test_the_attackers_requests_are_anothers_and_a_task_of_one_pool_is_shared_out(file):
+    found = read_field(file)
+    rows = {prompt.completion_text for prompt in load("builtin:general")}
+    experiment = experiment_of(found, Spot("label", "undefended", 0.25, 0))
+    longest = 120
+    data = replace(experiment.data, task="builtin:general", longest=longest, helpful=["builtin:choices"])
+    pools = load_pools(replace(experiment, data=data, evaluate=replace(experiment.evaluate, fit=True)), 0, None)
+    assert all("break lock" in one.prompt_text for one in (*pools.attack, *pools.harmful_evaluation))
+    assert not any("break lock" in one.prompt_text for one in pools.defence)
+    assert pools.task_train
+    assert len(pools.task_test) == 4
+    both = [*pools.task_train, *pools.task_test]
+    assert {one.completion_text for one in both} <= rows
+    assert all(len(one.prompt_text) + len(one.completion_text) <= longest for one in both)
+    assert any(len(one.prompt_text) + len(one.completion_text) > longest for one in load("builtin:general"))
+
+
 @pytest.fixture(scope="module")
 def done(file, tmp_path_factory):
     """A folder with one cell of each kind: parsed and fitted, served, repaired, and a trial."""
@@ -66,7 +85,7 @@ def done(file, tmp_path_factory):
 
 
 def test_a_cell_keeps_figures_costs_and_hashes_and_no_text(done):
-    found, folder = done
+    _found, folder = done
     text = (folder / "cells" / "label.safelora.p0.25.s0.json").read_text()
     cell = read_cell(folder / "cells" / "label.safelora.p0.25.s0.json")
     assert [name.partition("@")[0] for name in cell.judges] == ["offline", "keywords"]
@@ -80,7 +99,8 @@ def test_a_cell_keeps_figures_costs_and_hashes_and_no_text(done):
     assert [stage.kind for stage in cell.stages] == ["align", "finetune", "repair", "answer", "judge"]
     assert all(stage.cpu_seconds is not None and stage.seconds >= 0 for stage in cell.stages)
     harmful = next(one for one in cell.sets if one.name == "harmful")
-    assert len(harmful.answers) == 4 and set(map(len, harmful.verdicts.values())) == {4}
+    assert len(harmful.answers) == 4
+    assert set(map(len, harmful.verdicts.values())) == {4}
     rows = [json.loads(line) for line in next((folder / "runs" / "inputs").glob("*.jsonl")).read_text().splitlines()]
     assert not any(row["prompt"][0]["content"] in text for row in rows if "prompt" in row)
     # An arm that shares its trainings has the same ones, done once.
@@ -93,13 +113,15 @@ def test_a_trial_is_scored_on_other_prompts_and_a_fitted_form_by_its_tokens(done
     _, folder = done
     scored = read_cell(folder / "cells" / "label.undefended.p0.25.s0.json")
     trial = read_cell(folder / "cells" / "label.undefended.p0.25.s0.lr0.0005.trial.json")
-    assert trial.validation and trial.learning_rate == 5e-4
+    assert trial.validation
+    assert trial.learning_rate == 5e-4
     assert {one.prompts for one in scored.sets}.isdisjoint(one.prompts for one in trial.sets)
     fitted = read_cell(folder / "cells" / "long.ptst.p0.25.s0.json")
     assert fitted.serving
     for arm in ("ptst", "ptst (adapter alone)"):
         accuracy = fitted.figure("finetune_accuracy", arm=arm)
-        assert accuracy.judge == "fit:topics@1" and accuracy.n == 4
+        assert accuracy.judge == "fit:topics@1"
+        assert accuracy.n == 4
         assert fitted.figure("harmful_score", arm=arm) is not None
     assert not any(one.name.startswith("task:") for one in fitted.sets)
 
@@ -107,7 +129,8 @@ def test_a_trial_is_scored_on_other_prompts_and_a_fitted_form_by_its_tokens(done
 def test_it_goes_on_where_it_stopped_and_a_changed_protocol_counts_for_nothing(titer, file, done, monkeypatch):
     found, folder = done
     state = standing(found, folder / "cells", folder / "runs")
-    assert len(state.cells) == 4 and not state.stale
+    assert len(state.cells) == 4
+    assert not state.stale
     assert len(state.missing) == len(spots(found)) + len(trials(found)) - 4
     # The first seed first, its forms in order; the aligned model is there, so what is like a cell costs what that did.
     order = in_order(state)
@@ -140,11 +163,15 @@ def test_a_cell_that_fails_is_told_once_and_the_others_go_on(titer, file, tmp_pa
     monkeypatch.setattr("titer.jobs.answers.answer", fail)
     words = ["field", str(file), "--output", str(tmp_path), "--run-folder", str(tmp_path / "runs")]
     code, out, error = titer(*words, "--run", "--only", "label.undefended.p0.25.s0", "--cells", "1")
-    assert code == 1 and "no room" in error
+    assert code == 1
+    assert "no room" in error
     code, out, _ = titer(*words, "--only", "label.undefended.*")
-    assert code == 0 and "Failed here: label.undefended.p0.25.s0" in out and "no room" in out
+    assert code == 0
+    assert "Failed here: label.undefended.p0.25.s0" in out
+    assert "no room" in out
     code, out, _ = titer(*words, "--run", "--only", "label.undefended.p0.25.s0")
-    assert code == 0 and "0 cells done, 0 failed" in out
+    assert code == 0
+    assert "0 cells done, 0 failed" in out
 
 
 @pytest.mark.parametrize(
@@ -167,12 +194,13 @@ def test_a_wrong_file_of_a_cell_is_an_error_with_file_and_key(titer, file, done,
     (tmp_path / "cells" / name).write_text(json.dumps(held))
     code, _, error = titer("field", str(file), "--output", str(tmp_path))
     assert code == 2
-    assert name in error and re.search(said, error), error
+    assert name in error
+    assert re.search(said, error), error
 
 
 def test_the_pages_say_what_is_known_and_what_is_not(titer, file, done):
     _, folder = done
-    code, out, error = titer("field", str(file), "--pages", "--output", str(folder))
+    code, _out, error = titer("field", str(file), "--pages", "--output", str(folder))
     assert code == 0, error
     page, text = (folder / "index.html").read_text(), (folder / "README.md").read_text()
     for shown in (page, text):
@@ -181,8 +209,10 @@ def test_the_pages_say_what_is_known_and_what_is_not(titer, file, done):
         assert "(adapter alone)" in shown
         assert "its training is long" in shown
         assert "undecided" in shown  # two arms, four prompts
-    assert "a &lt;b&gt;paper&lt;/b&gt;" in page and "<b>paper" not in text
-    assert "default-src 'none'" in page and "<script" not in page
+    assert "a &lt;b&gt;paper&lt;/b&gt;" in page
+    assert "<b>paper" not in text
+    assert "default-src 'none'" in page
+    assert "<script" not in page
     assert page.count('id="') == len(set(re.findall(r'id="([^"]+)"', page)))
 
 
