@@ -218,7 +218,7 @@ def _cautions(view: FieldView) -> list[Table | Drawing | str]:
     cautions: list[Table | Drawing | str] = [
         "One small model, short trainings, an attacker who trains an adapter on the provider's own terms. No figure here says how a "
         "method does at the size and budget of its paper. A method that is served with something (a prompt, a router) is "
-        "scored with it and, as `(adapter alone)`, without: whoever holds the adapter has it without.",
+        "scored with it and, without, as adapter alone: whoever holds the adapter has it without.",
         f"Seeds that are done: {', '.join(map(str, seeds)) or 'none'}. Of fewer than three seeds an interval covers prompts, not what "
         "another seed would do.",
         *agreements(view),

@@ -7,6 +7,7 @@ pages need: where such files are, the work goes on from them, on any machine.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,6 +180,8 @@ def write_pages(state: Standing, folder: Path) -> Path:
     shared = asked.finetune.training.get("learning_rate")
     first = Spot(next(iter(asked.forms)), next(iter(asked.arms)), asked.finetune.poison_ratios[0], asked.seeds[0])
     common = {key: value for key, value in protocol_of(asked, first).items() if key not in ("arms", "name", "seeds")}
+    common["data"] = {key: value for key, value in common.get("data", {}).items() if key not in ("task", "longest")}
+    common["forms"] = {name: dataclasses.asdict(form) for name, form in asked.forms.items()}
     view = FieldView(
         name=asked.name,
         description=asked.description,
