@@ -12,6 +12,7 @@ from titer.errors import TiterError
 from titer.results.cells import read_cell
 from titer.workflows.experiment import load_pools
 from titer.workflows.field import best_rates, in_order, standing
+from titer.workflows.field_cells import plan_cell
 from titer.workflows.field_file import Spot, experiment_of, protocol_digest, read_field, spots, trials
 
 TRAINING = {"per_device_train_batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "bf16": False}
@@ -256,6 +257,15 @@ def test_a_wrong_field_is_an_error_that_names_the_key(file, override, said):
     with pytest.raises(TiterError) as error:
         read_field(file, [override])
     assert said in f"{error.value.message} {error.value.hint}"
+
+
+def test_a_method_that_holds_more_prompts_than_a_rehearsal_has_rows_can_be_planned(file, tmp_path):
+    found = read_field(file, ["arms.sbr={align: sft, finetune: sbr}"])
+    _, needed, _ = plan_cell(found, Spot("label", "sbr", 0.25, 0), tmp_path, None)
+    assert "fine-tune sbr p=0.25" in [job.name for job in needed.jobs.values()]
+    too_many = read_field(file, ["arms.sbr={align: sft, finetune: sbr, finetune_settings: {anchors: 61}}"])
+    with pytest.raises(TiterError, match="harmful_dataset has 60 rows"):
+        plan_cell(too_many, Spot("label", "sbr", 0.25, 0), tmp_path, None)
 
 
 @pytest.mark.parametrize("name", ["field", "field_7b"])
