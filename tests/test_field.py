@@ -139,7 +139,10 @@ def test_it_goes_on_where_it_stopped_and_a_changed_protocol_counts_for_nothing(t
     assert not any(spot.validation for spot in order)
     seconds = dict(zip([spot.name for spot in order], state.expected(order), strict=True))
     cell = state.cells["label.undefended.p0.25.s0"]
-    assert seconds["long.undefended.p0.25.s0"] < seconds["long.undefended.p0.25.s1"]
+    # What cells share costs the first of them: seed 0 is aligned, and of seed 1 one cell's alignment is counted.
+    aligned = next(stage.seconds for stage in cell.stages if stage.kind == "align")
+    same = [seconds[f"label.{arm}.p0.25.s1"] for arm in ("undefended", "ptst", "safelora")]
+    assert max(same) - min(same) >= aligned
     assert seconds["label.ptst.p0.25.s0"] > cell.seconds("answer") / 2
     words = ["--output", str(folder), "--run-folder", str(folder / "runs")]
     code, out, error = titer("field", str(file), "--run", "--only", "*.safelora.*", "--cells", "1", *words)

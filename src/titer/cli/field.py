@@ -114,6 +114,7 @@ def _show(state: Standing, wanted: list[Any], as_json: bool) -> None:
     """Print how far a field is."""
     from titer.screen import Screen, table
     from titer.workflows.field import total
+    from titer.workflows.field_costs import Seconds
 
     if as_json:
         say(to_json(state.as_dict(wanted)))
@@ -125,7 +126,9 @@ def _show(state: Standing, wanted: list[Any], as_json: bool) -> None:
         about = total(state, missing)
         shown.add_row(form, f"{ratio:g}", str(seed), str(done), str(len(missing)), about)
     Screen().print(shown)
-    say(f"{len(state.cells)} cells done, {len(wanted)} missing: {total(state, wanted)}.")
+    where = "on this machine" if Seconds(state.cells.values()).here else "on the machine of those that are done"
+    about = f": {total(state, wanted)} {where}" if state.cells and wanted else ""
+    say(f"{len(state.cells)} cells done, {len(wanted)} missing{about}.")
     if state.stale:
         say(f"{len(state.stale)} files are of another protocol and count for nothing: {', '.join(state.stale[:5])} …")
     for name, why in state.failed.items():

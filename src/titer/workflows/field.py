@@ -68,8 +68,7 @@ class Standing:
 
     def expected(self, wanted: Sequence[Spot]) -> list[float | None]:
         """Return how long cells will take in seconds, by the cells that are done; `None` where none tells."""
-        known = Seconds(self.cells.values())
-        return [known.of(self.asked, spot) for spot in wanted]
+        return Seconds(self.cells.values()).of(self.asked, wanted)
 
 
 def standing(found: Field, cells: Path, run_folder: Path) -> Standing:
@@ -152,12 +151,11 @@ def in_order(state: Standing, trials: bool = False, retry: bool = False) -> list
 
 
 def total(state: Standing, wanted: Sequence[Spot]) -> str:
-    """Return how long cells will take, in words."""
+    """Return how long cells will take, in words; those of which nothing tells as the others do in the mean."""
     known = [about for about in state.expected(wanted) if about is not None]
     if not known:
         return "not known yet" if wanted else ""
-    words = f"about {duration(sum(known) * len(wanted) / len(known))}"
-    return words if Seconds(state.cells.values()).here else f"{words} on the machine of those that are done"
+    return f"about {duration(sum(known) * len(wanted) / len(known))}"
 
 
 def refuse_other_field(folder: Path, name: str) -> None:

@@ -32,34 +32,46 @@ class Seconds:
         own = [pair for pair in every if pair[0].origin.get("machine") == machine()]
         self.here = bool(own)
         self._found: dict[tuple[str, ...], dict[str, float]] = {}
-        self._aligned: set[tuple[str, int]] = set()
+        # Trainings that are there to be gone on from; of another machine's only their seconds are.
+        self._done: set[str] = set()
         for cell, stage in own or every:
             for key in ((stage.kind, stage.method, cell.form), (stage.kind, stage.method), (stage.kind,)):
                 # A job that several cells share counts once.
                 self._found.setdefault(key, {})[stage.key] = stage.seconds
-            if stage.kind == "align":
-                self._aligned.add((_chain(cell.protocol["arms"][cell.arm]), cell.seed))
+        for cell, _ in own:
+            self._done.update(_trainings(cell.protocol["arms"][cell.arm], cell))
 
     def _median(self, *keys: tuple[str, ...]) -> float | None:
         return next((statistics.median(self._found[key].values()) for key in keys if key in self._found), None)
 
-    def of(self, found: Field, spot: Spot) -> float | None:
-        """Return how long a cell will take, alignments that are done elsewhere left out; `None` where nothing tells."""
-        steps = [step.as_dict() for step in found.arms[spot.arm].steps]
-        parts = []
-        for step in found.arms[spot.arm].steps:
-            if step.stage == "align" and (_chain(steps), spot.seed) in self._aligned:
-                continue
-            key = (step.stage, step.method)
-            parts.append(self._median((*key, spot.form), key, (step.stage,)))
-        parts.append(self._median(("answer", "", spot.form), ("answer",)))
-        if found.forms[spot.form].fit:
-            parts.append(self._median(("fit",)) or 0.0)
-        return None if None in parts else sum(part for part in parts if part is not None)
+    def of(self, found: Field, wanted: Sequence[Spot]) -> list[float | None]:
+        """Return how long each of some cells will take, in this order; `None` where nothing tells.
+
+        What cells share, an alignment above all, costs the first of them.
+        """
+        done, costs = set(self._done), []
+        for spot in wanted:
+            steps = found.arms[spot.arm].steps
+            parts = []
+            for step, name in zip(steps, _trainings([step.as_dict() for step in steps], spot), strict=True):
+                if name not in done:
+                    key = (step.stage, step.method)
+                    parts.append(self._median((*key, spot.form), key, (step.stage,)))
+                    done.add(name)
+            parts.append(self._median(("answer", "", spot.form), ("answer",)))
+            if found.forms[spot.form].fit:
+                parts.append(self._median(("fit",)) or 0.0)
+            costs.append(None if None in parts else sum(part for part in parts if part is not None))
+        return costs
 
 
-def _chain(steps: Sequence[Mapping[str, Any]]) -> str:
-    return json.dumps([step for step in steps if "align" in step], sort_keys=True)
+def _trainings(steps: Sequence[Mapping[str, Any]], cell: Spot | CellFile) -> list[str]:
+    """Return of each step what tells its job from others': the steps up to it, the seed, and from fine-tuning on the upload."""
+    upload = [cell.form, cell.poison_ratio, cell.learning_rate]
+    return [
+        json.dumps([steps[: place + 1], cell.seed, [] if "align" in step else upload], sort_keys=True)
+        for place, step in enumerate(steps)
+    ]
 
 
 def dry_run(found: Field, wanted: Sequence[Spot], run_folder: Path, data_dir: Path | None) -> list[str]:
