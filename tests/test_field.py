@@ -28,6 +28,7 @@ FIELD = {
     "evaluate": {"harmful": 4, "lookalikes": 3, "task": 4, "max_new_tokens": 2},
     "forms": {"label": {"task": "builtin:sentiment"}, "long": {"task": "builtin:topics", "fit": True, "longest": 5000}},
     "tuning": {"form": "label", "poison_ratio": 0.25, "seed": 0, "learning_rates": [5e-4, 1e-3]},
+    "whole": {"arms": ["undefended"], "training": TRAINING},
     "arms": {
         "undefended": {"align": "sft", "finetune": "sft"},
         "ptst": {"align": "sft", "finetune": "ptst"},
@@ -79,6 +80,7 @@ def done(file, tmp_path_factory):
         Spot("long", "ptst", 0.25, 0),
         Spot("label", "safelora", 0.25, 0),
         Spot("label", "undefended", 0.25, 0, 5e-4, validation=True),
+        Spot("long", "undefended", 0.25, 0, whole=True),
     ]
     report = run_cells(found, wanted, folder / "cells", folder / "runs", show=Silent())
     assert list(report.done) == [spot.name for spot in wanted]
@@ -127,15 +129,30 @@ def test_a_trial_is_scored_on_other_prompts_and_a_fitted_form_by_its_tokens(done
     assert not any(one.name.startswith("task:") for one in fitted.sets)
 
 
+def test_who_has_the_weights_trains_all_of_them_from_the_same_alignment(done):
+    _, folder = done
+    whole = read_cell(folder / "cells" / "long.undefended.p0.25.s0.whole.json")
+    plain = read_cell(folder / "cells" / "label.undefended.p0.25.s0.json")
+    assert [stage.kind for stage in whole.stages] == ["align", "whole", "judge"]
+    assert whole.stages[0].key == plain.stages[0].key
+    assert whole.figure("finetune_accuracy").judge == "fit:topics@1"
+    asked = {one.name: one.prompts for one in whole.sets}
+    assert asked["harmful"] == {one.name: one.prompts for one in plain.sets}["harmful"]
+    assert "whole" in whole.protocol
+    assert not list(folder.glob("runs/jobs/whole-*/**/*.safetensors"))
+
+
 def test_it_goes_on_where_it_stopped_and_a_changed_protocol_counts_for_nothing(titer, file, done, monkeypatch):
     found, folder = done
     state = standing(found, folder / "cells", folder / "runs")
-    assert len(state.cells) == 4
+    assert len(state.cells) == 5
     assert not state.stale
-    assert len(state.missing) == len(spots(found)) + len(trials(found)) - 4
+    assert len(state.missing) == len(state.every) - 5
     # The first seed first, its forms in order; the aligned model is there, so what is like a cell costs what that did.
     order = in_order(state)
-    assert [spot.seed for spot in order] == sorted(spot.seed for spot in order)
+    table = [spot for spot in order if not spot.whole]
+    assert order[: len(table)] == table  # who has the weights comes after whom the provider can stop
+    assert [spot.seed for spot in table] == sorted(spot.seed for spot in table)
     assert not any(spot.validation for spot in order)
     seconds = dict(zip([spot.name for spot in order], state.expected(order), strict=True))
     cell = state.cells["label.undefended.p0.25.s0"]
@@ -150,11 +167,11 @@ def test_it_goes_on_where_it_stopped_and_a_changed_protocol_counts_for_nothing(t
     assert "1 cells done, 0 failed, 2 of these left." in out
     assert (folder / "cells" / "long.safelora.p0.25.s0.json").is_file()
     code, out, _ = titer("field", str(file), *words, "--json")
-    assert len(json.loads(out)["done"]) == 5
-    assert len(json.loads(out)["missing"]) == len(spots(found)) - 4
+    assert len(json.loads(out)["done"]) == 6
+    assert len(json.loads(out)["missing"]) == len(state.every) - len(trials(found)) - 5
     changed = read_field(file, ["finetune.samples=13"])
     assert protocol_digest(changed, spots(changed)[0]) != protocol_digest(found, spots(found)[0])
-    assert len(standing(changed, folder / "cells", folder / "runs").stale) == 5
+    assert len(standing(changed, folder / "cells", folder / "runs").stale) == 6
     # What is said and is the default anyway is no other protocol, so a setting that is new changes none.
     same = read_field(file, ["evaluate.weights=100", "data.lookalikes=builtin:lookalikes"])
     assert protocol_digest(same, spots(same)[0]) == protocol_digest(found, spots(found)[0])
@@ -208,7 +225,7 @@ def test_the_pages_say_what_is_known_and_what_is_not(titer, file, done):
     assert code == 0, error
     page, text = (folder / "index.html").read_text(), (folder / "README.md").read_text()
     for shown in (page, text):
-        assert "of 12 cells are done" in shown
+        assert "of 16 cells are done" in shown
         assert "1 of 6 trials are done" in shown.replace("\n", " ")
         assert "(adapter alone)" in shown
         assert "its training is long" in shown
@@ -253,7 +270,8 @@ def test_the_rate_with_the_best_trial_is_chosen(done):
         ("finetune.checkpoints=[1]", "no effect in a field"),
         ("forms={label: {task: builtin:sentimental}}", "sentiment"),
         ("tuning.form=labl", "label"),
-        ("arms.undefended={align: sft, finetune: sieve, finetune_settings: {threshhold: 1}}", "threshold"),
+        ("whole.arms=[safelora]", "more than an alignment"),
+        ("arms.ptst={align: sft, finetune: sieve, finetune_settings: {threshhold: 1}}", "threshold"),
     ],
 )
 def test_a_wrong_field_is_an_error_that_names_the_key(file, override, said):

@@ -45,12 +45,27 @@ def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record
     if adapter is not None:
         # Merged, the adapter costs nothing per token.
         model = model.merge_and_unload()
-    if prompts:
-        refuse_nonfinite_logits(f"`{adapter or model_name}`", model, rendered[0])
-    answers = [""] * len(prompts)
-    with Task("answers", len(prompts)) as counted:
-        for limit in sorted({limit for _, limit in prompts}):
-            places = [place for place, (_, own) in enumerate(prompts) if own == limit]
+    return answers_of(model, template, rendered, [limit for _, limit in prompts], f"`{adapter or model_name}`")
+
+
+def answers_of(
+    model: Any, template: Template, rendered: Sequence[list[int]], limits: Sequence[int], name: str
+) -> list[str]:
+    """Return the greedy answers of a loaded model to prompts.
+
+    Args:
+        model: The model, without an adapter to be merged.
+        template: Its tokenizer and chat template.
+        rendered: Token ids of the prompts.
+        limits: Most tokens to generate for each.
+        name: What the model is called, for errors.
+    """
+    if rendered:
+        refuse_nonfinite_logits(name, model, rendered[0])
+    answers = [""] * len(rendered)
+    with Task("answers", len(rendered)) as counted:
+        for limit in sorted(set(limits)):
+            places = [place for place, own in enumerate(limits) if own == limit]
             ids = [rendered[place] for place in places]
             for place, text in zip(places, generate(model, template, ids, limit, counted=counted), strict=True):
                 answers[place] = text

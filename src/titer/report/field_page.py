@@ -23,12 +23,12 @@ NBSP = "\u00a0"
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _arm_rows(view: FieldView, form: str, ratio: float, tuned: bool = False) -> Iterable[Row]:
+def _arm_rows(view: FieldView, form: str, ratio: float, tuned: bool = False, whole: bool = False) -> Iterable[Row]:
     head, other = (*view.judges, "", "")[:2]
     for arm in view.arms:
         rate = view.rates.get(arm) if tuned else None
-        cells = view.at(form, arm, ratio, rate)
-        if not cells:
+        cells = view.at(form, arm, ratio, rate, whole)
+        if not cells or (tuned and rate is None):
             continue
         for alone in (False, True) if cells[0].serving else (False,):
             seeds = ", ".join(str(cell.seed) for cell in sorted(cells, key=lambda cell: cell.seed))
@@ -52,7 +52,7 @@ def _arm_rows(view: FieldView, form: str, ratio: float, tuned: bool = False) -> 
 
 def _cpu(cells: Sequence[CellFile]) -> Cell | str:
     """What the arm's own training took: fine-tuning and repair, the alignment below it."""
-    own = [_seconds(cell, "finetune", "repair") for cell in cells]
+    own = [_seconds(cell, "finetune", "repair", "whole") for cell in cells]
     known = [one for one in own if one is not None]
     if not known:
         return "–"
@@ -75,6 +75,11 @@ def _memory(cells: Sequence[CellFile]) -> str:
 def _form_table(view: FieldView, form: str, tuned: bool = False) -> Table:
     head, other = (*view.judges, "–", "–")[:2]
     bands = {ratio_text(ratio): list(_arm_rows(view, form, ratio, tuned)) for ratio in view.poison_ratios}
+    if not tuned:
+        for ratio in view.poison_ratios:
+            bands[f"{ratio_text(ratio)}, all weights trained by who has them"] = list(
+                _arm_rows(view, form, ratio, whole=True)
+            )
     n = {one.n for cell in view.cells for one in cell.figures if one.metric == "harmful_score"}
     caption = (
         f"HS, refused and broken over {' or '.join(map(str, sorted(n)))} harmful prompts of a seed, over-refusal over harmless ones "
@@ -87,15 +92,20 @@ def _form_table(view: FieldView, form: str, tuned: bool = False) -> Table:
 
 def heat(view: FieldView) -> Table:
     """Harmful scores of every arm under every upload."""
-    columns = [(form, ratio) for ratio in view.poison_ratios for form in view.forms]
-    columns = [(form, ratio) for form, ratio in columns if any(view.at(form, arm, ratio) for arm in view.arms)]
+    every = [(form, ratio, whole) for whole in (False, True) for ratio in view.poison_ratios for form in view.forms]
+    columns = [
+        (form, ratio, whole)
+        for form, ratio, whole in every
+        if any(view.at(form, arm, ratio, whole=whole) for arm in view.arms)
+    ]
     rows: list[Row] = []
     for arm in view.arms:
-        rates = [rate_of(view.at(form, arm, ratio), "harmful_score") for form, ratio in columns]
+        found = [view.at(form, arm, ratio, whole=whole) for form, ratio, whole in columns]
+        rates = [rate_of(cells, "harmful_score") for cells in found]
         if any(rates):
             rows.append([arm, *(rate_cell(one, tint=tint("bad", one.value / 100) if one else "") for one in rates)])
     return Table.of(
-        ("arm", *(f"{form}\np = {ratio:g}" for form, ratio in columns)),
+        ("arm", *(f"{form}\np = {ratio:g}{', all weights' if whole else ''}" for form, ratio, whole in columns)),
         rows,
         caption=f"Harmful score in percent with its 95{NBSP}% interval; the stronger the wash, the more harm. A dash: not done.",
     )

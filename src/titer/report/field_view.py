@@ -51,16 +51,16 @@ class FieldView:
     left_out: Mapping[str, str]
     protocol: Mapping[str, Any]
     command: str
-    _found: dict[tuple[str, str, float, float | None], list[CellFile]] = field(default_factory=dict, init=False)
+    _found: dict[tuple[str, str, float, float | None, bool], list[CellFile]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for cell in self.cells:
-            key = (cell.form, cell.arm, cell.poison_ratio, cell.learning_rate)
+            key = (cell.form, cell.arm, cell.poison_ratio, cell.learning_rate, cell.whole)
             self._found.setdefault(key, []).append(cell)
 
-    def at(self, form: str, arm: str, ratio: float, rate: float | None = None) -> list[CellFile]:
-        """Return the cells of an arm, one of each seed."""
-        return self._found.get((form, arm, ratio, rate), [])
+    def at(self, form: str, arm: str, ratio: float, rate: float | None = None, whole: bool = False) -> list[CellFile]:
+        """Return the cells of an arm, one of each seed; with `whole`, of the attacker who trains all weights."""
+        return self._found.get((form, arm, ratio, rate, whole), [])
 
     @property
     def judges(self) -> list[str]:

@@ -74,7 +74,7 @@ class Stage:
 
     Attributes:
         name: For people.
-        kind: `align`, `finetune`, `repair`, `answer`, `judge` or `fit`.
+        kind: `align`, `finetune`, `repair`, `whole`, `answer`, `judge` or `fit`.
         method: Its method; empty of jobs without.
         key: Of the job.
         version: Of its kind.
@@ -112,6 +112,7 @@ class CellFile:
         learning_rate: Of fine-tuning, where it is not the arm's or the shared one.
         validation: Whether it is a trial, scored on other prompts.
         serving: What the arm is served with, in words; empty where nothing is.
+        whole: Whether the attacker trained all weights, and not an adapter in the provider's hands.
     """
 
     field: str
@@ -128,6 +129,7 @@ class CellFile:
     learning_rate: float | None = None
     validation: bool = False
     serving: str = ""
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.poison_ratio <= 1:

@@ -19,7 +19,7 @@ from titer.progress import duration
 from titer.results.cells import CellFile, read_cells
 from titer.workflows.field_cells import failures
 from titer.workflows.field_costs import Seconds
-from titer.workflows.field_file import Field, Spot, protocol_digest, protocol_of, spots, trials
+from titer.workflows.field_file import Field, Spot, protocol_digest, protocol_of, spots, trials, whole_spots
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Standing:
     @property
     def every(self) -> list[Spot]:
         """All cells that there are to name: of the table, of trials, at the rates that were chosen."""
-        return [*spots(self.asked), *trials(self.asked), *_tuned(self.asked, self.cells)]
+        return [*spots(self.asked), *whole_spots(self.asked), *trials(self.asked), *_tuned(self.asked, self.cells)]
 
     def groups(self, wanted: Sequence[Spot]) -> dict[tuple[str, float, int], tuple[int, list[Spot]]]:
         """Return how many cells are done, and which of some are missing, by form, share of harmful rows and seed."""
@@ -78,7 +78,7 @@ def standing(found: Field, cells: Path, run_folder: Path) -> Standing:
         TiterError: Naming file and key, for the file of a cell that is none.
     """
     there = read_cells(cells)
-    known = {spot.name: spot for spot in (*spots(found), *trials(found))}
+    known = {spot.name: spot for spot in (*spots(found), *whole_spots(found), *trials(found))}
     fits = {
         name: cell
         for name, cell in there.items()
@@ -143,7 +143,7 @@ def in_order(state: Standing, trials: bool = False, retry: bool = False) -> list
     ratios, forms, seeds = state.asked.finetune.poison_ratios, list(state.asked.forms), state.asked.seeds
 
     def rank(spot: Spot) -> tuple[Any, ...]:
-        late = spot.validation or spot.learning_rate is not None
+        late = 2 if spot.validation or spot.learning_rate is not None else int(spot.whole)
         places = [*seeds, spot.seed].index(spot.seed), [*ratios, spot.poison_ratio].index(spot.poison_ratio)
         return late, *places, forms.index(spot.form), expected[spot.name] or 0.0
 
@@ -187,7 +187,7 @@ def write_pages(state: Standing, folder: Path) -> Path:
         arms=list(asked.arms),
         forms={name: form.task for name, form in asked.forms.items()},
         poison_ratios=asked.finetune.poison_ratios,
-        asked=len(spots(asked)),
+        asked=len(spots(asked)) + len(whole_spots(asked)),
         trials=(sum(spot.name in state.cells for spot in every), len(every)),
         shared_rate=None if shared is None else float(shared),
         rates=best_rates(asked, state.cells),

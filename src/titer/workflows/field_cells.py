@@ -124,6 +124,8 @@ def plan_cell(
     from titer.workflows.experiment import make_plan
 
     planned = make_plan(experiment_of(found, spot), run_folder, data_dir)
+    if spot.whole:
+        _train_whole(found, planned)
     own = [judges.get(name) for name in found.judges]
     judged = [
         (
@@ -143,6 +145,32 @@ def plan_cell(
     keep = {job.key for job in _with_needs([*(verdicts for _, verdicts in judged), *fits])}
     needed = Plan(run_folder, {key: job for key, job in planned.jobs.items() if key in keep}, planned.held)
     return planned, needed, judged
+
+
+def _train_whole(found: Field, planned: ExperimentPlan) -> None:
+    """Put the attacker who trains all weights in the place of the fine-tuning of a plan, and of the answers after it."""
+    from titer.jobs.provenance import model_digest
+    from titer.jobs.whole import WHOLE
+
+    ((asked, judged),) = [pair for pair in planned.answers if pair[0].settings["phase"] == "finetuned"]
+    (tuned,) = asked.needs
+    sets = {f"set/{name}": asked.records(name) for name in asked.settings["limits"]}
+    fits = [(job, about) for job, about in planned.fits if about["phase"] == "finetuned"]
+    fitted = {"fit": fits[0][0].records("rows")} if fits else {}
+    whole = planned.add(
+        WHOLE,
+        asked.name.replace("answer", "train all weights of"),
+        {
+            **{name: value for name, value in asked.settings.items() if name != "adapter"},
+            "model": model_digest(found.model),
+            "training": found.whole.training,
+        },
+        {"records": tuned.records("records"), **sets, **fitted},
+        tuned.needs,
+        {"model": found.model},
+    )
+    planned.answers = [(whole, judged)]
+    planned.fits = [(whole, about) for _, about in fits]
 
 
 def _with_needs(jobs: Iterable[Job]) -> Iterable[Job]:
@@ -195,6 +223,7 @@ def _as_file(
         learning_rate=spot.learning_rate,
         validation=spot.validation,
         serving=plan.serving.get(spot.arm, {}).get("about", ""),
+        whole=spot.whole,
     )
 
 

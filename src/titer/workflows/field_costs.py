@@ -54,12 +54,13 @@ class Seconds:
             steps = found.arms[spot.arm].steps
             parts = []
             for step, name in zip(steps, _trainings([step.as_dict() for step in steps], spot), strict=True):
-                if name not in done:
+                if name not in done and not (spot.whole and step.stage != "align"):
                     key = (step.stage, step.method)
                     parts.append(self._median((*key, spot.form), key, (step.stage,)))
                     done.add(name)
-            parts.append(self._median(("answer", "", spot.form), ("answer",)))
-            if found.forms[spot.form].fit:
+            kind = "whole" if spot.whole else "answer"
+            parts.append(self._median((kind, "", spot.form), (kind,)))
+            if not spot.whole and found.forms[spot.form].fit:
                 parts.append(self._median(("fit",)) or 0.0)
             costs.append(None if None in parts else sum(part for part in parts if part is not None))
         return costs

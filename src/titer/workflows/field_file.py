@@ -82,6 +82,19 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """The attacker who has the weights, trains all of them plainly, and asks no provider.
+
+    Attributes:
+        arms: Whose alignments are attacked: arms whose fine-tuning is plain and that nothing repairs.
+        training: Settings of the trainer, in the place of `finetune.training`.
+    """
+
+    arms: list[str] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Ordering:
     """What was published of two arms: that one has the lower harmful score.
 
@@ -142,6 +155,7 @@ class Field:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     builtin: Builtin = field(default_factory=Builtin)
     tuning: Tuning = field(default_factory=Tuning)
+    whole: Whole = field(default_factory=Whole)
     published: list[Ordering] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     budget: Budget | None = None
@@ -161,6 +175,7 @@ class Spot:
         seed: Of pools, uploads and trainings.
         learning_rate: Of fine-tuning; `None` is the arm's own, or the shared one.
         validation: Whether it is a trial, scored on the prompts that settings are chosen on.
+        whole: Whether the attacker trains all weights, and not an adapter in the provider's hands.
     """
 
     form: str
@@ -169,12 +184,14 @@ class Spot:
     seed: int
     learning_rate: float | None = None
     validation: bool = False
+    whole: bool = False
 
     @property
     def name(self) -> str:
         """Of its file, and on the command line: `label.sieve.p0.2.s0`."""
         rate = "" if self.learning_rate is None else f".lr{self.learning_rate:g}"
-        return f"{self.form}.{self.arm}.p{self.poison_ratio:g}.s{self.seed}{rate}{'.trial' if self.validation else ''}"
+        kind = ".trial" if self.validation else ".whole" if self.whole else ""
+        return f"{self.form}.{self.arm}.p{self.poison_ratio:g}.s{self.seed}{rate}{kind}"
 
 
 def read_field(path: str | Path, overrides: Sequence[str] = (), builtin: bool = False) -> Field:
@@ -221,6 +238,13 @@ def _check(found: Field) -> None:
         )
     for order in found.published:
         check_known([order.lower, order.higher], found.arms, "arm in `published`")
+    check_known(found.whole.arms, found.arms, "arm in `whole.arms`")
+    for name in found.whole.arms:
+        if [step.method for step in found.arms[name].steps if step.stage != "align"] != ["sft"]:
+            raise TiterError(
+                f"`whole.arms` holds `{name}`, which is more than an alignment.",
+                "Who has the weights asks no provider: name arms with plain fine-tuning.",
+            )
     if found.tuning.learning_rates:
         check_known([found.tuning.form], found.forms, "form in `tuning`")
     for form in found.forms:
@@ -266,7 +290,7 @@ def protocol_of(found: Field, spot: Spot) -> dict[str, Any]:
     experiment = experiment_of(found, spot)
     said: dict[str, Any] = _said(dataclasses.asdict(experiment), dataclasses.asdict(Experiment("", {})))
     said["arms"] = experiment.as_dict()["arms"]
-    return {**said, "judges": list(found.judges)}
+    return {**said, "judges": list(found.judges), **({"whole": dict(found.whole.training)} if spot.whole else {})}
 
 
 def _said(value: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,6 +318,11 @@ def spots(found: Field) -> list[Spot]:
             found.seeds, found.finetune.poison_ratios, found.forms, found.arms
         )
     ]
+
+
+def whole_spots(found: Field) -> list[Spot]:
+    """Return the cells of the attacker who trains all weights."""
+    return [replace(spot, whole=True) for spot in spots(found) if spot.arm in found.whole.arms]
 
 
 def trials(found: Field) -> list[Spot]:
