@@ -10,9 +10,10 @@ import yaml
 from titer.data import load
 from titer.errors import TiterError
 from titer.results.cells import read_cell
+from titer.workflows.common import Silent
 from titer.workflows.experiment import load_pools
 from titer.workflows.field import best_rates, in_order, standing
-from titer.workflows.field_cells import plan_cell
+from titer.workflows.field_cells import plan_cell, run_cells
 from titer.workflows.field_file import Spot, experiment_of, protocol_digest, read_field, spots, trials
 
 TRAINING = {"per_device_train_batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "bf16": False}
@@ -70,9 +71,6 @@ def test_the_attackers_requests_are_anothers_and_a_task_of_one_pool_is_shared_ou
 @pytest.fixture(scope="module")
 def done(file, tmp_path_factory):
     """A folder with one cell of each kind: parsed and fitted, served, repaired, and a trial."""
-    from titer.workflows.common import Silent
-    from titer.workflows.field_cells import run_cells
-
     folder = tmp_path_factory.mktemp("done")
     found = read_field(file)
     wanted = [
@@ -181,6 +179,13 @@ def test_a_cell_that_fails_is_told_once_and_the_others_go_on(titer, file, tmp_pa
     def fail(*_, **__):
         raise RuntimeError("no room")
 
+    found = read_field(file, ["arms.sbr={align: sft, finetune: sbr, finetune_settings: {anchors: 61}}"])
+    wanted = [Spot("label", "sbr", 0.25, 0)]
+    report = run_cells(found, wanted, tmp_path / "cells", tmp_path / "mistake", show=Silent())
+    assert "harmful_dataset has 60 rows" in report.failed["label.sbr.p0.25.s0"]
+    missing = read_field(file, ["data.attack=gone.jsonl"])
+    with pytest.raises(TiterError, match=r"gone\.jsonl"):
+        run_cells(missing, spots(missing), tmp_path / "cells", tmp_path / "mistake", show=Silent())
     monkeypatch.setattr("titer.jobs.answers.answer", fail)
     words = ["field", str(file), "--output", str(tmp_path), "--run-folder", str(tmp_path / "runs")]
     code, out, error = titer(*words, "--run", "--only", "label.undefended.p0.25.s0", "--cells", "1")

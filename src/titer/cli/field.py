@@ -65,7 +65,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Compare every defence under one protocol."""
-    _refuse_what_has_no_effect(run, pages, dry_run)
+    _refuse_what_has_no_effect(run, pages, dry_run, builtin)
     from titer.workflows import field as fields
     from titer.workflows.field_cells import run_cells
     from titer.workflows.field_costs import dry_run as planned
@@ -96,7 +96,7 @@ def command(
         fail("Failed cells:" + "".join(f"\n  {name}: {why}" for name, why in report.failed.items()), code=1)
 
 
-def _refuse_what_has_no_effect(run: bool, pages: bool, dry_run: bool) -> None:
+def _refuse_what_has_no_effect(run: bool, pages: bool, dry_run: bool, builtin: bool) -> None:
     given = [name for name, flag in (("run", run), ("pages", pages), ("dry-run", dry_run)) if flag]
     if len(given) > 1:
         raise TiterError(f"`--{given[0]}` and `--{given[1]}` are two things.", "Give one of them.")
@@ -104,6 +104,8 @@ def _refuse_what_has_no_effect(run: bool, pages: bool, dry_run: bool) -> None:
         refuse_unused(["hours", "cells", "retry"], "without `--run`")
     if not (run or dry_run):
         refuse_unused(["data_dir"], "without `--run` or `--dry-run`")
+    if builtin:
+        refuse_unused(["data_dir"], "with `--builtin`, which takes titer's own corpora")
     if run or pages or dry_run:
         refuse_unused(["as_json"], "with `--run`, `--pages` or `--dry-run`")
     if pages:
@@ -130,6 +132,6 @@ def _show(state: Standing, wanted: list[Any], as_json: bool) -> None:
     about = f": {total(state, wanted)} {where}" if state.cells and wanted else ""
     say(f"{len(state.cells)} cells done, {len(wanted)} missing{about}.")
     if state.stale:
-        say(f"{len(state.stale)} files are of another protocol and count for nothing: {', '.join(state.stale[:5])} …")
+        say(f"{len(state.stale)} files are of another protocol and count for nothing, {state.stale[0]} first.")
     for name, why in state.failed.items():
         say(f"Failed here: {name}: {why}")

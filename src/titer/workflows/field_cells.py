@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from titer.errors import TiterError
 from titer.files import read_json
 from titer.results.artefacts import write_atomically
 from titer.results.cells import CellFile, Stage, answered, figures_of, write_cell
@@ -65,7 +66,7 @@ def run_cells(
         show: Who is told.
 
     Raises:
-        TiterError: For a plan that cannot be made; a cell that fails is noted, and the others go on.
+        TiterError: For data that cannot be loaded; a cell that fails is noted, and the others go on.
     """
     start, report = time.monotonic(), Report()
     watched = Watched(run_folder, show or OnScreen())
@@ -102,8 +103,13 @@ def _note(run_folder: Path, name: str, why: str) -> None:
 def _do(found: Field, spot: Spot, cells: Path, run_folder: Path, data_dir: Path | None, show: Watched) -> str:
     """Do a cell and keep its file; return why it failed, or nothing."""
     from titer.jobs.plan import execute
+    from titer.workflows.experiment import load_pools
 
-    plan, needed, judged = plan_cell(found, spot, run_folder, data_dir)
+    load_pools(experiment_of(found, spot), spot.seed, data_dir)  # without its data every other cell would fail too
+    try:
+        plan, needed, judged = plan_cell(found, spot, run_folder, data_dir)
+    except TiterError as error:
+        return error.message  # this arm's mistake
     if not execute(needed, show):
         return next(f"{job.name}: {job.reason}" for job in needed.jobs.values() if job.status == "failed")
     write_cell(cells / f"{spot.name}.json", _as_file(found, spot, plan, needed, judged, show.costs))
