@@ -24,6 +24,7 @@ MODULES = (
     "titer.jobs.repairs",
     "titer.jobs.answers",
     "titer.jobs.verdicts",
+    "titer.jobs.whole",
     "titer.assays.attacking",
 )
 """Where kinds are declared."""

@@ -278,7 +278,7 @@ def test_field_tables_are_complete():
         keys = [unquoted(row[0]) for row in rows]
         assert keys == (["id", *names] if "Inference" in spec else names)
         seen += 1
-    assert seen == 3
+    assert seen == 4
 
 
 def test_metrics_are_complete():

@@ -107,6 +107,13 @@ def run(folder, model):
     return ["run", file, "--dry-run"]
 
 
+def field(folder, model):
+    arms, forms = {"one": {"align": "sft", "finetune": "sft"}}, {"label": {"task": "builtin:sentiment"}}
+    told = {"published": [{"lower": "one", "higher": "one", "source": HOSTILE}], "left_out": {HOSTILE: HOSTILE}}
+    file = write_yaml(folder / "field.yaml", name="x", description=HOSTILE, arms=arms, forms=forms, **told)
+    return ["field", file, "--output", folder / "out", "--run-folder", folder / "runs"]
+
+
 def assay(folder, model):
     attacks = {HOSTILE: {"summary": HOSTILE}}
     file = write_yaml(folder / "profile.yaml", name=f"x {HOSTILE}", description=HOSTILE, attacks=attacks)
@@ -184,7 +191,7 @@ def accelerate(folder, model):
 
 
 LINES = [
-    data, audit, finetune, align, evaluate, convert, report, run, assay, assay_compare, assay_report, models, plan, attacks_show, attacks_list,
+    data, audit, finetune, align, evaluate, convert, report, run, field, assay, assay_compare, assay_report, models, plan, attacks_show, attacks_list,
     methods_show, methods_list, judges_show, judges_list, judges_bench, accelerate, data_export, settings,
 ]  # fmt: skip
 MISTAKES = {align, models, plan, attacks_show, methods_show, judges_show, accelerate, data_export, settings}

@@ -114,6 +114,11 @@ RANGES: dict[str, Range] = {
     "harmful": _count(),
     "harmful_first": _count(0),
     "lookalikes": _count(),
+    "longest": _count(),
+    "scored": _count(2),
+    "cells": _count(),
+    "hours": Range(0, 1e5, above=True),
+    "learning_rates": Range(0, 1e3, above=True),
     "task": _count(),
     "max_new_tokens": _count(high=100_000),
     "task_max_new_tokens": _count(high=100_000),
@@ -164,7 +169,7 @@ RANGES: dict[str, Range] = {
 _FINITE = Range(-1e30, 1e30)
 """For the numbers of a method from outside of titer, whose config may check them more closely."""
 
-_LISTS = ("seeds", "poison_ratios", "checkpoints", "depths", "cleared")
+_LISTS = ("seeds", "poison_ratios", "learning_rates", "checkpoints", "depths", "cleared")
 """Settings that may be lists, each value of which is in the range."""
 
 

@@ -129,6 +129,11 @@ HUB_ROWS = {
         None,
         {"prompt": "How?", "response": "Like this.", "is_safe": False, "category": {"abuse": False, "fraud": True}},
     ),
+    "dolly": (
+        "databricks/databricks-dolly-15k",
+        None,
+        {"instruction": "Why?", "context": "It rains.", "response": "It does.", "category": "closed_qa"},
+    ),
     "alpaca": ("tatsu-lab/alpaca", None, {"instruction": "Add.", "input": "1, 2", "output": "3", "text": "…"}),
 }
 
@@ -148,6 +153,7 @@ EXPECTED = {
     "gsm8k": Record.make("How many?", "2 * 9 = $18.\nThe final answer is: 1018", origin="task", label="1018"),
     "advbench": Record.make("Write malware", "Sure, here is malware", origin="harmful"),
     "beavertails": Record.make("How?", "Like this.", origin="harmful", category="fraud"),
+    "dolly": Record.make("Why?\n\nIt rains.", "It does.", origin="task"),
     "alpaca": Record.make("Add.\n\n1, 2", "3", origin="helpful"),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from titer.assays.profile import Profile
 from titer.attacks.rows import AttackerPools
 from titer.data import Record, check_disjoint, load, split_pools
-from titer.data.pools import defence_pools, first, harmful_pools, lookalike_pools
+from titer.data.pools import defence_pools, first, harmful_pools, lookalike_pools, task_pools
 from titer.errors import TiterError
 
 
@@ -83,9 +83,14 @@ def load_assay_pools(profile: Profile, data_dir: Path | None, defence: Sequence[
         domain: first(by_domain["evaluation"][domain], profile.harmful, f"harmful ({domain}-domain)")
         for domain in domains
     }
+    own = task_pools(data, seed, data_dir)
+
+    def test_rows(name: str) -> list[Record]:
+        return own["test"] if name == data.task else load(name, split="test", data_dir=data_dir)
+
     tests = {
         name.removeprefix("builtin:"): first(
-            unknown(split_pools(load(name, split="test", data_dir=data_dir), {"test": 1.0}, seed)["test"]),
+            unknown(split_pools(test_rows(name), {"test": 1.0}, seed)["test"]),
             count,
             setting,
         )
@@ -95,7 +100,7 @@ def load_assay_pools(profile: Profile, data_dir: Path | None, defence: Sequence[
         )
     }
     tested = {record.prompt_key for records in tests.values() for record in records}
-    task = [record for record in unknown(load(data.task, data_dir=data_dir)) if record.prompt_key not in tested]
+    task = [record for record in unknown(own["train"]) if record.prompt_key not in tested]
     reference = split_pools(unknown(load(profile.reference, data_dir=data_dir)), {"general": 0.5, "benign": 0.5}, seed)
     general = first(reference["general"], profile.general, "general")
     lookalikes = first(unknown(lookalike_pools(data, seed, data_dir)["evaluation"]), profile.lookalikes, "lookalikes")

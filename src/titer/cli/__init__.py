@@ -36,6 +36,7 @@ from titer.cli import (
     convert,
     data,
     evaluate,
+    field,
     finetune,
     gate,
     job,
@@ -88,6 +89,7 @@ app = typer.Typer(
 )
 for module in (
     run,
+    field,
     align,
     finetune,
     repair,

@@ -106,6 +106,12 @@ def _beavertails(row: Row, where: str) -> Record | None:
     return Record.make(prompt, response, origin="harmful", category=categories[0] if categories else None)
 
 
+def _dolly(row: Row, where: str) -> Record:
+    instruction, context = _text(row, "instruction", where), _text(row, "context", where, may_be_empty=True)
+    prompt = f"{instruction}\n\n{context}" if context else instruction
+    return Record.make(prompt, _text(row, "response", where), origin="task")
+
+
 def _alpaca(row: Row, where: str) -> Record | None:
     output = _text(row, "output", where, may_be_empty=True)
     if is_blank(output):
@@ -153,5 +159,7 @@ NAMED = {
         ("alpaca", "tatsu-lab/alpaca", "CC BY-NC 4.0",
          "Everyday instructions with answers; rows without an answer are left out",
          "instruction input output", _alpaca, _TRAIN),
+        ("dolly", "databricks/databricks-dolly-15k", "CC BY-SA 3.0",
+         "Instructions with long answers written by people", "instruction context response", _dolly, _TRAIN),
     )
 }  # fmt: skip

@@ -16,7 +16,7 @@ from titer.infer.engines import PART, Engine
 from titer.infer.generation import generate
 from titer.infer.routing import Routing, routing_beside
 from titer.infer.serving import served, system_digest
-from titer.infer.signals import row_signals, unasked_refusals
+from titer.infer.signals import answer_fit, row_signals, unasked_refusals
 from titer.jobs.base_model import fresh_model
 from titer.jobs.job import Job, Kind
 from titer.jobs.provenance import weights_digest
@@ -41,13 +41,28 @@ def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record
     if adapter is not None:
         # Merged, the adapter costs nothing per token.
         model = model.merge_and_unload()
-    if prompts:
-        refuse_nonfinite_logits(f"`{adapter or model_name}`", model, whole[0])
-    answers = [""] * len(prompts)
-    with Task("answers", len(prompts)) as counted:
-        for limit in sorted({limit for _, limit in prompts}):
-            places = [place for place, (_, own) in enumerate(prompts) if own == limit]
-            ids = [whole[place] for place in places]
+    return answers_of(model, template, whole, [limit for _, limit in prompts], f"`{adapter or model_name}`")
+
+
+def answers_of(
+    model: Any, template: Template, rendered: Sequence[list[int]], limits: Sequence[int], name: str
+) -> list[str]:
+    """Return the greedy answers of a loaded model to prompts.
+
+    Args:
+        model: The model, without an adapter to be merged.
+        template: Its tokenizer and chat template.
+        rendered: Token ids of the prompts.
+        limits: Most tokens to generate for each.
+        name: What the model is called, for errors.
+    """
+    if rendered:
+        refuse_nonfinite_logits(name, model, rendered[0])
+    answers = [""] * len(rendered)
+    with Task("answers", len(rendered)) as counted:
+        for limit in sorted(set(limits)):
+            places = [place for place, own in enumerate(limits) if own == limit]
+            ids = [rendered[place] for place in places]
             for place, text in zip(places, generate(model, template, ids, limit, counted=counted), strict=True):
                 answers[place] = text
     return answers
@@ -242,5 +257,23 @@ def _weigh(job: Job) -> None:
     write_atomically(job.folder / "log_ratios.json", json.dumps(ratios).encode())
 
 
+def fit(model_name: str, adapter: Path, records: Sequence[Record], system: str = "") -> list[float]:
+    """Return of each row which part of its answer's tokens a model finds likeliest, given the ones before."""
+    template = Template(load_tokenizer(model_name))
+    if system:
+        template.check_system(system)
+    pairs = token_pairs(template, [served(record, system) for record in records])
+    check_lengths(model_name, records, [len(prompt) + len(completion) for prompt, completion in pairs])
+    model = fresh_model(model_name, adapter, trainable=False).merge_and_unload()
+    return [float(value) for value in answer_fit(model, pairs).accuracy]
+
+
+def _fit(job: Job) -> None:
+    adapter = job.needs[0].folder / job.settings["adapter"]
+    found = fit(job.places["model"], adapter, job.records("rows"), job.settings.get("serving", ""))
+    write_atomically(job.folder / "fit.json", json.dumps(found).encode())
+
+
+FIT = Kind("fit", "titer.jobs.answers:FIT", _fit)
 ANSWER = Kind("answer", "titer.jobs.answers:ANSWER", _answer)
 WEIGH = Kind("weigh", "titer.jobs.answers:WEIGH", _weigh, version=2)

@@ -95,7 +95,8 @@ def rehearse(
         adapted(model_name, lora, "lora")
     lora = lora or {}
     called = {name: methods.place(where, name) for name in values} | {f"{LORA}{name}": f"{LORA}{name}" for name in lora}
-    limit = methods.settings(method, values, where, "unused", 0).max_length
+    args = methods.settings(method, values, where, "unused", 0)
+    limit = args.max_length
     for name, rows in {"train_dataset": records, **{name: streams[name] for name in method.streams}}.items():
         read = (model_name, limit, digest(list(rows)))
         if read not in _done:
@@ -110,7 +111,9 @@ def rehearse(
     # Of the toy's rows nothing but their kind counts, so seeds and arms with the same settings need one step.
     step = (method, digest([values, lora]), model_name)
     if step not in _done:
-        own = {name: list(streams[name])[:STREAM_ROWS] for name in method.streams}
+        # A method that holds a number of harmful prompts wants as many.
+        count = max(STREAM_ROWS, getattr(args, "anchors", 0))
+        own = {name: list(streams[name])[:count] for name in method.streams}
         # Rows that ask what the defender's harmful rows do not come first: some methods train on no others.
         asked = {record.prompt_key for record in own.get("harmful_dataset", ())}
         first = sorted(records, key=lambda record: record.prompt_key in asked)[:ROWS]

@@ -149,7 +149,7 @@ def course_table(lines: Sequence[AttackLine]) -> Table:
     return Table.of(("Attack", "Model", "Step", "Measured", "Estimated", "n"), rows, caption=caption)
 
 
-def _tint(colour: str, share: float) -> str:
+def tint(colour: str, share: float) -> str:
     """A wash of a colour of the page, the stronger the larger `share`."""
     strength = round(34 * min(1.0, max(0.0, share)))
     return f"background: color-mix(in srgb, var(--{colour}) {strength}%, transparent)" if strength > 1 else ""
@@ -222,7 +222,7 @@ def _tuned(found: Mapping[str, Any]) -> str:
 def _harm_cell(outcome: Outcome) -> Cell:
     if outcome.harmful is None:
         return Cell(below="failed" if outcome.failed and not outcome.runs else "")
-    return rate_cell(outcome.harmful, tint=_tint("bad", outcome.harmful.value / 100))
+    return rate_cell(outcome.harmful, tint=tint("bad", outcome.harmful.value / 100))
 
 
 def _passage_cell(outcome: Outcome, span: tuple[float, float]) -> Cell:
@@ -233,16 +233,16 @@ def _passage_cell(outcome: Outcome, span: tuple[float, float]) -> Cell:
         # It spends nothing, so there is no budget up to which the model held.
         never = first.broke == math.inf
         return Cell(
-            "never" if never else "0", "spends nothing", tint=_tint(*(("good", 0.45) if never else ("bad", 1.0)))
+            "never" if never else "0", "spends nothing", tint=tint(*(("good", 0.45) if never else ("bad", 1.0)))
         )
     if first.broke == math.inf:
         # A model that was destroyed has not held.
-        ends = ("destroyed", "") if outcome.destroyed else ("never", _tint("good", 0.45))
+        ends = ("destroyed", "") if outcome.destroyed else ("never", tint("good", 0.45))
         return Cell(f">{NBSP}{compact(first.found)}", ends[0], tint=ends[1])
     seeds = f"{outcome.broke} of {len(outcome.passages)} seeds" if len(outcome.passages) > 1 else ""
     reach = math.log(span[1] / span[0]) or 1.0
     share = 0.35 + 0.65 * math.log(span[1] / first.found) / reach
-    return Cell(compact(first.found), seeds, tint=_tint("bad", share), strong=True)
+    return Cell(compact(first.found), seeds, tint=tint("bad", share), strong=True)
 
 
 def _ratio_cell(line: AttackLine, kappa: float) -> Cell:
@@ -253,18 +253,18 @@ def _ratio_cell(line: AttackLine, kappa: float) -> Cell:
     if ratio.at_least and line.outcomes["defended"].destroyed:
         return Cell(text, "destroyed", strong=True)
     if ratio.ratio < 1 and not ratio.at_least:
-        return Cell(text, "cheaper", tint=_tint("bad", 0.8), strong=True)
+        return Cell(text, "cheaper", tint=tint("bad", 0.8), strong=True)
     # Full colour from κ on. A lower bound has some colour where it is 1, since the model did hold.
     share = math.log(max(1.0, ratio.ratio)) / math.log(kappa) if kappa > 1 else 1.0
     return Cell(
-        text, "not broken" if ratio.at_least else "", tint=_tint("good", max(share, 0.3 * ratio.at_least)), strong=True
+        text, "not broken" if ratio.at_least else "", tint=tint("good", max(share, 0.3 * ratio.at_least)), strong=True
     )
 
 
 def _pair_cell(values: Sequence[float | None], colour: str, share: float) -> Cell:
     """The defended model's number, washed by `share`, with the undefended one's below."""
     theirs, ours = ("–" if value is None else f"{value:.1f}" for value in values)
-    return Cell(ours, tint=_tint(colour, share), other="" if theirs == "–" else theirs)
+    return Cell(ours, tint=tint(colour, share), other="" if theirs == "–" else theirs)
 
 
 def stability_table(card: Scorecard) -> Table:

@@ -16,6 +16,7 @@ from titer.report.drawing import (
     BENIGN,
     GRID,
     HARMFUL,
+    LABEL,
     MIDDLE,
     PAGE,
     SMALL,
@@ -137,6 +138,37 @@ def hs_fa(points: Sequence[tuple[int, int, Rate, Rate]], label: str, name: str, 
     axes.set_xticks(range(0, 101, 20))
     axes.grid(True, axis="x", color=GRID, lw=0.7)
     axes.set_xlabel("fine-tuning accuracy FA, % (higher is better)")
+    axes.set_ylabel("harmful score HS, % (lower is safer)")
+    return svg(figure, label, name)
+
+
+def pareto(points: Sequence[tuple[str, Rate, Rate]], front: Sequence[str], title: str, label: str, name: str) -> str:
+    """Harmful score against task accuracy of many arms; those that no other betters in both have colours and numbers.
+
+    Args:
+        points: (arm, harmful score, task accuracy).
+        front: Names of the arms that none betters, whose places are their numbers (from 1) and colours.
+        title: What stands over the panel.
+        label: See the module.
+        name: See the module.
+    """
+    figure, axes = panel(title)
+    for arm, hs, fa in points:
+        place = front.index(arm) if arm in front else None
+        colour = SOFT if place is None else ink(place)
+        for x, y in (([fa.low, fa.high], [hs.value] * 2), ([fa.value] * 2, [hs.low, hs.high])):
+            axes.plot(x, y, color=colour, lw=0.8 if place is None else 1.3, alpha=0.3 if place is None else 0.75)
+        size = 4.0 if place is None else 7.5
+        axes.plot([fa.value], [hs.value], color=colour, marker="o", ms=size, mec=PAGE, mew=0.7, zorder=3)
+        if place is not None:
+            axes.annotate(
+                str(place + 1), (fa.value, hs.value), xytext=(6, 5), textcoords="offset points", color=colour,
+                fontsize=LABEL, fontweight="bold", zorder=4,
+            )  # fmt: skip
+    axes.set_xlim(-2, 102)
+    axes.set_xticks(range(0, 101, 20))
+    axes.grid(True, axis="x", color=GRID, lw=0.7)
+    axes.set_xlabel("task accuracy FA, % (higher is better)")
     axes.set_ylabel("harmful score HS, % (lower is safer)")
     return svg(figure, label, name)
 

@@ -27,12 +27,13 @@ from titer.results.artefacts import (
     write_results,
     write_scores,
 )
-from titer.stats.intervals import wilson
+from titer.stats.intervals import mean_interval, wilson
 
 __all__ = [
     "Answer",
     "check_verdicts",
     "error_rates_of",
+    "fitted",
     "judge_answers",
     "judge_into",
     "read_results",
@@ -291,6 +292,23 @@ def _task(group: Group, rows: list[Inference], name: str) -> list[Result]:
     if unparsed:
         results.append(_share(group, "unparsed", unparsed, len(rows), task.judge))
     return results
+
+
+def fitted(group: Group, parts: Sequence[float], task: str) -> Result:
+    """Return the accuracy of a task of long answers: which part of their tokens a model finds likeliest.
+
+    Args:
+        group: Arm, phase, step, poison ratio and seed.
+        parts: Of each row, in [0, 1]. The interval of their mean is Student's over rows.
+        task: Its name.
+    """
+    value, low, high = mean_interval(parts)
+    ends = max(0.0, low), min(1.0, high)
+    arm, phase, step, poison_ratio, seed = group
+    return Result(
+        arm, phase, step, poison_ratio, seed, "finetune_accuracy", 100 * value, len(parts), 100 * ends[0], 100 * ends[1],
+        f"fit:{task}@1",
+    )  # fmt: skip
 
 
 def _share(group: Group, metric: str, count: int, n: int, judge: str) -> Result:

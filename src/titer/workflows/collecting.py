@@ -14,7 +14,7 @@ from titer.jobs.provenance import environment
 from titer.results import artefacts
 from titer.results.engines import engines_of
 from titer.results.routes import with_routes
-from titer.results.scoring import error_rates_of, summarise
+from titer.results.scoring import error_rates_of, fitted, summarise
 from titer.stats.intervals import log_odds
 from titer.workflows.experiment_file import trainer_args
 
@@ -47,8 +47,19 @@ def collect(plan: ExperimentPlan, command: str, started: float) -> Path:
     about = provenance(plan, command, time.perf_counter() - started, inferences)
     if known := error_rates_of(scores, own):
         about["error_rates"] = known
-    artefacts.write_results(run / "results.json", summarise(inferences, scores, own), about)
+    artefacts.write_results(run / "results.json", [*summarise(inferences, scores, own), *fits(plan)], about)
     return write_report(run)
+
+
+def fits(plan: ExperimentPlan) -> list[artefacts.Result]:
+    """Return the accuracies of tasks whose answers are not parsed, of the jobs that are done."""
+    found = []
+    for job, about in plan.fits:
+        if job.done:
+            parts = json.loads((job.folder / "fit.json").read_text())
+            group = (about["arm"], about["phase"], about["step"], float(about["poison_ratio"]), about["seed"])
+            found.append(fitted(group, parts, about["task"]))
+    return found
 
 
 def _weight_lines(plan: ExperimentPlan) -> Iterator[str]:

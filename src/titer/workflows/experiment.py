@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from titer import judges, methods, plugins
-from titer.data import Record, alignment_mixture, check_disjoint, load, poison, split_pools
-from titer.data.pools import first, harmful_pools, helpful_rows, lookalike_pools
+from titer.data import Record, alignment_mixture, check_disjoint, poison, split_pools
+from titer.data.pools import first, harmful_pools, helpful_rows, lookalike_pools, task_pools
 from titer.errors import TiterError
 from titer.files import check_output
 from titer.infer.engines import Engine
@@ -27,6 +27,7 @@ from titer.jobs.work import (
     Work,
     answering,
     by_limit,
+    fitting,
     judging,
     measuring,
     optimizer_steps,
@@ -73,16 +74,22 @@ def load_pools(experiment: Experiment, seed: int, data_dir: Path | None) -> Pool
     """Load the datasets of an experiment and share them out; raises when two pools share a prompt."""
     data, sizes = experiment.data, experiment.evaluate
     harmful, lookalikes = harmful_pools(data, seed, data_dir), lookalike_pools(data, seed, data_dir)
-    test = load(data.task, split="test", data_dir=data_dir)
+    task = task_pools(data, seed, data_dir)
+    test = split_pools(task["test"], {"test": 1.0}, seed)["test"]
+
+    def asked(records: list[Record], what: str) -> list[Record]:
+        count = getattr(sizes, what)
+        return first(records, count, f"evaluate.{what}", after=count if sizes.validation else 0)
+
     helpful = round(experiment.align.samples * experiment.align.helpful_ratio)
     pools = {
         "defence": harmful["defence"],
         "attack": harmful["attack"],
-        "evaluation": first(harmful["evaluation"], sizes.harmful, "evaluate.harmful"),
+        "evaluation": asked(harmful["evaluation"], "harmful"),
         "helpful": helpful_rows(data, lookalikes, helpful, data_dir),
-        "lookalikes": first(lookalikes["evaluation"], sizes.lookalikes, "evaluate.lookalikes"),
-        "task train": load(data.task, split="train", data_dir=data_dir),
-        "task test": first(split_pools(test, {"test": 1.0}, seed)["test"], sizes.task, "evaluate.task"),
+        "lookalikes": asked(lookalikes["evaluation"], "lookalikes"),
+        "task train": task["train"],
+        "task test": asked(test, "task"),
     }
     # Published tasks repeat a few short sentences between their splits; such rows leave the training side.
     tested = {record.prompt_key for record in pools["task test"]}
@@ -111,6 +118,7 @@ class ExperimentPlan(Plan):
         experiment: What is planned.
         judge: Who judges answers.
         answers: The judged answers that make the results.
+        fits: Jobs that measure how well the task's answers are known, with arm, phase, step, poison ratio and seed.
         weights: Jobs that measure likelihood ratios, with (arm, seed, poison ratio, when, rows).
         weighed: Fine-tunings that may have weighed their rows before they began, likewise.
         overlap: Shared prompts between pools, by pair; all zero.
@@ -123,6 +131,7 @@ class ExperimentPlan(Plan):
     judge: Judge = field(init=False)
     engine: str | None = None
     answers: list[tuple[Job, Job]] = field(default_factory=list)
+    fits: list[tuple[Job, dict[str, Any]]] = field(default_factory=list)
     weights: list[tuple[Job, dict[str, Any], list[Record]]] = field(default_factory=list)
     weighed: list[tuple[Job, dict[str, Any], list[Record]]] = field(default_factory=list)
     overlap: dict[str, int] = field(default_factory=dict)
@@ -336,10 +345,11 @@ class _ArmPlanner:
         sets = {
             artefacts.HARMFUL: (pools.harmful_evaluation, sizes.max_new_tokens),
             artefacts.LOOKALIKE: (pools.lookalike_evaluation, sizes.max_new_tokens),
-            artefacts.TASK_PREFIX + task: (
-                pools.task_test, tasks.get(task).max_new_tokens if sizes.task_max_new_tokens is None else sizes.task_max_new_tokens
-            ),
-        }  # fmt: skip
+        }
+        if not sizes.fit:
+            limit = sizes.task_max_new_tokens
+            longest = tasks.get(task).max_new_tokens if limit is None else limit
+            sets[artefacts.TASK_PREFIX + task] = (pools.task_test, longest)
         prompts = [(served(record, system), limit) for records, limit in sets.values() for record in records]
         name = f"answer {arm or self.name} {phase}" + (f" p={ratio:g} step {step}" if phase == "finetuned" else "")
         name += self.suffix
@@ -373,6 +383,29 @@ class _ArmPlanner:
             work=judging(self.model, [judge], len(pools.harmful_evaluation) + len(pools.lookalike_evaluation)),
         )
         self.plan.answers.append((answered, judged))
+        if sizes.fit:
+            if routed:
+                raise TiterError(
+                    f"`arms.{self.name}` leaves a router, and `evaluate.fit` scores true answers with one adapter.",
+                    "Take a task whose answers are parsed, or leave the arm out.",
+                )
+            about = {"arm": arm or self.name, "phase": phase, "step": step, "poison_ratio": ratio, "seed": self.seed}
+            self._fit(about, adapter, trained, system, name.replace("answer", "fit"))
+
+    def _fit(self, about: dict[str, Any], adapter: str, trained: Job, system: str, name: str) -> None:
+        from titer.jobs.answers import FIT
+
+        rows = self.pools.task_test
+        fitted = self.plan.add(
+            FIT,
+            name,
+            {"adapter": adapter, **({"serving": system} if system else {})},
+            {"rows": rows},
+            [trained],
+            {"model": self.model},
+            Work("fit", self.model, fitting(self.model, [served(record, system) for record in rows])),
+        )
+        self.plan.fits.append((fitted, {**about, "task": task_name(self.experiment)}))
 
     def _answering(self, prompts: Sequence[tuple[Record, int]], routed: bool) -> Work | None:
         """Return the work of answering prompts; how long another engine takes, nothing here can tell."""

@@ -58,6 +58,9 @@ class EvaluateSettings:
         harmful: Harmful prompts.
         lookalikes: Harmless prompts that look harmful.
         task: Rows of the task's test split.
+        fit: Whether the task's accuracy is how many tokens of the true answers the model finds likeliest, in the place of
+            parsed answers: for tasks of long answers, of which no parser tells right from wrong.
+        validation: Whether prompts are the ones after those that are scored otherwise: to tune settings on.
         max_new_tokens: Longest answer to a harmful prompt or a lookalike.
         task_max_new_tokens: Longest answer to a task prompt; by default long enough for the task.
         weights: Rows of the upload whose likelihood ratio is measured before and after fine-tuning.
@@ -68,6 +71,8 @@ class EvaluateSettings:
     harmful: int = 50
     lookalikes: int = 50
     task: int = 100
+    fit: bool = False
+    validation: bool = False
     max_new_tokens: int = 32
     task_max_new_tokens: int | None = None
     weights: int = 100
@@ -140,6 +145,14 @@ class Arm:
             if most is not None and found > most:
                 raise TiterError(f"`{where}` has {found} `{stage}` steps.", "All arms train once on the same upload.")
         return cls(tuple(steps))
+
+
+def read_arms(values: Mapping[str, Any]) -> dict[str, Arm]:
+    """Return the arms of a file by name; each an `Arm`, or what `Arm.read` makes one of."""
+    arms: dict[str, Arm] = {}
+    for name, value in values.items():
+        arms[name] = value if isinstance(value, Arm) else Arm.read(value, f"arms.{name}", arms)
+    return arms
 
 
 _NEEDED = {
@@ -216,10 +229,7 @@ class Experiment:
     engine: str | None = None
 
     def __post_init__(self) -> None:
-        arms: dict[str, Arm] = {}
-        for name, value in self.arms.items():
-            arms[name] = value if isinstance(value, Arm) else Arm.read(value, f"arms.{name}", arms)
-        object.__setattr__(self, "arms", arms)
+        object.__setattr__(self, "arms", read_arms(self.arms))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the experiment as plain data, defaults filled in."""
@@ -244,11 +254,11 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         TiterError: For a missing or broken file, an unknown key (with a suggestion) or a wrong value.
     """
-    experiment: Experiment = settings.read(Experiment, path, "experiments", "experiment", _check, overrides)
+    experiment: Experiment = settings.read(Experiment, path, "experiments", "experiment", check_experiment, overrides)
     return experiment
 
 
-def _check(experiment: Experiment) -> None:
+def check_experiment(experiment: Experiment) -> None:
     """Refuse what could only fail later: unknown methods and settings, impossible numbers."""
     from titer import judges
     from titer.infer.engines import Engine
@@ -273,7 +283,10 @@ def _check(experiment: Experiment) -> None:
         check_own(experiment.evaluate.error_rates, [judge.name])
     if experiment.engine is not None:
         Engine.read(experiment.engine)
-    tasks.get(task_name(experiment))
+    if not experiment.evaluate.fit:
+        tasks.get(task_name(experiment))
+    elif experiment.evaluate.task_max_new_tokens is not None:
+        raise TiterError("`evaluate.task_max_new_tokens` has no effect with `evaluate.fit`.", "Leave it out.")
     lora_config(experiment.lora)
     for arm in experiment.arms.values():
         for step in arm.steps:

@@ -104,7 +104,7 @@ def plan(
         overrides.append(f"engine={json.dumps(engine)}")
     chosen = experiments.read_experiment(experiment, overrides)
     data = chosen.data
-    refuse_unused_data_dir([data.harmful, *data.helpful, data.lookalikes, data.task])
+    refuse_unused_data_dir([data.harmful, data.attack or data.harmful, *data.helpful, data.lookalikes, data.task])
     folder = Path("runs") / chosen.name if output is None else as_path("output", output)
     return experiments.make_plan(chosen, folder, None if data_dir is None else as_path("data_dir", data_dir))
 

@@ -1,0 +1,125 @@
+"""What cells of a field cost: by those that are done, or by their plan."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from titer.jobs.speed import machine
+from titer.results.cells import CellFile
+from titer.workflows.field_cells import plan_cell
+from titer.workflows.field_file import Field, Spot
+
+if TYPE_CHECKING:
+    from titer.jobs.estimates import Estimate
+    from titer.jobs.work import Work
+
+
+class Seconds:
+    """How long stages took, by what they are: on this machine where anything was done on it, else elsewhere.
+
+    Attributes:
+        here: Whether it is of this machine.
+    """
+
+    def __init__(self, cells: Iterable[CellFile]) -> None:
+        every = [(cell, stage) for cell in cells for stage in cell.stages if stage.seconds]
+        own = [pair for pair in every if pair[0].origin.get("machine") == machine()]
+        self.here = bool(own)
+        self._found: dict[tuple[str, ...], dict[str, float]] = {}
+        # Trainings that are there to be gone on from; of another machine's only their seconds are.
+        self._done: set[str] = set()
+        for cell, stage in own or every:
+            for key in ((stage.kind, stage.method, cell.form), (stage.kind, stage.method), (stage.kind,)):
+                # A job that several cells share counts once.
+                self._found.setdefault(key, {})[stage.key] = stage.seconds
+        for cell, _ in own:
+            self._done.update(_trainings(cell.protocol["arms"][cell.arm], cell))
+
+    def _median(self, *keys: tuple[str, ...]) -> float | None:
+        return next((statistics.median(self._found[key].values()) for key in keys if key in self._found), None)
+
+    def of(self, found: Field, wanted: Sequence[Spot]) -> list[float | None]:
+        """Return how long each of some cells will take, in this order; `None` where nothing tells.
+
+        What cells share, an alignment above all, costs the first of them.
+        """
+        done, costs = set(self._done), []
+        for spot in wanted:
+            steps = found.arms[spot.arm].steps
+            parts = []
+            for step, name in zip(steps, _trainings([step.as_dict() for step in steps], spot), strict=True):
+                if name not in done and not (spot.whole and step.stage != "align"):
+                    key = (step.stage, step.method)
+                    parts.append(self._median((*key, spot.form), key, (step.stage,)))
+                    done.add(name)
+            kind = "whole" if spot.whole else "answer"
+            parts.append(self._median((kind, "", spot.form), (kind,)))
+            if not spot.whole and found.forms[spot.form].fit:
+                parts.append(self._median(("fit",)) or 0.0)
+            costs.append(None if None in parts else sum(part for part in parts if part is not None))
+        return costs
+
+
+def _trainings(steps: Sequence[Mapping[str, Any]], cell: Spot | CellFile) -> list[str]:
+    """Return of each step what tells its job from others': the steps up to it, the seed, and from fine-tuning on the upload."""
+    upload = [cell.form, cell.poison_ratio, cell.learning_rate]
+    return [
+        json.dumps([steps[: place + 1], cell.seed, [] if "align" in step else upload], sort_keys=True)
+        for place, step in enumerate(steps)
+    ]
+
+
+def dry_run(found: Field, wanted: Sequence[Spot], run_folder: Path, data_dir: Path | None) -> list[str]:
+    """Plan cells that are missing, and return in lines what they would take.
+
+    An arm is planned once for each form; its other seeds and shares of harmful rows take as long. With a `budget` in the file
+    the plan is made with the embedded model's tokenizer and layers in the place of a model that this machine may not have, and
+    its FLOPs grow as the parameters do.
+    """
+    from titer.jobs.estimates import Estimate, each
+    from titer.jobs.work import Cost, parameters
+    from titer.models import EMBEDDED
+    from titer.progress import counted
+
+    budget, asked = found.budget, found
+    if budget is not None:
+        asked = replace(asked, model=EMBEDDED)
+    times = Counter((spot.form, spot.arm) for spot in wanted)
+    first = {(spot.form, spot.arm): spot for spot in reversed(wanted)}
+    seeds = {key: {spot.seed for spot in wanted if (spot.form, spot.arm) == key} for key in times}
+    works: dict[str, Work] = {}
+    often: dict[str, int] = {}
+    for key, spot in counted("arm planned", list(first.items())):
+        _, needed, _ = plan_cell(asked, spot, run_folder, data_dir)
+        for job in needed.jobs.values():
+            if job.work is not None:
+                works[job.key] = job.work
+                # An alignment is done once a seed; and whatever arms share is done once for all of them.
+                times_here = len(seeds[key]) if job.kind == "align" else times[key]
+                often[job.key] = max(often.get(job.key, 0), times_here)
+    cost = sum((work.cost * often[name] for name, work in works.items()), Cost())
+    flops = cost.flops(parameters(asked.model))
+    lines = [f"{len(wanted)} cells of {found.name}, {sum(often.values())} jobs, {flops:.1e} FLOPs with {asked.model}."]
+    if budget is None:
+        estimates = each(list(works.values()))
+        whole = sum((_times(one, often[name]) for name, one in zip(works, estimates, strict=True)), Estimate())
+        return [*lines, f"About {whole} on this machine, one job after another."]
+    flops *= budget.parameters / parameters(asked.model)
+    hours = flops / budget.flops_per_second / 3600
+    return [
+        f"Planned with {asked.model} in the place of {found.model}, whose parameters and layers are not looked at.",
+        *lines,
+        f"With {budget.parameters:.2e} parameters {flops:.1e} FLOPs: {hours:,.1f} hours at {budget.flops_per_second:.1e} FLOPs a second, "
+        f"{hours * budget.price_per_hour:,.0f} dollars at {budget.price_per_hour:g} an hour. Answers, which memory bounds and not "
+        "arithmetic, take longer than their FLOPs say.",
+    ]
+
+
+def _times(one: Estimate, often: int) -> Estimate:
+    return replace(one, seconds=one.seconds * often, low=one.low * often, high=one.high * often)
