@@ -275,9 +275,17 @@ def test_storage_is_counted_for_each_organisation(service):
 
 def test_sweeping_goes_on_until_the_block_ends(service, monkeypatch):
     seen = threading.Semaphore(0)
-    monkeypatch.setattr(retention, "sweep", lambda service: seen.release() or retention.Swept())
+    thorough = []
+
+    def swept(service, strays_too):
+        thorough.append(strays_too)
+        seen.release()
+        return retention.Swept()
+
+    monkeypatch.setattr(retention, "sweep", swept)
     with retention.sweeping(service, every=0.01):
         assert all(seen.acquire(timeout=10) for _ in range(3))
+    assert thorough[:3] == [True, False, False]  # the whole store is listed once a day
     assert not any(thread.name == "retention" for thread in threading.enumerate())
 
 
@@ -286,7 +294,7 @@ def test_sweeping_outlives_a_database_that_is_away(service, monkeypatch, caplog)
 
     seen = threading.Semaphore(0)
 
-    def away(service):
+    def away(service, strays_too):
         seen.release()
         raise OperationalError("SELECT", {}, Exception("gone"))
 
