@@ -76,9 +76,7 @@ def test_batches_go_through_all_rows_before_one_comes_again(run, monkeypatch):
 
     seen = []
     inner = validation.measure
-    monkeypatch.setattr(
-        validation, "measure", lambda trainer, samples: seen.append(samples) or inner(trainer, samples)
-    )
+    monkeypatch.setattr(validation, "measure", lambda trainer, samples: seen.append(samples) or inner(trainer, samples))
     run("one", HELD_OUT, logging_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=1, max_steps=6)
     batches, whole = [each for each in seen if len(each) == 1], [each for each in seen if len(each) == len(HELD_OUT)]
     assert len(batches) == 6

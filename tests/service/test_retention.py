@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from titer.service import policy, retention
 from titer.service.keys import DAY
 from titer.service.retention import sweep, used_bytes
+from titer.service.running import Away
 from titer.service.tables import (
     Appeal,
     File,
@@ -289,14 +291,13 @@ def test_sweeping_goes_on_until_the_block_ends(service, monkeypatch):
     assert not any(thread.name == "retention" for thread in threading.enumerate())
 
 
-def test_sweeping_outlives_a_database_that_is_away(service, monkeypatch, caplog):
-    from sqlalchemy.exc import OperationalError
-
+@pytest.mark.parametrize("error", [OperationalError("SELECT", {}, Exception("gone")), Away("The store is away.")])
+def test_sweeping_outlives_a_database_or_a_store_that_is_away(service, monkeypatch, caplog, error):
     seen = threading.Semaphore(0)
 
     def away(service, strays_too):
         seen.release()
-        raise OperationalError("SELECT", {}, Exception("gone"))
+        raise error
 
     monkeypatch.setattr(retention, "sweep", away)
     with retention.sweeping(service, every=0.01):

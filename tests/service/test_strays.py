@@ -10,6 +10,7 @@ from sqlalchemy import delete, select
 
 from titer.service import retention, strays, tables
 from titer.service.retention import sweep
+from titer.service.running import Away
 from titer.service.tables import DAY, Appeal, File, Job, LogEntry, Model, Part, Removal
 
 COLUMNS = {"org_id": "org-one", "bytes": 1}
@@ -149,6 +150,13 @@ def test_a_clock_that_jumps_gives_another_look_all_the_same(service, clock):
     sweep(service, strays_too=True)
     clock(50)
     assert service.store.listing() == ["files/org-one/file-late"]
+
+
+def test_a_store_that_is_away_is_no_fault_of_the_sweep(service, monkeypatch):
+    unreachable = type("EndpointConnectionError", (Exception,), {"__module__": "botocore.exceptions"})
+    monkeypatch.setattr(service.store, "listing", lambda: (_ for _ in ()).throw(unreachable("no route")))
+    with pytest.raises(Away, match="cannot be used"):
+        sweep(service, strays_too=True)
 
 
 PLACES = [f"{kind}/org-one/{kind[0]}{number}" for kind in ("files", "parts") for number in range(3)]

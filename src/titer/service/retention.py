@@ -24,6 +24,7 @@ from titer.service.chain import append
 from titer.service.context import Service
 from titer.service.policy import RetentionPolicy
 from titer.service.quotas import ENDS
+from titer.service.running import Away
 from titer.service.tables import DAY, Appeal, File, Job, Model, Organisation, Owned, Part, Removal, Upload, now
 from titer.service.tenants import Tenant
 
@@ -303,7 +304,7 @@ def sweeping(service: Service, every: float = EVERY) -> Iterator[None]:
             due = time.monotonic() - looked >= DAY
             try:
                 swept = sweep(service, strays_too=due)
-            except (SQLAlchemyError, OSError):
+            except (SQLAlchemyError, OSError, Away):
                 logger.warning("a sweep failed; the next one tries again", exc_info=True)
             else:
                 looked = time.monotonic() if due else looked

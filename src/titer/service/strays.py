@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from titer.service.context import Service
 from titer.service.quotas import ENDS
+from titer.service.running import reaching
 from titer.service.store import KEY, is_scratch
 from titer.service.tables import DAY, File, Job, Model, Part, Removal, now
 
@@ -32,13 +33,13 @@ class Named:
     """
 
     def __init__(self, session: Session) -> None:
-        self._places = {place for kind in (File, Part, Model) for place in session.scalars(select(kind.place))}
+        # Jobs first: what one that has ended by now left has its rows, and what belongs to one that has not is kept without.
         jobs = session.execute(select(Job.id, Job.status, Job.tidied, Job.audit, Job.gate)).all()
         self._open = {job for job, status, *_ in jobs if status not in ENDS}
         self._kept = {job for job, _, tidied, _, _ in jobs if not tidied}  # until their retention is over
-        self._places |= {
-            found["place"] for *_, audit, gate in jobs for found in (audit, gate) if (found or {}).get("place")
-        }
+        left = [found["place"] for *_, audit, gate in jobs for found in (audit, gate) if found and found.get("place")]
+        rows = [place for kind in (File, Part, Model) for place in session.scalars(select(kind.place))]
+        self._places = {*left, *rows}
 
     def keeps(self, place: str) -> bool:
         """Whether a place in the store is to stay."""
@@ -52,10 +53,15 @@ class Named:
 
 
 def note(service: Service) -> int:
-    """List the store and note what no row names; returns how many places were noted."""
+    """List the store and note what no row names; returns how many places were noted.
+
+    Raises:
+        Away: The store cannot be used.
+    """
     # Whoever puts something there names it afterwards, and takes back an announcement in the transaction that does: what is in
     # the list and neither announced nor named is nobody's.
-    listed = set(_places(service.store.listing()))
+    with reaching():
+        listed = set(_places(service.store.listing()))
     with service.database.reading() as session:
         noted = set(session.scalars(select(Removal.place)))
     with service.database.reading() as session:

@@ -69,7 +69,7 @@ def measure(trainer: Any, samples: Sequence[Sample]) -> tuple[float, float]:
     loss, hits, tokens = 0.0, 0, 0
     try:
         with Task("validation rows", len(samples)) as done:
-            for part in _passes(samples):
+            for part in _passes(samples, trainer.args.per_device_train_batch_size):
                 batch = trainer._prepare_inputs(trainer.data_collator.lay_out(part))
                 with trainer.compute_loss_context_manager():
                     logits = token_logits(model, batch).float()
@@ -83,12 +83,15 @@ def measure(trainer: Any, samples: Sequence[Sample]) -> tuple[float, float]:
     return loss / tokens, hits / tokens
 
 
-def _passes(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Return samples in parts of one forward pass each; those of similar length together, for models that pad."""
+def _passes(samples: Sequence[Sample], rows: int) -> list[list[Sample]]:
+    """Return samples in parts of one forward pass each; those of similar length together, for models that pad.
+
+    The layout was found right for packed rows of as many samples as a micro-batch has, which is what `rows` says.
+    """
     parts: list[list[Sample]] = []
     room = 0
     for sample in sorted(samples, key=_tokens):
-        if not parts or _tokens(sample) > room:
+        if not parts or _tokens(sample) > room or len(parts[-1]) == rows:
             parts.append([])
             room = TOKENS_PER_PASS
         parts[-1].append(sample)
