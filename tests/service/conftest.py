@@ -1,6 +1,7 @@
 """A service on the tiny model: its database (SQLite, or PostgreSQL), a server on a free port, keys of two organisations."""
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ from postgres import Postgres, programs
 from titer.service import keys, policy
 from titer.service.app import create_app
 from titer.service.context import open_service
+from titer.service.store import Store
 from titer.service.tables import Organisation
 
 
@@ -38,6 +40,39 @@ def new_database(postgres):
 def database_url(request):
     """The URL of an empty database, of each kind; `None` for SQLite in the data folder."""
     return None if request.param == "sqlite" else request.getfixturevalue("new_database")
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """The URL of a bucket on a server of this machine."""
+    from moto.server import ThreadedMotoServer
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "one",
+            "AWS_SECRET_ACCESS_KEY": "two",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        import s3fs
+
+        s3fs.S3FileSystem().mkdir("titer")
+        yield "s3://titer/here"
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request, tmp_path):
+    """An artefact store of each kind."""
+    if request.param == "folder":
+        return Store(str(tmp_path / "store"))
+    return Store(f"{request.getfixturevalue('bucket')}/{os.urandom(4).hex()}")
 
 
 POLICY = """

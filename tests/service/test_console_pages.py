@@ -46,8 +46,10 @@ def test_a_file_is_uploaded_audited_and_deleted(service, browser):
     assert answer.headers["location"] == f"/console/audits/{job.id}?done=auditing"
     page = browser.get(answer.headers["location"]).text
     assert f'data-live="/console/audits/{job.id}/live"' in page
-    with service.database.writing() as session:
-        session.get(Job, job.number).status = "cancelled"
+    assert 'id="cancel"' in page
+    assert browser.post(f"/console/audits/{job.id}/cancel").headers["location"].endswith("?done=cancelled")
+    assert rows_of(service, Job)[0].status == "cancelled"
+    assert 'id="cancel"' not in browser.get(f"/console/audits/{job.id}").text
     assert browser.post(f"/console/files/{file.id}/delete").headers["location"] == "/console/files?done=deleted"
     assert rows_of(service, File) == []
 

@@ -1,6 +1,7 @@
 """What a job's process does: audit, training, gate and publication, inside of this process."""
 
 import csv
+import dataclasses
 import io
 import json
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from titer.errors import TiterError
 from titer.service import auditing, gating, pipeline, training
 from titer.service.queue import Queue
 from titer.service.running import AGAIN, LOST, OVER, REPORTED, STOPPED, Stop
+from titer.service.store import Store
 from titer.service.tables import Appeal, File, Job, LogEntry
 from titer.stats.intervals import Estimate
 from titer.workflows.audit import Audit, AuditedRow
@@ -96,6 +98,19 @@ def test_a_job_that_was_stopped_in_an_epoch_comes_to_the_same_model(service, mon
     steps = [event.data["step"] for event in events_of(service, name) if event.kind == "metrics"]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert [one.step for one in models_of(service, name)] == [3, 6, None]
+
+
+def test_a_job_whose_store_is_a_bucket_comes_to_the_same_model(service, bucket, monkeypatch):
+    straight = add_job(service)
+    done(service, straight)
+    there = dataclasses.replace(service, store=Store(f"{bucket}/{straight}"))
+    name = add_job(there)
+    assert done(there, name, stopping(monkeypatch, there, at=4)) == STOPPED
+    assert again(there, name) == OVER
+    assert "The training goes on behind step 4." in messages_of(there, name)
+    assert adapter_of(there, name) == adapter_of(service, straight)
+    assert not [key for key in there.store.listing() if "checkpoints" in key]
+    assert there.store.has_folder(f"jobs/{name}/gate")
 
 
 @pytest.mark.parametrize("stage", ["gate", "publish"])

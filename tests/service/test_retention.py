@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from titer.service import policy, retention
 from titer.service.keys import DAY
 from titer.service.retention import sweep, used_bytes
+from titer.service.running import Away
 from titer.service.tables import (
     Appeal,
     File,
@@ -275,20 +277,27 @@ def test_storage_is_counted_for_each_organisation(service):
 
 def test_sweeping_goes_on_until_the_block_ends(service, monkeypatch):
     seen = threading.Semaphore(0)
-    monkeypatch.setattr(retention, "sweep", lambda service: seen.release() or retention.Swept())
+    thorough = []
+
+    def swept(service, strays_too):
+        thorough.append(strays_too)
+        seen.release()
+        return retention.Swept()
+
+    monkeypatch.setattr(retention, "sweep", swept)
     with retention.sweeping(service, every=0.01):
         assert all(seen.acquire(timeout=10) for _ in range(3))
+    assert thorough[:3] == [True, False, False]  # the whole store is listed once a day
     assert not any(thread.name == "retention" for thread in threading.enumerate())
 
 
-def test_sweeping_outlives_a_database_that_is_away(service, monkeypatch, caplog):
-    from sqlalchemy.exc import OperationalError
-
+@pytest.mark.parametrize("error", [OperationalError("SELECT", {}, Exception("gone")), Away("The store is away.")])
+def test_sweeping_outlives_a_database_or_a_store_that_is_away(service, monkeypatch, caplog, error):
     seen = threading.Semaphore(0)
 
-    def away(service):
+    def away(service, strays_too):
         seen.release()
-        raise OperationalError("SELECT", {}, Exception("gone"))
+        raise error
 
     monkeypatch.setattr(retention, "sweep", away)
     with retention.sweeping(service, every=0.01):

@@ -122,6 +122,24 @@ def test_audits_that_wait_count_towards_the_quota(client, service, tiny_folder):
     refused(audit_of(client), 429, "insufficient_quota")
 
 
+def test_an_audit_is_cancelled_at_once_or_by_its_worker(client, service):
+    from titer.service.queue import Queue
+
+    waiting, running = audit_of(client).json()["id"], audit_of(client).json()["id"]
+    assert client.post(f"/titer/v1/audits/{waiting}/cancel").json()["status"] == "cancelled"
+    again = refused(client.post(f"/titer/v1/audits/{waiting}/cancel"), 400, "invalid_state")
+    assert (again["param"], "is `cancelled`" in again["message"]) == ("audit_id", True)
+    queue = Queue(service.database, "worker")
+    claim = queue.claim()
+    assert claim.job == running
+    assert client.post(f"/titer/v1/audits/{running}/cancel").json()["status"] == "running"
+    assert queue.beat(claim) == "cancel"
+    # A fine-tuning is no audit of its own: it is cancelled as a job.
+    with service.database.writing() as session:
+        session.scalar(select(Job).where(Job.id == waiting)).kind = "fine_tuning"
+    assert refused(client.post(f"/titer/v1/audits/{waiting}/cancel"), 404, None)["param"] == "audit_id"
+
+
 # -- appeals ----------------------------------------------------------------------------------------------------------
 
 

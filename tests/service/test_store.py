@@ -1,45 +1,11 @@
 """The artefact store: in a folder and in a bucket, a file or a folder is there whole or not at all."""
 
 import json
-import os
-import socket
 
 import pytest
 
 from titer.errors import TiterError
 from titer.service.store import Store
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """The URL of a bucket on a server of this machine."""
-    from moto.server import ThreadedMotoServer
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "one",
-            "AWS_SECRET_ACCESS_KEY": "two",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        import s3fs
-
-        s3fs.S3FileSystem().mkdir("titer")
-        yield "s3://titer/here"
-    server.stop()
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def store(request, tmp_path):
-    if request.param == "folder":
-        return Store(str(tmp_path / "store"))
-    return Store(f"{request.getfixturevalue('bucket')}/{os.urandom(4).hex()}")
 
 
 def test_a_file_is_read_as_it_was_written(store):

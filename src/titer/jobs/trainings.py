@@ -43,6 +43,7 @@ from titer.progress import Task
 from titer.ranges import check_lora
 from titer.results.artefacts import write_atomically
 from titer.train.trainer import PackedSFTConfig, PackedSFTTrainer
+from titer.train.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -173,18 +174,25 @@ def make_trainer(
     records: Sequence[Record],
     streams: Mapping[str, Sequence[Record]],
     callbacks: list[TrainerCallback],
+    validation: Sequence[Record] = (),
 ) -> PackedSFTTrainer:
-    """Make the trainer of a method; `lora` holds the settings of a new adapter, `None` where the model has one."""
+    """Make the trainer of a method; `lora` holds the settings of a new adapter, `None` where the model has one.
+
+    `validation` are rows that the loss is measured on beside those that teach (`titer.train.validation`).
+    """
     trainer = method.trainer(
         model=model,
         args=args,
         train_dataset=[placed_row(record) for record in records],
+        eval_dataset=[placed_row(record) for record in validation] or None,
         processing_class=tokenizer,
         peft_config=None if lora is None else lora_config(lora),
         callbacks=callbacks,
         **{name: [_stream_row(record) for record in streams[name]] for name in method.streams},
     )
     trainer.remove_callback(PrinterCallback)  # the progress display says what a user wants to know
+    if validation:
+        trainer.add_callback(Validation(trainer))
     return trainer
 
 
@@ -214,6 +222,7 @@ def train(
     checkpoints: Sequence[int] = (),
     aligned: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    validation: Sequence[Record] = (),
 ) -> None:
     """Train an adapter with `method` and save it in `folder/adapter`, with the model's tokenizer.
 
@@ -236,6 +245,7 @@ def train(
         checkpoints: Optimizer steps after which to save the adapter too, as `folder/step-N`.
         aligned: The adapter before its user's fine-tuning, on which a served guard finds settings.
         callbacks: Who else follows the training; they must not change it.
+        validation: Rows that the loss is measured on too, and that teach nothing (`titer.train.validation`).
 
     Raises:
         TiterError: When `folder` holds another training, the adapter does not fit, or the training runs away.
@@ -247,6 +257,8 @@ def train(
     inputs: tuple[Any, ...] = (how, args.to_json_string(), model_name, start, lora, records, streams)
     if method.routed is not None and aligned is not None:
         inputs += (adapter_weights(aligned).read_bytes(),)
+    if validation:
+        inputs += (validation,)
     key = hashlib.sha256(repr(inputs).encode()).hexdigest()
     if _finished(folder, own, key):
         shutil.rmtree(own, ignore_errors=True)  # it may have been stopped in the middle of this
@@ -280,6 +292,7 @@ def train(
         records,
         streams,
         [ReportSteps(steps), SaveAdapters(folder, checkpoints), *callbacks],
+        validation,
     )
     try:
         with steps:

@@ -168,6 +168,7 @@ def training(
     model: str,
     records: Sequence[Record],
     streams: dict[str, list[Record]],
+    validation: Sequence[Record] = (),
 ) -> Work:
     """Return the work of a training.
 
@@ -178,6 +179,7 @@ def training(
         model: The base model.
         records: The training data.
         streams: Further data by argument name.
+        validation: Rows that the loss is measured on beside it.
     """
     steps = optimizer_steps(args, len(records))
     batch, micro = args.per_device_train_batch_size, args.gradient_accumulation_steps
@@ -226,6 +228,10 @@ def training(
             cost += Cost(loads=1) + answering(model, [(probes, method.routed.tokens)]) * each
         for name in method.streams:
             cost += routing(model, streams[name][: getattr(args, "prototypes", len(streams[name]))])
+    if validation:
+        part = validation[: args.optimizer_batch_size]
+        cost += _reading(model, part, refused=False) * (steps / args.logging_steps)
+        cost += _reading(model, validation, refused=False) * args.num_train_epochs
     return Work(kind, model, cost, bool(args.bf16))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from titer.risk.detector import Detector, RowRisk, defender_rows, known_rows
-from titer.risk.kept import fitted
+from titer.risk.kept import fitted, shelved
 from titer.risk.share import adapted, poisoned_share
 
-__all__ = ["Detector", "RowRisk", "adapted", "defender_rows", "fitted", "known_rows", "poisoned_share"]
+__all__ = ["Detector", "RowRisk", "adapted", "defender_rows", "fitted", "known_rows", "poisoned_share", "shelved"]

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from titer.data.files import write_rows
 from titer.service.evidence import LIKELY, cleared_rows
-from titer.service.inputs import NAMED, Start, Upload, count_tokens, from_home, read_upload
+from titer.service.inputs import NAMED, Start, Upload, count_tokens, from_home, read_upload, read_validation
 from titer.service.queue import finish, say
 from titer.service.recipe import make_recipe, seconds
 from titer.service.running import Running
@@ -50,6 +50,7 @@ def audit_stage(run: Running, start: Start, home: Path) -> None:
     """
     upload = read_upload(run)
     tokens = count_tokens(run, upload, start.base)
+    validation = read_validation(run, start.base)
     found = _audited(run, upload, start, home)
     appealed = run.read(lambda session: _appealed(session, run))
     chances = {} if found is None else _worst(upload, found)
@@ -69,7 +70,7 @@ def audit_stage(run: Running, start: Start, home: Path) -> None:
         recipe = make_recipe(run, kept, chosen.cleared, home)
         teach = sum(count for row, count in zip(upload.places, tokens, strict=True) if row not in out)
         about["estimate"] = {
-            "seconds": seconds(recipe, start, kept),
+            "seconds": seconds(recipe, start, kept, validation),
             "trained_tokens": round(teach * recipe.epochs),
         }
     refused = _refusal(run, found, kept)

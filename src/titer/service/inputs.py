@@ -49,19 +49,36 @@ class Upload:
 
 
 def read_upload(run: Running) -> Upload:
-    """Return the rows of a job's file.
+    """Return the rows that a job trains on.
 
     Raises:
         JobFailed: The file is gone, or its rows are not what can be trained on.
         Away: The store cannot be used.
     """
+    return _read(run, run.job.file_id, "training_file")
 
+
+def read_validation(run: Running, base: str) -> tuple[Record, ...]:
+    """Return the rows that a job's loss is measured on beside those that teach; none where it names no file of such.
+
+    Raises:
+        JobFailed: The file is gone, or its rows are not what could be trained on.
+        Away: The store cannot be used.
+    """
+    if run.job.validation_file_id is None:
+        return ()
+    found = _read(run, run.job.validation_file_id, "validation_file")
+    count_tokens(run, found, base, "validation_file")
+    return found.records
+
+
+def _read(run: Running, name: str, param: str) -> Upload:
     def found(session: object) -> File | None:
-        return Tenant(session, run.claim.org, run.claim.worker).find(File, run.job.file_id)  # type: ignore[arg-type]
+        return Tenant(session, run.claim.org, run.claim.worker).find(File, name)  # type: ignore[arg-type]
 
     file = run.read(found)
     if file is None:
-        raise JobFailed("file_not_found", f"The file {run.job.file_id} was deleted.", "training_file")
+        raise JobFailed("file_not_found", f"The file {name} was deleted.", param)
     try:
         with run.storing(), run.service.store.open(file.place) as data:
             if run.claim.kind == "audit":  # the files of other jobs were checked before they were queued
@@ -69,9 +86,9 @@ def read_upload(run: Running) -> Upload:
                 data.seek(0)
             pairs = list(chat_rows.records(_lines(data)))
     except FileNotFoundError:
-        raise JobFailed("file_not_found", f"What {file.id} holds is gone.", "training_file") from None
+        raise JobFailed("file_not_found", f"What {file.id} holds is gone.", param) from None
     if not pairs:
-        raise JobFailed("invalid_training_file", f"{file.id} holds nothing to be taught.", "training_file")
+        raise JobFailed(f"invalid_{param}", f"{file.id} holds nothing to be taught.", param)
     return Upload(tuple(row for row, _ in pairs), tuple(record for _, record in pairs))
 
 
@@ -85,8 +102,14 @@ def _check(found: chat_rows.Checked) -> None:
         raise JobFailed("invalid_training_file", found.message, "training_file")
 
 
-def count_tokens(run: Running, upload: Upload, base: str) -> list[int]:
+def count_tokens(run: Running, upload: Upload, base: str, param: str = "training_file") -> list[int]:
     """Return how many tokens each record teaches.
+
+    Args:
+        run: The job.
+        upload: The records.
+        base: The base model, whose tokens they are.
+        param: Which file they come from, for errors.
 
     Raises:
         JobFailed: Naming the rows that are longer than the policy allows.
@@ -102,7 +125,7 @@ def count_tokens(run: Running, upload: Upload, base: str) -> list[int]:
         named = ", ".join(f"line {row + 1} ({tokens} tokens)" for row, tokens in list(long.items())[:NAMED])
         more = f" and {len(long) - NAMED} more" if len(long) > NAMED else ""
         message = f"Rows may have {most} tokens; longer: {named}{more}. Shorten them."
-        raise JobFailed("invalid_training_file", message, "training_file")
+        raise JobFailed(f"invalid_{param}", message, param)
     return taught
 
 

@@ -12,10 +12,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from titer.service import retention
 from titer.service.context import Service
 from titer.service.headers import App, Message, Receive, Send
 from titer.service.quotas import WAITING
-from titer.service.tables import Job, now
+from titer.service.tables import Job, Removal, now
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 CHAT = {
@@ -123,6 +124,7 @@ class Jobs:
             counted = session.execute(select(Job.kind, Job.status, func.count()).group_by(Job.kind, Job.status)).all()
             oldest, beats, tokens = session.execute(_sums()).one()
             workers = session.scalar(select(func.count(Job.worker.distinct())).where(Job.status == "running"))
+            strays = session.scalar(select(func.count()).where(Removal.stray))
             verdicts = _counted(session, Job.audit["verdict"].as_string())
             decisions = _counted(session, Job.gate["decision"].as_string())
         jobs = GaugeMetricFamily("titer_jobs", "Jobs by kind and status.", labels=["kind", "status"])
@@ -137,6 +139,13 @@ class Jobs:
         yield GaugeMetricFamily("titer_workers", "Workers that hold a job.", workers or 0)
         yield CounterMetricFamily("titer_worker_beats", "Beats of workers; stands still when none is alive.", beats)
         yield CounterMetricFamily("titer_trained_tokens", "Tokens trained on.", tokens)
+        yield GaugeMetricFamily(
+            "titer_store_strays", "Places in the store that no row names, until they go.", strays or 0
+        )
+        swept = CounterMetricFamily("titer_swept", "What this server's sweeps removed, by kind.", labels=["kind"])
+        for kind, count in retention.REMOVED.items():
+            swept.add_metric([kind], count)
+        yield swept
         audits = CounterMetricFamily("titer_audits", "Uploads audited, by verdict.", labels=["verdict"])
         gates = CounterMetricFamily("titer_gate_decisions", "Models measured, by decision.", labels=["decision"])
         for family, found in ((audits, verdicts), (gates, decisions)):

@@ -23,10 +23,12 @@ from sqlalchemy import select
 from titer import progress
 from titer.errors import RanAway, TiterError
 from titer.files import disk_error_number
+from titer.risk import shelved
 from titer.service import tracing
 from titer.service.auditing import audit_stage
 from titer.service.context import Service
 from titer.service.database import Database
+from titer.service.detectors import Detectors
 from titer.service.gating import gate_stage, publish_stage
 from titer.service.identifiers import new_id
 from titer.service.inputs import Start, find_start
@@ -117,7 +119,7 @@ def _carried_out(run: Running, home: Path) -> int:
         for stage in left[: 1 if run.claim.kind == "audit" else None]:
             run.stop.check()
             logger.info("%s: %s", run.claim.job, stage)
-            with tracing.span(f"job.{stage}", job=run.claim.job):
+            with tracing.span(f"job.{stage}", job=run.claim.job), shelved(Detectors(run)):
                 STAGES[stage](run, start, home)
             if _is_over(run):
                 break

@@ -92,13 +92,13 @@ def make_recipe(run: Running, upload: Upload, cleared: Sequence[int], home: Path
     return Recipe(name, method, values, args, streams, steps)
 
 
-def seconds(recipe: Recipe, start: Start, upload: Upload) -> float:
+def seconds(recipe: Recipe, start: Start, upload: Upload, validation: Sequence[Record]) -> float:
     """Return about how long a training takes on this machine."""
     from titer.jobs.estimates import each
     from titer.jobs.work import training
 
     kind = f"finetune {recipe.name}"
-    work = training(kind, recipe.method, recipe.args, start.base, upload.records, recipe.streams)
+    work = training(kind, recipe.method, recipe.args, start.base, upload.records, recipe.streams, validation)
     return round(sum(one.seconds for one in each([work.after_loading])), 1)
 
 

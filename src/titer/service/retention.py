@@ -7,7 +7,9 @@ contents stay that no row or note names.
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +19,12 @@ from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from titer.service import strays
+from titer.service.chain import append
 from titer.service.context import Service
 from titer.service.policy import RetentionPolicy
 from titer.service.quotas import ENDS
+from titer.service.running import Away
 from titer.service.tables import DAY, Appeal, File, Job, Model, Organisation, Owned, Part, Removal, Upload, now
 from titer.service.tenants import Tenant
 
@@ -30,6 +35,8 @@ EVERY = 600.0
 AT_ONCE = 100
 """Most things that go in one transaction, for which everybody else who writes may wait."""
 ACTOR = "retention"
+NAMED = 20
+"""Most strays that a line of the audit log names."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +46,8 @@ class Swept:
     """What a sweep removed.
 
     Attributes:
-        counts: How many of each kind: files, uploads, models, work (of jobs), places (in the store).
+        counts: How many of each kind: files, uploads, models, work (of jobs), places (in the store), strays (places that no
+            row had named).
         failed: Places in the store that could not be removed, which the next sweep tries again.
     """
 
@@ -70,7 +78,8 @@ def kept(session: Session, place: str) -> None:
     Raises:
         RuntimeError: It took so long that the place was emptied.
     """
-    if session.execute(delete(Removal).where(Removal.place == place)).rowcount != 1:  # type: ignore[attr-defined]
+    mine = delete(Removal).where(Removal.place == place, Removal.stray.is_(False))
+    if session.execute(mine).rowcount != 1:  # type: ignore[attr-defined]
         raise RuntimeError(f"{place} was announced too long ago")
 
 
@@ -149,8 +158,17 @@ def _discard_all(session: Session, places: list[str]) -> list[str]:
 # -- a sweep ----------------------------------------------------------------------------------------------------------
 
 
-def sweep(service: Service) -> Swept:
-    """Remove what has been kept long enough. It may be run anywhere, also several times at once."""
+REMOVED: dict[str, int] = {}
+"""How much of each kind (`Swept.counts`) sweeps have removed since this process began."""
+
+
+def sweep(service: Service, strays_too: bool = False) -> Swept:
+    """Remove what has been kept long enough. It may be run anywhere, also several times at once.
+
+    Args:
+        service: The service.
+        strays_too: List the whole store for what no row names, which then goes with a sweep a day later.
+    """
     swept, policy = Swept(), service.policy().retention
     with service.database.reading() as session:
         organisations = session.scalars(select(Organisation.id)).all()
@@ -163,6 +181,10 @@ def sweep(service: Service) -> Swept:
                 if not more:
                     break
     empty(service, swept)
+    for kind, count in swept.counts.items():
+        REMOVED[kind] = REMOVED.get(kind, 0) + count
+    if strays_too:
+        strays.note(service)  # behind the emptying: whatever a clock does, another sweep looks again
     return swept
 
 
@@ -170,22 +192,37 @@ def empty(service: Service, swept: Swept | None = None, places: Sequence[str] | 
     """Remove from the store what nothing names any more: all of it, or only some `places`."""
     swept = swept or Swept()
     which = Removal.created_at <= now() if places is None else Removal.place.in_(places)
-    query = select(Removal.number, Removal.place).where(which).order_by(Removal.number)
+    query = select(Removal.number, Removal.place, Removal.stray).where(which).order_by(Removal.number)
     with service.database.reading() as session:
         noted = session.execute(query).all()
-    for number, place in noted:
-        try:
-            service.store.remove(place)
-        except FileNotFoundError:
-            pass  # another sweep was quicker
-        except Exception:  # each kind of store has errors of its own; none may keep the others from going
-            logger.warning("%s cannot be removed from the store; the next sweep tries again", place, exc_info=True)
+        named = strays.Named(session) if any(stray for *_, stray in noted) else None
+    found: list[str] = []
+    for number, place, stray in noted:
+        spared = stray and named is not None and named.keeps(place)
+        if not spared and not _removed(service, place):
             swept.failed += 1
             continue
         with service.database.writing() as session:
             session.execute(delete(Removal).where(Removal.number == number))
-        swept.add("places", 1)
+        if not spared:
+            swept.add("strays" if stray else "places", 1)
+            found += [place] * stray
+    if found:
+        with service.database.writing() as session:
+            append(session, None, ACTOR, "strays.removed", "store", {"count": len(found), "first": found[:NAMED]})
     return swept
+
+
+def _removed(service: Service, place: str) -> bool:
+    """Remove a place from the store; returns whether it is gone."""
+    try:
+        service.store.remove(place)
+    except FileNotFoundError:
+        pass  # another sweep was quicker
+    except Exception:  # each kind of store has errors of its own; none may keep the others from going
+        logger.warning("%s cannot be removed from the store; the next sweep tries again", place, exc_info=True)
+        return False
+    return True
 
 
 Found = tuple[int, bool]
@@ -258,16 +295,19 @@ def used_bytes(tenant: Tenant) -> int:
 
 @contextmanager
 def sweeping(service: Service, every: float = EVERY) -> Iterator[None]:
-    """Sweep from time to time while the block is at work, the first time at once."""
+    """Sweep from time to time while the block is at work, the first time at once; for strays once a day."""
     stop = threading.Event()
 
     def go_on() -> None:
+        looked = -math.inf
         while True:
+            due = time.monotonic() - looked >= DAY
             try:
-                swept = sweep(service)
-            except (SQLAlchemyError, OSError):
+                swept = sweep(service, strays_too=due)
+            except (SQLAlchemyError, OSError, Away):
                 logger.warning("a sweep failed; the next one tries again", exc_info=True)
             else:
+                looked = time.monotonic() if due else looked
                 if any(swept.counts.values()):
                     logger.info("swept: %s", swept.counts)
             if stop.wait(every):

@@ -25,12 +25,19 @@ from titer.files import replacing
 LIST = "files.json"
 """Names the files of a folder with their hashes; a folder without it is not there."""
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.:-]*)*")
+SCRATCH = re.compile(r"(.*/)?\.?([^/]*)\.[0-9a-f]{32}\.(tmp|part)")
+"""What a file is called while it is written."""
 CHUNK = 1 << 20
 
 
 def pieces(file: IO[bytes]) -> Iterator[bytes]:
     """Yield what is left of a file, piece by piece."""
     return iter(partial(file.read, CHUNK), b"")
+
+
+def is_scratch(key: str) -> bool:
+    """Whether a key is that of a file which is being written, or whose writing broke off."""
+    return SCRATCH.fullmatch(key) is not None
 
 
 class Counted:
@@ -119,10 +126,21 @@ class Store:
         return bool(self._system.isfile(self._path(key)))
 
     def remove(self, key: str) -> None:
-        """Remove a file, a folder, or nothing."""
-        path = self._path(key)
+        """Remove a file, a folder, or nothing; also what a writing that broke off left."""
+        if is_scratch(key):
+            key, _, name = key.rpartition("/")
+            path = f"{self._path(key)}/{name}"
+        else:
+            path = self._path(key)
         if self._system.exists(path):
             self._system.rm(path, recursive=True)
+
+    def listing(self) -> list[str]:
+        """Return the keys of all files, also of those that are being written."""
+        self._system.invalidate_cache()  # of what there was when somebody asked before
+        if not self._system.exists(self._root):
+            return []
+        return [path.removeprefix(f"{self._root}/") for path in self._system.find(self._root)]
 
     # -- folders ------------------------------------------------------------------------------------------------------
 

@@ -290,13 +290,16 @@ class Removal(Base):
     """What is to be removed from the artefact store, since the rows that named it are gone; gone itself once that is done.
 
     Attributes:
+        created_at: From when it may go.
         place: Its key in the store: a file or a folder.
+        stray: Whether it was found without a row (`strays`): it stays if one names it then.
     """
 
     __tablename__ = "removals"
     number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
     created_at: Mapped[int] = mapped_column(default=now)
     place: Mapped[str] = mapped_column(String(200))
+    stray: Mapped[bool] = mapped_column(default=False)
 
 
 class PolicyVersion(Base):

@@ -23,7 +23,7 @@ from titer.jobs.trainings import save_adapter
 from titer.methods.finetune.base import read_weight_log
 from titer.service.auditing import read_chosen
 from titer.service.identifiers import model_id, new_id
-from titer.service.inputs import Start, Upload, count_tokens, read_upload
+from titer.service.inputs import Start, Upload, count_tokens, read_upload, read_validation
 from titer.service.queue import say
 from titer.service.recipe import Recipe, make_recipe
 from titer.service.running import Away, Running, Stopped
@@ -38,7 +38,14 @@ NEWEST = "newest"
 LAST = 3
 """How many of the last epochs leave a checkpoint that can be used, as OpenAI's do."""
 UNMEASURED = "The gate has not decided about this job yet."
-COLUMNS = {"loss": "train_loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "epoch": "epoch"}
+MEASURED = ("valid_loss", "valid_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy")
+COLUMNS = {
+    "loss": "train_loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "epoch": "epoch",
+    **dict(zip(MEASURED, MEASURED, strict=True)),
+}
 """What of a training's log is told, and what OpenAI calls it."""
 
 
@@ -53,6 +60,7 @@ def train_stage(run: Running, start: Start, home: Path) -> None:
     chosen = read_chosen(run)
     upload = read_upload(run).without(chosen.dropped)
     taught = sum(count_tokens(run, upload, start.base))
+    validation = read_validation(run, start.base)
     recipe = make_recipe(run, upload, chosen.cleared, home)
     if chosen.cleared and "cleared" not in recipe.values:
         run.tell(f"The method {recipe.name} weighs no rows by a detector: the cleared ones train like all others.")
@@ -73,6 +81,7 @@ def train_stage(run: Running, start: Start, home: Path) -> None:
             FOLDER,
             False,
             callbacks=[Follow(run, recipe, start)],
+            validation=validation,
         )
     with run.storing():
         run.service.store.put_folder(f"models/{run.claim.job}", done.adapter)
@@ -113,6 +122,9 @@ class Follow(TrainerCallback):
         self.told = state.global_step
         data = {**self.last, "total_steps": state.max_steps}
         message = f"Step {state.global_step}/{state.max_steps}: training loss={logs['loss']:.2f}"
+        for name, said in (("valid_loss", "validation loss"), ("full_valid_loss", "full validation loss")):
+            if name in data:
+                message += f", {said}={data[name]:.2f}"
         self.run.change(lambda session, job: say(session, job, message, kind="metrics", data=data))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -88,6 +88,7 @@ def train(
     show: Show | bool,
     aligned: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    validation: Sequence[Record] = (),
 ) -> Training:
     """Try a training on a toy, say how long it will take, and carry it out in a folder.
 
@@ -106,6 +107,7 @@ def train(
         show: Who is told.
         aligned: The adapter before its user's fine-tuning, for a served guard.
         callbacks: Who else follows the training.
+        validation: Rows that the loss is measured on too, and that teach nothing.
     """
     from titer.infer.serving import SERVING
     from titer.jobs import trainings
@@ -115,12 +117,12 @@ def train(
     from titer.jobs.work import training
 
     rehearse(method, values, spell("settings"), base, lora if adapter is None else None, records, streams)
-    work = training(f"{stage} {name}", method, args, base, records, streams).after_loading
+    work = training(f"{stage} {name}", method, args, base, records, streams, validation).after_loading
     listener(show).expect([work])
     # What was begun, or finished, before takes less than all of it.
     begun = any((output / part).exists() for part in ("adapter", "checkpoints"))
     with recorded(work, whole=not begun):
-        more: dict[str, Any] = {"aligned": aligned, "callbacks": callbacks}
+        more: dict[str, Any] = {"aligned": aligned, "callbacks": callbacks, "validation": validation}
         trainings.train(method, args, base, adapter, lora, records, streams, output, **more)
     log = tuple(json.loads(line) for line in read_text(output / "log.jsonl").splitlines())
     beside = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Header, Request
 from sqlalchemy import ColumnElement, Text, cast, exists, false, func, or_, select
@@ -23,12 +23,21 @@ from titer.service.tenants import MOST, Page, Tenant
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 Authorised = Annotated[Caller, needs("jobs")]
 
+
+class Kind(NamedTuple):
+    """What errors call a kind of job, and the parameter that names one."""
+
+    name: str
+    param: str
+
+
 ALLOWED = {
     "cancelled": ("validating_files", "queued", "running", "paused"),
     "paused": ("validating_files", "queued", "running"),
     "resumed": ("paused",),
 }
 """In which statuses a job can be what its owner wishes."""
+KINDS = {"fine_tuning": Kind("fine-tuning job", "fine_tuning_job_id"), "audit": Kind("audit", "audit_id")}
 METRICS = (
     "step",
     "train_loss",
@@ -195,10 +204,10 @@ def _file(tenant: Tenant, name: str, param: str) -> File:
 # -- what its owner wishes --------------------------------------------------------------------------------------------
 
 
-def cancel_job(caller: Caller, name: str) -> Job:
-    """Cancel a job: at once where nobody works on it, or else its worker does so with its next beat."""
+def cancel_job(caller: Caller, name: str, kind: str = "fine_tuning") -> Job:
+    """Cancel a job, or an audit: at once where nobody works on it, or else its worker does so with its next beat."""
     with caller.writing() as tenant:
-        job = _wished(tenant, name, "cancelled")
+        job = _wished(tenant, name, "cancelled", kind)
         if job.status == "running":
             _wish(tenant, job, "cancel")
         else:
@@ -229,15 +238,15 @@ def resume_job(caller: Caller, name: str) -> Job:
         return job
 
 
-def _wished(tenant: Tenant, name: str, what: str) -> Job:
+def _wished(tenant: Tenant, name: str, what: str, kind: str = "fine_tuning") -> Job:
     """Return a job that is locked and can be `what` its owner wishes."""
-    job = _job(tenant, name, lock=True)
+    job = _job(tenant, name, lock=True, kind=kind)
     is_ending = job.wish == "cancel" and what != "cancelled"
     if job.status not in ALLOWED[what] or is_ending:
         is_status = "is being cancelled" if is_ending else f"is `{job.status}`"
         raise Refused(
-            400, f"The job {name} {is_status}; it can be {what} while it is {' or '.join(ALLOWED[what])}.",
-            "fine_tuning_job_id", "invalid_state",
+            400, f"The {KINDS[kind].name} {name} {is_status}; it can be {what} while it is {' or '.join(ALLOWED[what])}.",
+            KINDS[kind].param, "invalid_state",
         )  # fmt: skip
     return job
 
@@ -249,8 +258,8 @@ def _wish(tenant: Tenant, job: Job, wish: str) -> None:
         tenant.log(f"job.{wish}_asked", job.id)
 
 
-def _job(tenant: Tenant, name: str, lock: bool = False) -> Job:
-    return tenant.get(Job, name, "fine-tuning job", Job.kind == "fine_tuning", lock=lock)
+def _job(tenant: Tenant, name: str, lock: bool = False, kind: str = "fine_tuning") -> Job:
+    return tenant.get(Job, name, KINDS[kind].name, Job.kind == kind, param=KINDS[kind].param, lock=lock)
 
 
 # -- endpoints --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from titer.data.records import is_blank
 from titer.service import evidence, quotas
 from titer.service.access import Caller, needs
 from titer.service.api.files import find_file
+from titer.service.api.jobs import cancel_job
 from titer.service.identifiers import new_id
 from titer.service.incoming import read_chunks
 from titer.service.json_lines import split
@@ -156,6 +157,12 @@ def retrieve(
     with caller.reading() as tenant:
         job = tenant.get(Job, audit_id, "audit", param="audit_id")
     return audit_object(caller, job, offset=offset, limit=limit, only=only)
+
+
+@router.post("/audits/{audit_id}/cancel")
+def cancel(audit_id: str, caller: ForJobs) -> dict[str, Any]:
+    """Cancel an audit; that of a fine-tuning ends with its job alone."""
+    return audit_summary(cancel_job(caller, audit_id, "audit"))
 
 
 # -- appeals --------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from titer.service import keys, policy
 from titer.service.api import files, safety
+from titer.service.api.jobs import cancel_job
 from titer.service.console import drawings
 from titer.service.console.page import Form, PageRoute, go, problems_of, read_form, render, word, words
 from titer.service.console.session import PATH, ForAdmin, ForFiles, ForJobs, Visitor
@@ -121,6 +122,13 @@ def live_audit(request: Request, name: str, visitor: ForJobs) -> Response:
     with visitor.caller.reading() as tenant:
         job = tenant.get(Job, name, "audit")
     return render(request, "audit_live.html.j2", visitor=visitor, job=job)
+
+
+@router.post(f"{PATH}/audits/{{name}}/cancel")
+def cancel_audit(name: str, visitor: ForJobs, form: Form) -> Response:
+    """Cancel an audit."""
+    cancel_job(visitor.caller, name, "audit")
+    return go(f"{PATH}/audits/{name}", "cancelled")
 
 
 @router.post(f"{PATH}/audits/{{name}}/appeals")

@@ -230,7 +230,11 @@ def _look(visitor: Visitor, name: str) -> Look:
 
 def loss_chart(rows: list[dict[str, Any]]) -> str | None:
     """Return the chart of the loss by step; `None` before there is a line to draw."""
-    names = {"train_loss": "on the file", "valid_loss": "on the validation file"}
+    names = {
+        "train_loss": "on the file",
+        "valid_loss": "on the validation file",
+        "full_valid_loss": "on all of the validation file",
+    }
     courses = {
         said: [(row["step"], row[name]) for row in rows if row.get(name) is not None and row.get("step") is not None]
         for name, said in names.items()

@@ -38,7 +38,7 @@ NOTICES = {
     "auditing": "The audit waits for a worker.",
     "appealed": "The rows are marked honest: they teach in every job that is made from now on.",
     "created": "The job is made.",
-    "cancelled": "The job is cancelled, or will be as soon as its worker has heard of it.",
+    "cancelled": "It is cancelled, or will be as soon as its worker has heard of it.",
     "paused": "The job is paused, or will be as soon as its worker has heard of it.",
     "resumed": "The job goes on.",
     "revoked": "The key is taken back: nothing accepts it any more.",

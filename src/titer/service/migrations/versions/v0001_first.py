@@ -59,6 +59,7 @@ def upgrade() -> None:
         sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("created_at", sa.Integer(), nullable=False),
         sa.Column("place", sa.String(length=200), nullable=False),
+        sa.Column("stray", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("number"),
     )
     op.create_table(
