@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import random
 import statistics
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from typing import Any
 import httpx
 import psutil
 from postgres import Postgres
-from service_world import OVER, Client, World, small_model
+from service_world import OVER, Client, World, small_model, watched
 from sqlalchemy import create_engine, insert, text
 
 from titer.jobs.provenance import environment
@@ -176,45 +174,6 @@ def old_jobs(url: str, count: int) -> list[list[str]]:
     return made
 
 
-@dataclass
-class Use:
-    """What a process used.
-
-    Attributes:
-        before: Its memory before, in bytes.
-        most: The most of it.
-        after: What it had in the end.
-        seconds: Of a processor.
-    """
-
-    before: int
-    most: int
-    after: int = 0
-    seconds: float = 0.0
-
-
-@contextlib.contextmanager
-def watched(process: psutil.Process) -> Iterator[Use]:
-    """Look at a process while the block runs."""
-    first = process.memory_info().rss
-    use, over = Use(first, first), threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.2):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                use.most = max(use.most, process.memory_info().rss)
-
-    thread = threading.Thread(target=watch)
-    begun = sum(process.cpu_times()[:2])
-    thread.start()
-    try:
-        yield use
-        use.after, use.seconds = process.memory_info().rss, sum(process.cpu_times()[:2]) - begun
-    finally:
-        over.set()
-        thread.join()
-
-
 def times(answers: Sequence[Answer]) -> dict[str, float]:
     """Return how long answers took."""
     seconds = sorted(answer.seconds for answer in answers)
@@ -242,7 +201,9 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--old", type=int, default=10_000, help="jobs in the table that are over")
-    parser.add_argument("--waiting", type=int, default=40, help="jobs of `one` that wait before those of `two`")
+    parser.add_argument(
+        "--waiting", type=int, default=40, help="jobs of `one` that wait before those of `two`; 0: no jobs"
+    )
     parser.add_argument("--database", action="store_true", help="on PostgreSQL")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was found")
     args = parser.parse_args()
@@ -257,11 +218,10 @@ def main() -> None:
         client = Client(world)
         jobs = old_jobs(world.database or f"sqlite:///{folder / 'data' / 'titer.db'}", args.old)
         first = [client.submit(2 * number) for number in range(args.waiting)]
-        second = [client.submit(2 * number + 1) for number in range(4)]
-        address = f"http://127.0.0.1:{world.port}"
+        second = [client.submit(2 * number + 1) for number in range(4 if args.waiting else 0)]
         with watched(psutil.Process(world.running["server"].pid)) as use:
             begun = time.monotonic()
-            answers = asyncio.run(load(address, client.keys, args.clients, args.seconds, jobs))
+            answers = asyncio.run(load(client.address, client.keys, args.clients, args.seconds, jobs))
             seconds = time.monotonic() - begun
         while any(client.job(name, 1)["status"] not in OVER for name in second):
             time.sleep(1)

@@ -27,6 +27,7 @@ APART = (
     "families",
     "faults",
     "postgres",
+    "service_bulk",
     "service_faults",
     "service_hostile",
     "service_load",
