@@ -28,9 +28,9 @@ KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.:-]*)*")
 CHUNK = 1 << 20
 
 
-def pieces(file: IO[bytes]) -> Iterator[bytes]:
+def pieces(file: IO[bytes], size: int = CHUNK) -> Iterator[bytes]:
     """Yield what is left of a file, piece by piece."""
-    return iter(partial(file.read, CHUNK), b"")
+    return iter(partial(file.read, size), b"")
 
 
 class Counted:
