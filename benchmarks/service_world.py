@@ -164,7 +164,8 @@ class Client:
         url = f"{self.address}{path}"
         for _ in range(600):
             with contextlib.suppress(httpx.TransportError):
-                answer = httpx.request(method, url, headers=headers, timeout=30, **more)
+                # Without TLS nothing needs its certificates, which take a while to read each time.
+                answer = httpx.request(method, url, headers=headers, timeout=30, verify=False, **more)
                 if answer.status_code < 500:
                     answer.raise_for_status()
                     return dict(answer.json())
