@@ -1,8 +1,9 @@
 """Hostile clients: requests made by schemathesis from the OpenAPI document, and by Hypothesis, against a running service.
 
-Nothing may be answered with 500 and more, no answer to one organisation may hold what another one put there, and no file may
-appear outside of the service's folder. Then come one upload of a gigabyte, one of compressed zeros, and clients that send a
-byte a second.
+A stranger with a key of organisation `two` has the ids of all that `one` put there. Nothing may be answered with 500 and more, no
+answer may hold what `one` put there and nothing of it may change, no text may become a control token, and no file may appear under
+a name that a client chose or stay in the store without a row that names it. Then come uploads of a gigabyte, compressed zeros, and
+clients that send, or read, a byte a second (`service_bulk`).
 
 Examples:
     python benchmarks/service_hostile.py --folder hostile --requests 10000
@@ -12,36 +13,67 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gzip
 import json
 import random
-import socket
+import re
+import sqlite3
+import subprocess
 import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
-import psutil
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from postgres import Postgres
+from service_bulk import large, slow
 from service_world import Client, World, small_model
 
 from titer.jobs.provenance import environment
+from titer.models import Template, load_tokenizer
 
 MARK = "zq-titer-mark-one-zq"
 """Stands in all that organisation `one` puts into the service, and in nothing that `two` says."""
+STRAY = "zqstray"
+"""Stands in all names that `two` gives to files."""
+ROWS = 12
+KINDS = {
+    "file_id": "file",
+    "upload_id": "upload",
+    "fine_tuning_job_id": "job",
+    "job_id": "job",
+    "audit_id": "audit",
+    "key_id": "key",
+    "model": "model",
+}
+"""Which of an organisation's things a parameter of a path names."""
+PAGES = (
+    "/v1/files/{}", "/v1/files/{}/content", "/v1/fine_tuning/jobs/{}", "/v1/fine_tuning/jobs/{}/events",
+    "/v1/fine_tuning/jobs/{}/checkpoints", "/v1/models/{}", "/titer/v1/audits/{}", "/titer/v1/jobs/{}/safety",
+    "/v1/files?after={}", "/v1/files?purpose={}", "/v1/fine_tuning/jobs?after={}", "/v1/fine_tuning/jobs?limit={}",
+    "/v1/fine_tuning/jobs?metadata[{}]=x", "/titer/v1/appeals?file_id={}", "/titer/v1/audit-log?before={}",
+    "/titer/v1/audit-log?action={}", "/console/files/{}", "/console/jobs/{}", "/console/audits/{}", "/console/chat?model={}",
+    "/console/log?q={}", "/console/{}",
+)  # fmt: skip
+FREELY: dict[str, Any] = {
+    "database": None,
+    "deadline": None,
+    "phases": [Phase.generate],
+    "suppress_health_check": list(HealthCheck),
+}
+"""Settings of Hypothesis: nothing is learnt, shrunk or timed."""
 
 
 class Watch:
     """Looks at each answer.
 
     Attributes:
-        statuses: How often each status came, by operation.
+        statuses: How often each status came.
         wrong: What must not be.
     """
 
@@ -49,172 +81,227 @@ class Watch:
         self.statuses: Counter[int] = Counter()
         self.wrong: list[str] = []
 
+    @property
+    def answered(self) -> int:
+        """How many answers there were."""
+        return sum(self.statuses.values())
+
     def saw(self, what: str, status: int, body: bytes) -> None:
         """Take note of an answer."""
         self.statuses[status] += 1
-        if status >= 500 and status != 501:
+        if status >= 500 and not (status == 503 and what.endswith("/titer/v1/ready")):
             self.wrong.append(f"{what}: {status} {body[:200]!r}")
         if MARK.encode() in body:
             self.wrong.append(f"{what}: {status} holds another organisation's data")
         if status >= 400 and b'"error"' not in body and b"<html" not in body.lower():
             self.wrong.append(f"{what}: {status} without an error body: {body[:200]!r}")
 
-
-def things_of_one(client: Client) -> dict[str, str]:
-    """Let organisation `one` have a file, an upload, a job and an audit, each marked; returns their ids."""
-    line = {"messages": [{"role": "user", "content": MARK}, {"role": "assistant", "content": MARK}]}
-    rows = (json.dumps(line) + "\n").encode() * 12
-    file = client.request(
-        "POST", "/v1/files", 0, files={"file": (f"{MARK}.jsonl", rows)}, data={"purpose": "fine-tune"}
-    )["id"]
-    asked = {"model": "tiny", "training_file": file, "metadata": {"note": MARK}, "suffix": "mark"}
-    job = client.request("POST", "/v1/fine_tuning/jobs", 0, json=asked)["id"]
-    part = {"filename": f"{MARK}.jsonl", "purpose": "fine-tune", "bytes": 10, "mime_type": "text/jsonl"}
-    upload = client.request("POST", "/v1/uploads", 0, json=part)["id"]
-    audit = client.request("POST", "/titer/v1/audits", 0, json={"file_id": file})["id"]
-    client.request("POST", f"/titer/v1/files/{file}/appeals", 0, json={"rows": [0], "reason": MARK})
-    return {"file": file, "job": job, "upload": upload, "audit": audit}
+    def check(self, holds: bool, what: str) -> None:
+        """Note what must not be."""
+        if not holds:
+            self.wrong.append(what)
 
 
-def by_schema(address: str, key: str, ids: dict[str, str], count: int, watch: Watch) -> int:
-    """Send requests that the OpenAPI document allows, and some that it does not; returns how many."""
+def things_of(client: Client, org: int, mark: str) -> dict[str, str]:
+    """Let an organisation have a file, an upload, a job, an audit and a key, each marked; returns their ids."""
+    line = {"messages": [{"role": "user", "content": mark}, {"role": "assistant", "content": mark}]}
+    rows = (json.dumps(line) + "\n").encode() * ROWS
+    form: dict[str, Any] = {"files": {"file": (f"{mark}.jsonl", rows)}, "data": {"purpose": "fine-tune"}}
+    file = client.request("POST", "/v1/files", org, **form)["id"]
+    asked = {"model": "tiny", "training_file": file, "metadata": {"note": mark}, "suffix": "mark"}
+    job = client.request("POST", "/v1/fine_tuning/jobs", org, json=asked)["id"]
+    part = {"filename": f"{mark}.jsonl", "purpose": "fine-tune", "bytes": 10, "mime_type": "text/jsonl"}
+    upload = client.request("POST", "/v1/uploads", org, json=part)["id"]
+    audit = client.request("POST", "/titer/v1/audits", org, json={"file_id": file})["id"]
+    client.request("POST", f"/titer/v1/files/{file}/appeals", org, json={"rows": [0], "reason": mark})
+    key = client.request("POST", "/titer/v1/keys", org, json={"name": mark})["id"]
+    return {"file": file, "job": job, "upload": upload, "audit": audit, "key": key, "model": f"ft:tiny:one:mark:{job}"}
+
+
+def seen_by_one(client: Client, ids: dict[str, str]) -> list[Any]:
+    """Return what its owner sees of the things of `one` that no worker changes; a job that ends leaves a file of its own."""
+    paths = ("/v1/files?purpose=fine-tune", "/titer/v1/keys?limit=100", "/titer/v1/appeals", f"/v1/files/{ids['file']}")
+    found: list[Any] = [client.request("GET", path, 0) for path in paths]
+    for key in found[1]["data"]:
+        del key["used_at"]
+    jobs = client.request("GET", "/v1/fine_tuning/jobs", 0)["data"]
+    return [*found, [(job["id"], job["metadata"], job["titer"]["wish"]) for job in jobs]]
+
+
+def by_schema(client: Client, theirs: dict[str, str], count: int, number: int, watch: Watch) -> None:
+    """Send requests that the OpenAPI document allows, and as many that it does not, with ids of both organisations or none."""
+    address, key = client.address, client.keys[1]
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json", headers={"Authorization": f"Bearer {key}"})
     operations = [result.ok() for result in schema.get_all_operations()]
-    each = -(-count // len(operations))
-    sent, draw = 0, random.Random(0)
-    client = httpx.Client(base_url=address, timeout=60)
-    for operation in operations:
+    draw = random.Random(number)
 
-        @given(case=operation.as_strategy(), honest=st.booleans())
-        @settings(max_examples=each, database=None, deadline=None, phases=[Phase.generate],
-                  suppress_health_check=list(HealthCheck))  # fmt: skip
-        def send(case: Any, honest: bool) -> None:
-            nonlocal sent
-            if honest and case.path_parameters:  # another organisation's real ids
-                case.path_parameters = {name: draw.choice(list(ids.values())) for name in case.path_parameters}
-            what = f"{case.method} {case.formatted_path}"
+    def attack(operation: Any, mode: schemathesis.GenerationMode, own: dict[str, str]) -> None:
+        @seed(number)
+        @given(case=operation.as_strategy(generation_mode=mode), whose=st.sampled_from(("nobody", "one", "two")))
+        @settings(max_examples=-(-count // (2 * len(operations))), **FREELY)
+        def send(case: Any, whose: str) -> None:
+            if whose != "nobody" and case.path_parameters:
+                ids = own if whose == "two" else theirs
+                # One of the right kind, or of any.
+                case.path_parameters = {
+                    name: ids[KINDS[name]] if draw.random() < 0.8 else draw.choice(list(ids.values()))
+                    for name in case.path_parameters
+                }
             try:
                 answer = case.call(base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=60)
             except (UnicodeError, ValueError):  # what no client can send
-                watch.statuses[0] += 1
                 return
-            sent += 1
-            watch.saw(what, answer.status_code, answer.content)
+            watch.saw(f"{case.method} {case.formatted_path}", answer.status_code, answer.content)
 
-        send()
-    client.close()
-    return sent
+        with contextlib.suppress(Unsatisfiable):  # without parameters there is nothing that could be wrong
+            send()
+
+    for operation in operations:
+        own = things_of(client, 1, "own")
+        for mode in schemathesis.GenerationMode:
+            attack(operation, mode, own)
+        with contextlib.suppress(httpx.HTTPStatusError):  # over already
+            client.request("POST", f"/v1/fine_tuning/jobs/{own['job']}/cancel", 1)
 
 
-def by_hand(address: str, key: str, ids: dict[str, str], count: int, watch: Watch) -> int:
-    """Upload arbitrary bytes under arbitrary names, and ask for arbitrary ids; returns how many requests that were."""
-    client = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, timeout=60)
-    names = st.one_of(
-        st.text(min_size=1, max_size=60),
-        st.sampled_from(
-            ["../../etc/passwd", "a/b.jsonl", "..\\..\\x", "\x00.jsonl", "%2e%2e%2fx", "CON", ".", "-rf", "a" * 5000]
-        ),
-    )
-    content = st.text(max_size=40) | st.sampled_from(["<|im_start|>system", "<|im_end|>", "<|endoftext|>", "\ud800"])
-    message = st.fixed_dictionaries(
-        {"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": content}
-    )
-    line = st.one_of(
-        st.builds(lambda found: json.dumps({"messages": found}).encode(), st.lists(message, max_size=4)),
-        st.binary(max_size=80),
-        st.sampled_from([b"", b"{}", b"[]", b"null", b'{"messages": NaN}', b"[" * 3000, b'{"a":1,"a":2}', b"\xff\xfe"]),
-    )
-    strange = st.one_of(
-        st.text(max_size=40),
-        st.sampled_from([*ids.values(), "../x", "%2e%2e%2f", "'; DROP TABLE jobs; --", "\x00", "ft:a:b:c"]),
-    )
-    sent = 0
+def signed_in(client: Client, org: int) -> httpx.Client:
+    """Return a browser that is signed in to the console, which has the key too."""
+    browser = httpx.Client(base_url=client.address, timeout=60)
+    found = re.search(r'name="csrf" value="(\w+)"', browser.get("/console/sign-in").text)
+    token = "" if found is None else found[1]
+    browser.post("/console/sign-in", data={"csrf": token, "key": client.keys[org]})
+    if browser.get("/console").status_code != 200:
+        raise SystemExit("The console lets nobody in.")
+    browser.headers["Authorization"] = f"Bearer {client.keys[org]}"
+    return browser
 
-    @given(name=names, lines=st.lists(line, max_size=14), other=strange)
-    @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))  # fmt: skip
-    def send(name: str, lines: list[bytes], other: str) -> None:
-        nonlocal sent
-        quoted = httpx.QueryParams({"x": other})["x"]
-        tries = [
-            ("upload", lambda: client.post("/v1/files", files={"file": (name, b"\n".join(lines))}, data={"purpose": "fine-tune"})),
-            ("file", lambda: client.get(httpx.URL(address).copy_with(path=f"/v1/files/{quoted}"))),
-            ("job", lambda: client.post("/v1/fine_tuning/jobs", json={"model": other, "training_file": other})),
-            ("chat", lambda: client.post("/v1/chat/completions", content=json.dumps(
-                {"model": other, "messages": [{"role": "user", "content": other}], "max_tokens": 1}))),
+
+TEXTS = st.text(max_size=40) | st.lists(
+    st.sampled_from(
+        ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_", "end|>", "system\n", "</s>", "\ue000", "\n", " ", "a"]
+    ),
+    max_size=8,
+).map("".join)
+NAMES = st.one_of(
+    st.text(max_size=60).map(lambda name: name + STRAY),
+    st.sampled_from(
+        [
+            f"../../etc/{STRAY}", f"a/{STRAY}.jsonl", f"..\\..\\{STRAY}", f"\x00{STRAY}", f"%2e%2e%2f{STRAY}", f"/tmp/{STRAY}",
+            f"-rf {STRAY}", f"{STRAY}\r\nX: y", "CON", ".", "..", "", "a" * 5000,
+        ]
+    ),
+)  # fmt: skip
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": TEXTS | st.just("\ud800")}
+)
+LINE = st.one_of(
+    st.builds(lambda found: json.dumps({"messages": found}).encode(), st.lists(MESSAGE, max_size=4)),
+    st.binary(max_size=80),
+    st.sampled_from(
+        [b"", b"{}", b"[]", b"null", b'{"messages": NaN}', b"[" * 3000, b'{"a":1,"a":2}', b"\xff\xfe", b"9" * 5000]
+    ),
+)
+PAIR = st.builds(
+    lambda asked, said: json.dumps(
+        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+    ).encode(),
+    TEXTS.map(lambda text: f"a{text}"), TEXTS.map(lambda text: f"b{text}"),
+)  # fmt: skip
+"""Right rows, of odd texts."""
+LINES = st.lists(LINE, max_size=14) | st.lists(PAIR, min_size=10, max_size=14)
+
+
+def strange(ids: dict[str, str]) -> st.SearchStrategy[str]:
+    """Return ids and values that nobody should ask for."""
+    known = ["../x", "..", "%2e%2e%2f", "'; DROP TABLE jobs; --", "\x00", "ft:a:b:c", "-1", "1e9", "9" * 400, "tiny"]
+    return st.text(max_size=40) | st.sampled_from([*ids.values(), *known])
+
+
+def by_hand(client: Client, ids: dict[str, str], count: int, number: int, watch: Watch, template: Template) -> None:
+    """Upload arbitrary bytes under arbitrary names, ask for arbitrary ids, and chat in control tokens."""
+    browser = signed_in(client, 1)
+
+    def upload(name: str, data: bytes) -> httpx.Response:
+        answer = browser.post("/v1/files", files={"file": (name, data)}, data={"purpose": "fine-tune"})
+        if answer.status_code == 200:
+            file = f"/v1/files/{answer.json()['id']}"
+            watch.check(browser.get(f"{file}/content").content == data, f"{name!r} is not what was uploaded")
+            browser.delete(file).raise_for_status()
+        return answer
+
+    def chat(asked: list[dict[str, str]]) -> httpx.Response:
+        body = json.dumps({"model": "tiny", "messages": asked, "max_tokens": 1}, ensure_ascii=False)
+        answer = browser.post("/v1/chat/completions", content=body.encode())
+        if answer.status_code == 200:
+            told, expected = answer.json()["usage"]["prompt_tokens"], len(template.prompt_ids(asked))
+            watch.check(told == expected, f"the prompt of {asked!r} has {told} tokens, not {expected}")
+        return answer
+
+    @seed(number)
+    @given(name=NAMES, lines=LINES, text=TEXTS, other=strange(ids), page=st.sampled_from(PAGES), raw=st.booleans())
+    @settings(max_examples=count, **FREELY)
+    def send(name: str, lines: list[bytes], text: str, other: str, page: str, raw: bool) -> None:
+        shown = other.encode("unicode_escape").decode().replace(" ", "") if raw else quote(other, safe="")
+        path = client.address.encode() + page.format(shown).encode()
+        job = {"model": other, "training_file": other, "suffix": name, "metadata": {other: name}}
+        asked = [{"role": "user", "content": f"a{text}"}]
+        form = {"name": name, "file_id": other, "model": other, "reason": name, "rows": other}
+        tries: list[tuple[str, Callable[[], httpx.Response]]] = [
+            ("upload", lambda: upload(name, b"\n".join(lines))),
+            ("page", lambda: browser.get(httpx.URL(path.decode()))),
+            ("delete", lambda: browser.delete(f"{client.address}/v1/{'files' if raw else 'models'}/{shown}")),
+            ("job", lambda: browser.post("/v1/fine_tuning/jobs", json=job)),
+            ("chat", lambda: chat(asked)),
+            ("chat elsewhere", lambda: browser.post("/v1/chat/completions", json={"model": other, "messages": asked})),
+            ("form", lambda: browser.post(f"/console/files/{shown}/delete", data=form)),
+            ("header", lambda: browser.get("/v1/models", headers={"Authorization": b"Bearer " + other.encode()})),
         ]  # fmt: skip
         for what, ask in tries:
-            with contextlib.suppress(UnicodeError, httpx.InvalidURL, ValueError):
+            # What no client can send, or this one does not.
+            with contextlib.suppress(UnicodeError, httpx.InvalidURL, httpx.LocalProtocolError, ValueError):
                 answer = ask()
-                sent += 1
-                watch.saw(f"{what} {name!r} {other!r}", answer.status_code, answer.content)
+                watch.saw(f"{what} {name!r} {other!r} {page}", answer.status_code, answer.content)
 
     send()
-    client.close()
-    return sent
+    browser.close()
 
 
-def large(address: str, key: str, watch: Watch, server: psutil.Process) -> dict[str, Any]:
-    """Upload a gigabyte, and compressed zeros; returns what came of it and how far the server's memory grew."""
-    headers = {"Authorization": f"Bearer {key}"}
-    before, most, over = server.memory_info().rss, [0], threading.Event()
+def no_control_tokens(template: Template, count: int, number: int, watch: Watch) -> None:
+    """Look whether a text, among control tokens or made of them, adds one to a conversation."""
+    control = set(template.tokenizer.added_tokens_encoder.values())
 
-    def look() -> None:
-        while not over.wait(0.05):
-            most[0] = max(most[0], server.memory_info().rss)
+    def controls(text: str) -> int:
+        return sum(token in control for token in template.prompt_ids([{"role": "user", "content": text}]))
 
-    looking = threading.Thread(target=look)
-    looking.start()
+    plain = controls("a")
 
-    def body() -> Iterator[bytes]:
-        edge = b'--edge\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n--edge\r\n'
-        yield edge + b'Content-Disposition: form-data; name="file"; filename="large.jsonl"\r\n\r\n'
-        line = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 10_000
-        for _ in range(2**30 // len(line)):
-            yield line
-        yield b"\r\n--edge--\r\n"
+    @seed(number)
+    @given(text=TEXTS)
+    @settings(max_examples=count, **FREELY)
+    def look(text: str) -> None:
+        watch.check(controls(f"a{text}") == plain, f"{text!r} adds a control token")
 
-    found: dict[str, Any] = {}
-    kind = {"Content-Type": "multipart/form-data; boundary=edge"}
-    try:
-        answer = httpx.post(f"{address}/v1/files", headers={**headers, **kind}, content=body(), timeout=600)
-        found["gigabyte"] = answer.status_code
-        watch.saw("a gigabyte", answer.status_code, answer.content)
-    except httpx.HTTPError as error:  # refused while it was still being sent, which is right
-        found["gigabyte"] = f"connection closed ({type(error).__name__})"
-    bomb = gzip.compress(bytes(200_000_000))
-    answer = httpx.post(
-        f"{address}/v1/files", headers={**headers, **kind, "Content-Encoding": "gzip"}, content=bomb, timeout=60
-    )
-    found["zip bomb"] = answer.status_code
-    watch.saw("a zip bomb", answer.status_code, answer.content)
-    over.set()
-    looking.join()
-    found["memory_growth_megabytes"] = (most[0] - before) / 1e6
-    return found
+    look()
 
 
-def slow(address: str, key: str, clients: int, seconds: float) -> dict[str, Any]:
-    """Hold many connections that send a byte a second, and say how long others wait meanwhile."""
-    host = httpx.URL(address)
-    head = (
-        f"POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\nContent-Length: 100000\r\n\r\n"
-    )
-    sockets = [socket.create_connection((host.host, host.port or 80)) for _ in range(clients)]
-    waits = []
-    end, place = time.monotonic() + seconds, 0
-    while time.monotonic() < end:
-        for one in sockets:
-            with contextlib.suppress(OSError):
-                one.sendall(head[place : place + 1].encode() if place < len(head) else b"x")
-        place += 1
-        begun = time.perf_counter()
-        httpx.get(f"{address}/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=30).raise_for_status()
-        waits.append(time.perf_counter() - begun)
-        time.sleep(1)
-    for one in sockets:
-        one.close()
-    return {"clients": clients, "longest_wait_of_another": max(waits)}
+def left_behind(world: World, postgres: Postgres | None) -> list[str]:
+    """Return files under names that a client chose, those of the store that no row names, and rows whose files are not there."""
+    found = subprocess.run(
+        ["find", "/", "-xdev", "-name", f"*{STRAY}*"], capture_output=True, text=True, check=False
+    ).stdout.splitlines()
+    if postgres is not None:
+        return found
+    with contextlib.closing(sqlite3.connect(world.folder / "data" / "titer.db")) as database:
+        query = "SELECT place FROM files UNION SELECT place FROM parts UNION SELECT place FROM removals"
+        named = {row[0] for row in database.execute(query)}
+        kept = {row[0] for row in database.execute("SELECT place FROM files UNION SELECT place FROM parts")}
+    there = {
+        str(path.relative_to(world.store))
+        for kind in ("files", "parts")
+        for path in (world.store / kind).rglob("*")
+        if path.is_file()
+    }
+    return [*found, *(f"no row names {place}" for place in there - named), *(f"no {place}" for place in kept - there)]
 
 
 def main() -> None:
@@ -225,30 +312,41 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, required=True, help="where everything goes; is emptied")
     parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--bytes", type=int, default=2**30, help="of the large uploads")
+    parser.add_argument("--slow", type=float, default=75, help="seconds of the slow clients")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--database", action="store_true", help="on PostgreSQL")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was found")
     args = parser.parse_args()
     folder = args.folder.absolute()
-    world = World(folder, small_model(folder.with_name(f"{folder.name}-model")), None, 1)
-    watch = Watch()
+    postgres = Postgres(Path(f"/tmp/titer-hostile-{args.seed}-{id(args):x}")) if args.database else None
+    model = small_model(folder.with_name(f"{folder.name}-model"))
+    world = World(folder, model, postgres.new() if postgres else None, 1)
+    watch, template = Watch(), Template(load_tokenizer(str(model)))
     try:
         world.ensure()
         world.wait()
         client = Client(world)
-        ids = things_of_one(client)
-        beside = sorted(path.name for path in folder.parent.iterdir())
-        address, key = f"http://127.0.0.1:{world.port}", client.keys[1]
-        sent = by_schema(address, key, ids, args.requests // 2, watch)
-        sent += by_hand(address, key, ids, args.requests // 8, watch)
-        server = psutil.Process(world.running["server"].pid)
-        sizes = large(address, key, watch, server)
-        waits = slow(address, key, 100, 15)
-        strays = sorted({path.name for path in folder.parent.iterdir()} - set(beside))
-        strays += [str(path) for path in Path("/etc").glob("*.jsonl")]
+        ids = things_of(client, 0, MARK)
+        before = seen_by_one(client, ids)
+        by_schema(client, ids, args.requests // 2, args.seed, watch)
+        by_schema_count = watch.answered
+        by_hand(client, ids, args.requests // 16, args.seed, watch, template)
+        no_control_tokens(template, args.requests // 4, args.seed, watch)
+        watch.check(seen_by_one(client, ids) == before, "something of `one` was changed")
+        by_hand_count = watch.answered - by_schema_count
+        sizes = large(client, world, args.bytes, watch.saw)
+        waits = slow(client, args.slow, watch.check)
+        strays = left_behind(world, postgres)
     finally:
         world.stop()
+        if postgres:
+            postgres.remove()
     result = {
-        "benchmark": "service_hostile", "requests": sent, "statuses": dict(sorted(watch.statuses.items())),
-        "wrong": watch.wrong, "strays": strays, "large": sizes, "slow": waits, **environment(),
+        "benchmark": "service_hostile", "database": "postgresql" if postgres else "sqlite", "seed": args.seed,
+        "by_schema": by_schema_count, "by_hand": by_hand_count, "statuses": dict(sorted(watch.statuses.items())),
+        "wrong": watch.wrong[:100], "wrong_in_all": len(watch.wrong), "left_behind": strays,
+        "large": sizes, "slow": waits, **environment(),
     }  # fmt: skip
     print(json.dumps(result, indent=1))
     if args.json:

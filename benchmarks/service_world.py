@@ -12,7 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -152,16 +155,17 @@ class Client:
     """Two organisations' keys, with patience: a server that was killed comes again."""
 
     def __init__(self, world: World) -> None:
-        self.world = world
+        self.world, self.address = world, f"http://127.0.0.1:{world.port}"
         self.keys = [world.key(name) for name in ("one", "two")]
 
     def request(self, method: str, path: str, org: int, **more: Any) -> dict[str, Any]:
-        """Send a request until the server answers it, with less than 500."""
+        """Send a request until the server answers it, with less than 500; raises what is not served."""
         headers = {"Authorization": f"Bearer {self.keys[org]}", **more.pop("headers", {})}
-        url = f"http://127.0.0.1:{self.world.port}{path}"
+        url = f"{self.address}{path}"
         for _ in range(600):
-            with contextlib.suppress(httpx.HTTPError):
-                answer = httpx.request(method, url, headers=headers, timeout=30, **more)
+            with contextlib.suppress(httpx.TransportError):
+                # Without TLS nothing needs its certificates, which take a while to read each time.
+                answer = httpx.request(method, url, headers=headers, timeout=30, verify=False, **more)
                 if answer.status_code < 500:
                     answer.raise_for_status()
                     return dict(answer.json())
@@ -190,3 +194,47 @@ class Client:
     def job(self, name: str, org: int) -> dict[str, Any]:
         """Return a job."""
         return self.request("GET", f"/v1/fine_tuning/jobs/{name}", org)
+
+
+@dataclass
+class Use:
+    """What a process used.
+
+    Attributes:
+        before: Its memory before, in bytes.
+        most: The most of it.
+        after: What it had in the end.
+        seconds: Of a processor.
+    """
+
+    before: int
+    most: int
+    after: int = 0
+    seconds: float = 0.0
+
+    @property
+    def grown(self) -> int:
+        """By how many bytes its memory grew at most."""
+        return self.most - self.before
+
+
+@contextlib.contextmanager
+def watched(process: psutil.Process) -> Iterator[Use]:
+    """Look at a process while the block runs."""
+    first = process.memory_info().rss
+    use, over = Use(first, first), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                use.most = max(use.most, process.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    begun = sum(process.cpu_times()[:2])
+    thread.start()
+    try:
+        yield use
+        use.after, use.seconds = process.memory_info().rss, sum(process.cpu_times()[:2]) - begun
+    finally:
+        over.set()
+        thread.join()

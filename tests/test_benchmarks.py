@@ -30,6 +30,7 @@ APART = (
     "postgres",
     "gpu_table",
     "scale",
+    "service_bulk",
     "service_faults",
     "service_hostile",
     "service_load",

@@ -455,3 +455,27 @@ def test_the_application_leaves_torch_to_the_first_chat():
     code = "import sys, titer.service.app; assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_chats_that_wait_for_a_model_hold_nobody_else_up(server, service, monkeypatch):
+    """More of them than the server has threads, while the tokenizer is read, which is when a server has just started."""
+    import titer.models
+
+    wait, load, asked = threading.Event(), titer.models.load_tokenizer, threading.Event()
+
+    def slowly(place):
+        asked.set()
+        assert wait.wait(30)
+        return load(place)
+
+    monkeypatch.setattr(titer.models, "load_tokenizer", slowly)
+    client = OpenAI(base_url=f"{server}/v1", api_key=new_key(service), max_retries=0)
+    with client, ThreadPoolExecutor(45) as pool:
+        try:
+            chats = [pool.submit(ask, client, max_completion_tokens=1) for _ in range(45)]
+            assert asked.wait(10)
+            time.sleep(0.5)  # the others come as well
+            assert [model.id for model in client.with_options(timeout=5).models.list()] == ["tiny"]
+        finally:
+            wait.set()
+        assert all(said(chat.result()) is not None for chat in chats)

@@ -301,6 +301,35 @@ def test_nothing_is_kept_of_a_client_that_goes_away(server, service):
 # -- deletion, expiry, whose they are ---------------------------------------------------------------------------------
 
 
+def test_little_is_held_of_a_file_for_a_client_that_does_not_read(service):
+    """What a client is sent of a large file while it takes nothing: a piece, which 800 of them may have at a time."""
+    app, sent = create_app(service), []
+    with TestClient(app, headers={"Authorization": f"Bearer {key_of(service)}"}) as client:
+        file = client.post("/v1/files", files={"file": ("a", bytes(1 << 20))}, data={"purpose": "user_data"}).json()
+
+        async def receive():
+            await anyio.sleep_forever()
+
+        async def send(message):
+            sent.append(len(message.get("body", b"")))
+            if sent[-1]:
+                await anyio.sleep_forever()
+
+        async def ask():
+            headers = [(b"host", b"127.0.0.1"), (b"authorization", client.headers["authorization"].encode())]
+            path = f"/v1/files/{file['id']}/content"
+            scope = {
+                "type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"",
+                "headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "scheme": "http",
+                "http_version": "1.1", "root_path": "",
+            }  # fmt: skip
+            with anyio.move_on_after(1):
+                await app(scope, receive, send)
+
+        anyio.run(ask)
+    assert 0 < sum(sent) <= 1 << 18
+
+
 @pytest.mark.parametrize("role", ["file_id", "validation_file_id"])
 def test_a_file_that_a_job_needs_cannot_be_deleted(client, service, role):
     first, second = (upload(client).json()["id"] for _ in range(2))

@@ -1,9 +1,12 @@
 """What operators use: health, readiness, metrics, policies, keys and the audit log over HTTP, and traces."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
-from conftest import key_of
+from conftest import key_of, served
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -31,6 +34,25 @@ def code_of(response):
 
 
 # -- health -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_with_all_its_threads_at_work_is_healthy(service):
+    """Whoever watches it would end it for an answer that does not come, and with it what it works on."""
+    app, ready, end = create_app(service), threading.Semaphore(0), threading.Event()
+    threads = 40  # of anyio's, for all endpoints that may wait
+
+    def busy():
+        ready.release()
+        end.wait(20)
+
+    app.add_api_route("/busy", busy)
+    with served(service, app) as address, ThreadPoolExecutor(threads) as pool:
+        try:
+            asked = [pool.submit(httpx.get, f"{address}/busy", timeout=30) for _ in range(threads)]
+            assert all(ready.acquire(timeout=10) for _ in asked)
+            assert httpx.get(f"{address}/titer/v1/health", timeout=5).json()["status"] == "ok"
+        finally:
+            end.set()
 
 
 def test_health_and_readiness_need_no_key(service):

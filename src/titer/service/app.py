@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import anyio
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -48,6 +49,7 @@ def create_app(service: Service, hosts: Iterable[str] = ()) -> FastAPI:
     app = Application(title="titer", version=__version__, docs_url=None, redoc_url=None)
     app.state.service, app.state.hosts = service, list(hosts)
     app.state.limits, app.state.health = Limits(service), Health(service)
+    app.state.chatting = anyio.CapacityLimiter(chat.THREADS)
     app.state.figures = Figures(service, lambda: chat.desk_of(app).load)
     for module in (files, uploads, jobs, models, chat, safety, operations):
         app.include_router(module.router, dependencies=[Depends(check_texts)])

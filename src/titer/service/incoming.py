@@ -26,6 +26,8 @@ PURPOSES = ("fine-tune", "user_data")
 RESULTS = "fine-tune-results"
 EXPIRES = (3600, 2592000)
 """Least and most seconds after which a file may expire."""
+SENT = 1 << 17
+"""Bytes of a file that are sent at a time: so many, and as many again, are held for each client that does not read them."""
 
 
 def check_purpose(purpose: str | None) -> str:
@@ -271,6 +273,6 @@ def read_chunks(store: Store, place: str) -> Iterator[bytes]:
 
     def chunks() -> Iterator[bytes]:
         with file:
-            yield from pieces(file)
+            yield from pieces(file, SENT)
 
     return chunks()

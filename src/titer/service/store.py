@@ -30,9 +30,9 @@ SCRATCH = re.compile(r"(.*/)?\.?([^/]*)\.[0-9a-f]{32}\.(tmp|part)")
 CHUNK = 1 << 20
 
 
-def pieces(file: IO[bytes]) -> Iterator[bytes]:
+def pieces(file: IO[bytes], size: int = CHUNK) -> Iterator[bytes]:
     """Yield what is left of a file, piece by piece."""
-    return iter(partial(file.read, CHUNK), b"")
+    return iter(partial(file.read, size), b"")
 
 
 def is_scratch(key: str) -> bool:

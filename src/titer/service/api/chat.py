@@ -9,6 +9,8 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+import anyio
+import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -24,6 +26,9 @@ from titer.version import __version__
 
 SECONDS = 1.0
 """How often to look whether a client is still there."""
+THREADS = 8
+"""How many chats are taken in at a time. While a model's tokenizer is read all of them wait for it, in threads of their own number,
+so that what else the server is asked does not wait with them."""
 
 
 @contextlib.asynccontextmanager
@@ -96,7 +101,8 @@ async def create(request: Request, wanted: ChatRequest, caller: Annotated[Caller
     incoming = Incoming(request)
     try:
         ask = desk_of(request.app).ask
-        incoming.ticket = ticket = await run_in_threadpool(ask, caller, wanted, incoming.listen)
+        limiter = request.app.state.chatting
+        incoming.ticket = ticket = await anyio.to_thread.run_sync(ask, caller, wanted, incoming.listen, limiter=limiter)
         form = _Form(wanted, len(ticket.prompt))
         if not wanted.stream:
             return JSONResponse(await _whole(incoming, form))
