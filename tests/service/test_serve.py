@@ -256,7 +256,7 @@ def test_make_serve(tmp_path):
     python.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from titer.cli import main; main()' \"$@\"\n")
     python.chmod(0o755)
     (venv / "bin" / "python").symlink_to(sys.executable)
-    for mark in (".installed", ".installed-serve"):
+    for mark in (".torch", ".installed", ".installed-serve"):
         (venv / mark).touch()
     words = ["make", "-s", "serve", f"VENV={venv}", f"DATA={data}", "PORT=0", "SERVE=--no-worker"]
     keys = []
