@@ -43,8 +43,6 @@ class Forks:
         """End it, and the forks with it."""
         if self._server is not None:
             self._server.communicate()
-            for path in (self._socket, self._socket.with_suffix(".sh")):
-                path.unlink()
 
 
 # --- what a test starts: it imports next to nothing, and has begun in 30 ms ---------------------------------------------
@@ -108,6 +106,8 @@ def serve(address):
             if key.fileobj is sys.stdin:
                 for fork in forks:
                     os.kill(fork, signal.SIGKILL)
+                for path in (Path(address), Path(address).with_suffix(".sh")):
+                    path.unlink()
                 os._exit(0)
             elif key.fileobj is door:
                 visitor, _ = door.accept()
