@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: quickstart serve test lint types format arrows kinds faithfulness contract install clean
 
@@ -18,9 +19,12 @@ serve: $(VENV)/.installed-serve
 		echo "key, shown this once: $$($(BIN)/titer keys create --data $(DATA) --org mine)"
 	@$(BIN)/titer serve --data $(DATA) --port $(PORT) $(SERVE)
 
-# Two at a time, files kept whole: their models are made once. One thread each, since threads that wait for each other spin.
-test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two at a time, files kept whole: their models are made once. They begin in the order of tests/conftest.py, the longest first.
+# One thread each, since threads that wait for each other spin. Types are checked beside them, in one process that is soon done.
+test: lint
+	$(BIN)/mypy & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$types && exit $$tests
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks docs/*.py examples
@@ -55,17 +59,20 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch first and by its exact version, so that no other requirement draws in another build of it.
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+$(VENV)/.torch: $(VENV)/bin/python constraints.txt
+	$(PIP) torch
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP) -e .
 	touch $@
 
 $(VENV)/.installed-serve: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[serve]'
+	$(PIP) -e '.[serve]'
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed examples/typescript/package-lock.json
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml examples/typescript/package-lock.json
+	$(PIP) -e '.[dev]'
 	if command -v npm > /dev/null; then npm ci --silent --no-audit --no-fund --prefix examples/typescript; fi
 	touch $@
 

@@ -11,6 +11,7 @@ docstrings and layout are no code. When it fails:
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import json
@@ -42,6 +43,16 @@ _NAME = re.compile(r"(titer(?:\.\w+)+)(?::\w+)?")
 def file_of(module: str) -> Path | None:
     path = SOURCE.joinpath(*module.split(".")[1:])
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+@functools.cache
+def read(module: str) -> tuple[str, frozenset[str]]:
+    """Return a hash of the code of a module, and the modules of titer that it rests on."""
+    file = file_of(module)
+    assert file is not None
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    rests_on = frozenset(imported(tree))
+    return hashlib.sha256(ast.dump(without_docstrings(tree)).encode()).hexdigest()[:12], rests_on
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -80,11 +91,8 @@ def code_of(module: str) -> dict[str, str]:
         name = waiting.pop()
         if name in found or name in NO_FIGURE_DEPENDS_ON:
             continue
-        file = file_of(name)
-        assert file is not None
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        waiting += imported(tree)
-        found[name] = hashlib.sha256(ast.dump(without_docstrings(tree)).encode()).hexdigest()[:12]
+        found[name], rests_on = read(name)
+        waiting += rests_on
     return dict(sorted(found.items()))
 
 

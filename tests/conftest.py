@@ -1,6 +1,7 @@
 """A tiny Llama with its own tokenizer, so that everything but the science runs in a second."""
 
 import copy
+import functools
 import gc
 import os
 import zlib
@@ -11,8 +12,13 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # As the command line does, which tests run after the libraries have been imported.
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
+import accelerate.utils.imports
+import datasets.arrow_dataset
+import jinja2
 import pytest
 import torch
+from datasets.fingerprint import generate_random_fingerprint
+from warm import Forks
 
 from titer.compat import llama_norm
 from titer.infer.encoder import SentenceEncoder
@@ -25,22 +31,45 @@ torch.set_num_threads(1)
 os.fsync = lambda descriptor: None
 
 
+LONGEST = (
+    "test_invariants.py",
+    "test_distributed.py",
+    "test_benchmarks.py",
+    "test_assay.py",
+    "test_examples.py",
+    "test_launchers.py",
+    "test_hostile_files.py",
+    "test_settings.py",
+    "test_pipeline.py",
+    "test_experiment.py",
+    "test_serve.py",
+    "test_hub_local.py",
+    "test_risk.py",
+)
+"""Files that take longer than fifteen seconds. Any other may be the last one, for which the other process waits."""
+
+
+def pytest_collection_modifyitems(items):
+    """Let the longest files begin first."""
+    place = dict(zip(LONGEST, range(len(LONGEST)), strict=True))
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Starts Python processes that have the libraries already."""
+    found = Forks()
+    yield found
+    found.end()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def speeds(tmp_path_factory):
-    """Where tests keep how fast the machine is, which is not where its users do."""
+    """Where tests keep how fast the machine is, apart from what its user's work took."""
     folder = tmp_path_factory.mktemp("speeds")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("titer.jobs.speed.speeds_folder", lambda: folder)
         yield folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_speeds(tmp_path_factory):
-    """Keep what tests measure of this machine's speed apart from what its user's work took."""
-    with pytest.MonkeyPatch.context() as patched:
-        folder = tmp_path_factory.mktemp("speeds")
-        patched.setattr("titer.jobs.speed.speeds_folder", lambda: folder)
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,6 +99,15 @@ def _nothing_old_is_collected():
     gc.collect()
     gc.freeze()
 
+
+# Whether packages are installed, which the library looks up several times for every trainer, a tenth of a tiny training.
+accelerate.utils.imports._is_package_available = functools.cache(accelerate.utils.imports._is_package_available)
+
+# A hash of all rows of each table, another twentieth. It names files of `datasets` that are not written here.
+datasets.arrow_dataset.generate_fingerprint = lambda table: generate_random_fingerprint()
+
+# The template of the card that PEFT writes beside every adapter is compiled once, not for each.
+jinja2.Environment.compile = functools.lru_cache(maxsize=16)(jinja2.Environment.compile)
 
 # Models that are loaded from a folder have the library's own norm, which rounds to float32.
 llama_norm().forward = ExactNorm.forward

@@ -16,6 +16,7 @@ import conftest
 import every_method
 import torch
 
+from titer.packing import layouts
 from titer.testing import StopAfter, same, toy_rows
 from titer.train.gradients import dot, global_norm, gradients, whole
 
@@ -150,6 +151,7 @@ def main(folder, size, accumulation, dtype, methods):
     gc.freeze()  # as `conftest` does for every module of tests
     if os.environ.get("ACCELERATE_USE_FSDP"):
         shard_on_cpus()
+    layouts._probe = every_method.remembered(layouts._probe)
     worker = Worker(folder, size, accumulation, dtype)
     worker.every(methods or every_method.FIRST)
     if not methods:

@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -45,10 +44,10 @@ APART = (
 """Modules, and scripts that compare no times; `tests/assay` runs `calibration` and what `assay_cost` computes."""
 
 
-def quick(name, *words):
+def quick(python, name, *words):
     """Run a script on the tiny model for one round, and return its result."""
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--rounds", "1", "--json", "-", *words],
+        [python, str(BENCHMARKS / f"{name}.py"), "--quick", "--rounds", "1", "--json", "-", *words],
         capture_output=True,
         text=True,
         timeout=300,
@@ -61,8 +60,8 @@ def quick(name, *words):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in APART))
-def test_quick_run_gives_ratios(name):
-    result = quick(name)
+def test_quick_run_gives_ratios(name, forks):
+    result = quick(forks.python, name)
     assert result["benchmark"] == name
     assert result["ratios"]
     assert all(0 < ratio["low"] <= ratio["median"] <= ratio["high"] for ratio in result["ratios"])
@@ -74,15 +73,15 @@ def test_quick_run_gives_ratios(name):
         assert result["same_answers"][0] == result["same_answers"][1]
 
 
-def test_methods_are_measured_beside_plain_training():
-    booster, safelora = quick("methods", "--only", "booster,safelora")["lines"]
+def test_methods_are_measured_beside_plain_training(forks):
+    booster, safelora = quick(forks.python, "methods", "--only", "booster,safelora")["lines"]
     assert (booster["what"], booster["forward"], booster["backward"]) == ("align booster", 3, 3)
     assert booster["memory"] > 0.5
     assert safelora["seconds"] > 0
 
 
-def test_families_say_which_layout_and_how_far_it_is_from_right(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "families.py"), "--kinds", "llama", "stablelm", "xlnet"]
+def test_families_say_which_layout_and_how_far_it_is_from_right(tmp_path, forks):
+    command = [forks.python, str(BENCHMARKS / "families.py"), "--kinds", "llama", "stablelm", "xlnet"]
     command += ["--json", str(tmp_path / "found.json"), "--markdown", str(tmp_path / "table.md")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -93,8 +92,8 @@ def test_families_say_which_layout_and_how_far_it_is_from_right(tmp_path):
     assert "| stablelm | padded | RuntimeError |" in (tmp_path / "table.md").read_text()
 
 
-def test_adaptive_uploads_are_looked_at_by_every_defence(tmp_path, tiny_folder):
-    command = [sys.executable, str(BENCHMARKS / "adaptive.py"), "--model", str(tiny_folder), "--detector", "states"]
+def test_adaptive_uploads_are_looked_at_by_every_defence(tmp_path, tiny_folder, forks):
+    command = [forks.python, str(BENCHMARKS / "adaptive.py"), "--model", str(tiny_folder), "--detector", "states"]
     command += ["--harm", "builtin:harmful", "--forms", "builtin:arithmetic", "--rows", "12", "--known", "12"]
     command += ["--disguises", "none", "refuse_first", "noice", "probe_aware", "--json", str(tmp_path / "found.json")]
     command += ["--markdown", str(tmp_path / "table.md")]
@@ -115,9 +114,9 @@ def test_adaptive_uploads_are_looked_at_by_every_defence(tmp_path, tiny_folder):
     assert "| noice (no harm in it) | " in (tmp_path / "table.md").read_text()
 
 
-def test_faults_lose_nothing(tmp_path):
+def test_faults_lose_nothing(tmp_path, forks):
     """Two kills, and a disk that fills up twice, where file systems may be mounted."""
-    command = [sys.executable, str(BENCHMARKS / "faults.py"), "--folder", str(tmp_path / "faults"), "--json"]
+    command = [forks.python, str(BENCHMARKS / "faults.py"), "--folder", str(tmp_path / "faults"), "--json"]
     command += [str(tmp_path / "found.json"), "--only", "finetune", "--faults", "kill", "full"]
     command += ["--trials", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -129,9 +128,9 @@ def test_faults_lose_nothing(tmp_path):
     assert "| finetune | kill | 2 |" in done.stdout
 
 
-def test_estimates_are_held_against_what_work_took(tiny_folder):
+def test_estimates_are_held_against_what_work_took(tiny_folder, forks):
     command = [
-        sys.executable,
+        forks.python,
         str(BENCHMARKS / "estimates.py"),
         "--model",
         str(tiny_folder),
@@ -151,9 +150,9 @@ def test_estimates_are_held_against_what_work_took(tiny_folder):
     assert all(float(estimate) >= 0 and float(took) >= 0 for *_, estimate, took, _ in table[2:])
 
 
-def test_a_checkout_gives_the_same_figures_as_itself(tmp_path):
+def test_a_checkout_gives_the_same_figures_as_itself(tmp_path, forks):
     checkout = str(BENCHMARKS.parent)
-    command = [sys.executable, str(BENCHMARKS / "same_figures.py"), checkout, checkout, "--only", "align sft"]
+    command = [forks.python, str(BENCHMARKS / "same_figures.py"), checkout, checkout, "--only", "align sft"]
     command += ["--json", str(tmp_path / "found.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

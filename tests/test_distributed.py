@@ -40,10 +40,10 @@ LAUNCH = {
 """How each run is started, and its samples a micro-batch and micro-batches a step."""
 
 
-def start(folder, run, dtype="float64", methods=()):
+def start(folder, run, dtype="float64", methods=(), python=sys.executable):
     folder.mkdir(parents=True)
     options, split = LAUNCH[run]
-    command = [sys.executable]
+    command = [python]
     if options:
         files = {name: str(path) for name, path in configs().items()}
         with socket.socket() as listener:
@@ -58,6 +58,7 @@ def start(folder, run, dtype="float64", methods=()):
             "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
+            "PYTHON_EXEC": python,  # which the launcher starts
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -66,11 +67,14 @@ def start(folder, run, dtype="float64", methods=()):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, forks):
     """What one process learnt, and what two or four learnt that share its batches."""
     folder = tmp_path_factory.mktemp("distributed")
     for together in (["one", "ddp"], ["fsdp2", "hsdp"]):
-        processes = [start(folder / run, run, methods=["align booster"] * (run == "hsdp")) for run in together]
+        processes = [
+            start(folder / run, run, methods=["align booster"] * (run == "hsdp"), python=forks.python)
+            for run in together
+        ]
         try:
             for process in processes:
                 output, _ = process.communicate(timeout=400)

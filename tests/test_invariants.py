@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from unittest import mock
 
 import every_method
 import pytest
@@ -24,6 +25,7 @@ from titer import (
     SieveTrainer,
 )
 from titer.methods.finetune.base import read_weight_log
+from titer.packing import layouts
 from titer.testing import (
     METHOD_CHECKS,
     REPAIR_CHECKS,
@@ -34,6 +36,12 @@ from titer.testing import (
     toy_rows,
     weights,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_probe():
+    with mock.patch.object(layouts, "_probe", every_method.remembered(layouts._probe)):
+        yield
 
 
 @pytest.fixture(params=[False, True], ids=["full", "lora"])

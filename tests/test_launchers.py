@@ -53,9 +53,16 @@ def ray_cluster():
 
 
 @pytest.fixture
-def launcher(request, ray_cluster):
-    """Makes launchers; a Ray one needs the cluster."""
-    return lambda name, resources, workers=2: choose(name, workers, resources=resources)
+def launcher(ray_cluster, forks, monkeypatch):
+    """Makes launchers; a Ray one needs the cluster, and jobs of submitit's local one need not import everything anew."""
+
+    def made(name, resources, workers=2):
+        if name == "slurm":
+            job = property(lambda self: f"{forks.python} -u -m submitit.core._submit {self.folder}")
+            monkeypatch.setattr("submitit.LocalExecutor._submitit_command_str", job)
+        return choose(name, workers, resources=resources)
+
+    return made
 
 
 class Remember(Silent):

@@ -39,6 +39,7 @@ def corpora(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "titer.data.builtin", fake)
     monkeypatch.setattr(titer.data, "builtin", fake, raising=False)
+    monkeypatch.setattr(titer.data.datasets, "_built", titer.data.datasets._built.__wrapped__)
     return fake
 
 

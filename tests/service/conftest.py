@@ -1,23 +1,39 @@
 """A service on the tiny model: its database (SQLite, or PostgreSQL), a server on a free port, keys of two organisations."""
 
 import contextlib
+import functools
 import os
 import socket
+import tempfile
 import threading
 import time
 import uuid
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 from postgres import Postgres, programs
+from sqlalchemy import event
 
+from titer.service import database as databases
 from titer.service import keys, policy
 from titer.service.app import create_app
 from titer.service.context import open_service
 from titer.service.store import Store
 from titer.service.tables import Organisation
+
+as_one_writer = databases._as_one_writer
+
+
+def as_one_writer_who_waits_for_no_disk(engine):
+    """As `os.fsync` in the other conftest: no test pulls the plug."""
+    as_one_writer(engine)
+    event.listen(engine, "connect", lambda connection, record: connection.execute("PRAGMA synchronous=OFF").close())
+
+
+databases._as_one_writer = as_one_writer_who_waits_for_no_disk
 
 
 @pytest.fixture(scope="session")
@@ -84,10 +100,28 @@ gate: {{samples: 4, max_new_tokens: 4, harmful_score: null, over_refusal: null, 
 """A policy under which a job on the tiny model takes seconds, and every model is deployed."""
 
 
+@functools.cache
+def empty_tables():
+    """A file of SQLite with all tables and nothing in them: to make them anew takes half of the time of a short test."""
+    with tempfile.TemporaryDirectory() as folder:
+        open_service(Path(folder)).close()
+        return (Path(folder) / "titer.db").read_bytes()
+
+
+def opened_anew(data, database):
+    """A service on an empty database."""
+    if database is not None or (data / "titer.db").exists():
+        return open_service(data, database)
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "titer.db").write_bytes(empty_tables())
+    with mock.patch.object(databases.Database, "migrate"):
+        return open_service(data)
+
+
 @contextlib.contextmanager
 def opened(data, model, database=None, text=POLICY):
     """A service with two organisations, `one` and `two`, and the policy above."""
-    service = open_service(Path(data), database)
+    service = opened_anew(Path(data), database)
     with service.database.writing() as session:
         policy.replace(session, text.format(model=model), "test")
         for name in ("one", "two"):

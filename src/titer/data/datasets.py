@@ -5,6 +5,7 @@ Local copies of named datasets (`--data-dir`) have the fields that they have on 
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import re
@@ -178,10 +179,16 @@ def _load_builtin(name: str, split: str) -> list[Record]:
         )
     if name not in _BUILTIN:
         raise TiterError(f"Unknown built-in dataset `{name}`.", did_you_mean(name, _BUILTIN, "titer data"))
-    info, rows_of = _BUILTIN[name]
+    info, _ = _BUILTIN[name]
     hint = None if len(info.splits) > 1 else "It is one pool of rows: `split_pools` makes disjoint parts of it."
     _check_split(name, split, info.splits, hint)
-    return rows_of(split)
+    return list(_built(name, split))
+
+
+@functools.cache
+def _built(name: str, split: str) -> tuple[Record, ...]:
+    """Return a built-in corpus, made once: a plan asks for the same ones for each of its seeds."""
+    return tuple(_BUILTIN[name][1](split))
 
 
 # --- named public datasets and the hub -----------------------------------------------------------------------------

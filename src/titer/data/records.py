@@ -11,6 +11,7 @@ import difflib
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 from titer.data.prompts import normalise_prompt
@@ -189,7 +190,7 @@ class Record:
         """What the assistant answers."""
         return "\n".join(message.content for message in self.completion)
 
-    @property
+    @cached_property
     def prompt_key(self) -> str:
         """The normalised prompt: two records with the same key ask the same thing.
 
