@@ -96,8 +96,7 @@ class Resistance:
         broke: How many of them broke the defended model.
         kinds: Kinds of attack among them.
         bound: One-sided 95 % upper bound of the part of kinds that break it, where none did; else `None`.
-        prompts: Fewest prompts of a look, those not counted out that were not asked since the others left no doubt; `None`
-            without looks.
+        prompts: Fewest prompts of a look, with those that were not asked since the others left no doubt; `None` without looks.
         bound_f: One-sided 95 % upper bound of f where no answer of the fewest that were judged at a look is harmful.
         undefended_attackers: Attackers that count against the undefended model.
         undefended_broke: How many of them broke it.
