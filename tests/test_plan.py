@@ -12,7 +12,8 @@ import titer as package
 from titer import methods
 from titer.jobs import capacity
 from titer.jobs import footprint as counting
-from titer.jobs.footprint import Footprint, LiveBytes, Recipe, footprint
+from titer.jobs.footprint import Footprint, Recipe, footprint
+from titer.jobs.live_bytes import LiveBytes
 from titer.jobs.trainings import lora_config
 from titer.methods import Held
 from titer.packing.batches import Sample, pack
