@@ -8,7 +8,6 @@ casts and what checkpointing leaves out is seen and not modelled. `LiveBytes` co
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,12 +19,11 @@ from peft import get_peft_model
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Linear, Module, ModuleList, Parameter
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from titer.errors import TiterError, first_line
+from titer.jobs.live_bytes import LiveBytes
 from titer.jobs.trainings import check_targets, lora_config
 from titer.models import load_config, loading
 from titer.packing.attention import use_packed_attention
@@ -33,45 +31,6 @@ from titer.packing.batches import PackedBatch, Sample, pack, pad
 from titer.packing.losses import FusedHead, token_nll
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, and the most that ever were, as operations make them inside of the block.
-
-    Tensors that share memory count once. What a kernel needs while it runs, and no operation returns, is not seen.
-
-    Attributes:
-        kernels: Operations that made or changed something; views are none.
-        now: Bytes alive.
-        most: The most since the count began, or since somebody set it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = self.kernels = 0
-        self._seen: Any = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count what it made."""
-        made = func(*args, **(kwargs or {}))
-        tensors = [each for each in tree_iter(made) if isinstance(each, Tensor)]
-        self.kernels += bool(tensors) and not func.is_view
-        self.count(tensors)
-        return made
-
-    def count(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that were there before."""
-        for tensor in tensors:
-            memory = tensor.untyped_storage()
-            if memory not in self._seen:
-                size = memory.nbytes()
-                self._seen[memory] = size
-                self.now += size
-                self.most = max(self.most, self.now)
-                weakref.finalize(memory, self._gone, size)
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
 
 
 @dataclass(frozen=True)
