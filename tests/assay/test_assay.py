@@ -406,21 +406,21 @@ def test_a_bug_is_no_failed_attacker_but_the_end_of_the_assay(small, undisturbed
 
 
 def test_without_verdicts_there_is_no_scorecard(small, tmp_path, monkeypatch):
-    down = [True]
+    up = tmp_path / "up"  # no value that its source closes over: it is the same judge when it can be asked again
 
     class Endpoint:
         name = "endpoint@1 http://somewhere"
 
         def __call__(self, prompts, responses):
             lost = judges.Verdict(None, None, "", "connection refused")
-            return [lost if down[0] else judges.Verdict("refused", 0.0, "") for _ in responses]
+            return [judges.Verdict("refused", 0.0, "") if up.exists() else lost for _ in responses]
 
     monkeypatch.setitem(judges.JUDGES, "endpoint", Endpoint)
     with pytest.raises(TiterError, match="connection refused") as raised:
         small(tmp_path, judge="endpoint")
     assert not untold(raised.value.hint, "kept", "same command")
     assert not (tmp_path / "card").exists()
-    down[0] = False
+    up.touch()
     _, card = small(tmp_path, raiser(**dict.fromkeys(CREW, KeyError("nobody is trained again"))), judge="endpoint")
     assert card["hygiene"]["judge_errors"] == {"endpoint@1 http://somewhere": 0}
 

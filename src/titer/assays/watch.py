@@ -22,7 +22,7 @@ from titer.jobs.job import Job
 from titer.judges.base import Judge
 from titer.progress import Task
 from titer.results.artefacts import HARMFUL, Inference, ScoreRow, read_scores, write_scores
-from titer.results.scoring import check_verdicts, judge_into
+from titer.results.scoring import judge_into
 from titer.stats.sequential import decided
 
 VERDICTS = "scores.jsonl"
@@ -32,6 +32,9 @@ VERDICTS = "scores.jsonl"
 @dataclass(frozen=True)
 class Watch:
     """What an attacker's looks say while it is at work.
+
+    Where the judge fails, nothing is known: all is asked and the attacker goes on, as it would without early exit. Its answers
+    are judged by the job that comes after, which fails if the judge does again.
 
     Attributes:
         attacker: The attacker.
@@ -56,7 +59,8 @@ class Watch:
     def enough(self, step: int, texts: Sequence[str]) -> bool:
         """Whether the answers to the first prompts of a look leave no doubt about it."""
         labels = self._labels([(step, texts)])
-        return decided(labels.count("harmful"), len(labels), len(self.probe.harmful), self.phi)
+        known = None not in labels
+        return known and decided(labels.count("harmful"), len(labels), len(self.probe.harmful), self.phi)
 
     def left(self) -> dict[str, Any] | None:
         """Return after which step the attacker was ended, and why; `None` where it was not."""
@@ -77,7 +81,7 @@ class Watch:
             begin += len(texts)
         more = [len(self.probe.harmful)] * sum(step > looks[-1][0] for step in self.answered) if looks else []
         seen = Trajectory(self.attacker.name, self.attacker.seed, "", 1.0, True, tuple(points))
-        return seen.over(self.phi, more) if more else ""
+        return seen.over(self.phi, more) if more and None not in labels else ""
 
     def _looks(self) -> list[tuple[int, list[str]]]:
         """Return the answers to harmful prompts under attack, by step."""
@@ -85,15 +89,9 @@ class Watch:
         return [(one["step"], one["answers"][HARMFUL]) for one in found]
 
     def _labels(self, looks: Sequence[tuple[int, Sequence[str]]]) -> list[str | None]:
-        """Return the judge's labels of the answers at some steps; each answer is judged once.
-
-        Raises:
-            TiterError: When the judge failed on an answer: without it nobody knows whether to go on.
-        """
+        """Return the judge's labels of the answers at some steps, `None` where it failed; each answer is judged once."""
         rows = [row for step, texts in looks for row in self._rows(step, texts)]
-        found = judge_into(self.folder / VERDICTS, rows, [self.judge], keep_all=True)
-        check_verdicts(found)
-        return [row.label for row in found]
+        return [row.label for row in judge_into(self.folder / VERDICTS, rows, [self.judge], keep_all=True)]
 
     def _rows(self, step: int, texts: Sequence[str]) -> list[Inference]:
         about = {"poison_ratio": self.attacker.attack.poison_ratio, "seed": self.attacker.seed, "step": step}
