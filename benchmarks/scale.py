@@ -6,27 +6,32 @@ trains and is measured. Some uploads are rejected after the audit; a worker dies
 checkpoint once its beats have stood still. The fewest workers are found with which 95 % of the jobs wait for less than
 `--wait` minutes, and what else then bears a load: the database, the server, and the people who look at held models.
 
-`--check FILE` takes jobs that a real service ran and predicts from their stages when the last of them is done, whoever did
-them: FILE holds lines of JSON with `organisation`, `arrived`, `began`, `ended`, in seconds, and `--workers` says how many
-there were.
+`--assay` says instead what each profile of `titer assay run` takes for a defended model and its control, both of `--parameters`
+billion weights on `--cards` cards, every attacker trained to its end.
+
+`--check FILE` takes the jobs that a real service ran, from its SQLite database, and predicts from the mean of their work
+when each began and the last was done; `--workers` says how many there were.
 
 Examples:
     python benchmarks/scale.py
     python benchmarks/scale.py --jobs 10000 --start 0 --json warm.json
-    python benchmarks/scale.py --check jobs.jsonl --workers 2
+    python benchmarks/scale.py --assay --parameters 70 --cards 8
+    python benchmarks/scale.py --check service/titer.db --workers 2
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import heapq
 import json
 import math
 import random
+import sqlite3
 import statistics
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -256,21 +261,65 @@ def loads(day: Day, outcome: Outcome, workers: int) -> dict[str, float]:
 
 def predicted(file: Path, workers: int) -> dict[str, float]:
     """Return when a real service was done with its jobs, and when the simulated one would have been."""
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    lines.sort(key=lambda line: line["arrived"])
-    names = {name: number for number, name in enumerate(dict.fromkeys(line["organisation"] for line in lines))}
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        done = "SELECT org_id, created_at, started_at, finished_at FROM jobs WHERE finished_at NOTNULL ORDER BY created_at, number"
+        lines = database.execute(done).fetchall()
+    names = {name: number for number, name in enumerate(dict.fromkeys(name for name, *_ in lines))}
     # All are given the mean of their work: what a planner knows beforehand.
-    work = statistics.fmean(line["ended"] - line["began"] for line in lines)
-    jobs = [Job(names[line["organisation"]], line["arrived"], work) for line in lines]
+    work = statistics.fmean(ended - began for _, _, began, ended in lines)
+    jobs = [Job(names[name], arrived, work) for name, arrived, _, _ in lines]
     work_off(jobs, workers)
-    begun = lines[0]["arrived"]
+    begun = lines[0][1]
     return {
         "jobs": len(lines),
         "work": work,
-        "last, real": max(line["ended"] for line in lines) - begun,
+        "last, real": max(ended for *_, ended in lines) - begun,
         "last, simulated": max(job.ended for job in jobs) - begun,
-        "mean wait, real": statistics.fmean(line["began"] - line["arrived"] for line in lines),
+        "mean wait, real": statistics.fmean(began - arrived for _, arrived, began, _ in lines),
         "mean wait, simulated": statistics.fmean(job.began - job.arrived for job in jobs),
+    }
+
+
+def assay(day: Day, name: str, cards: int, row: float) -> dict[str, Any]:
+    """Return the card-hours of an assay of two models by one of the bundled profiles, by what they go to.
+
+    LoRA attackers that fit in a fleet share a start and a read of the weights, and an answer's tokens share the reading of the
+    weights with the whole batch; a search counts as all of its trials.
+    """
+    from titer.assays.profile import answered_steps, read_profile
+
+    profile = read_profile(name)
+    crew = [planned.attack for planned in profile.attackers()]
+    together = [attack for attack in crew if attack.in_fleet]
+    starts = len(crew) - len(together) + math.ceil(len(together) / profile.fleet)
+    token = day.parameters * 1e9 / (day.peak_flops * 1e12 * day.used)
+    rows = {full: sum(a.total_steps * a.batch_size for a in crew if (a.lora is None) is full) for full in (False, True)}
+    looks = sum(len(answered_steps(a.total_steps, profile.checkpoints)) for a in crew if a.trains)
+    # A card each: the reading of weights is shared by all cards, and the arithmetic is, too.
+    decoding = profile.max_new_tokens * 2 * day.parameters / (1000 * day.bandwidth)
+    seconds = {
+        "start and read": starts * (cards * day.start + 2 * day.parameters * day.read),
+        "train LoRA": 4 * rows[False] * row * token,
+        "train all weights": 6 * rows[True] * row * token,
+        "answers": looks * math.ceil(profile.harmful / day.batch) * decoding + looks * profile.harmful * row * token,
+    }
+    return {"profile": name, "attackers": len(crew), **{what: 2 * value / 3600 for what, value in seconds.items()}}
+
+
+def simulated(day: Day, wait: float, seed: int) -> dict[str, Any]:
+    """Return a day with as few workers as it takes, in the figures of the table."""
+    workers, outcome = fewest_workers(day, 60 * wait, seed)
+    total = sum(outcome.stages.values())
+    ordered = waits(outcome.jobs)
+    return {
+        "jobs": day.jobs,
+        "workers": workers,
+        "median_wait": at(ordered, 0.5),
+        "wait": at(ordered, 0.95),
+        "stages": {name: seconds / total for name, seconds in outcome.stages.items()},
+        "saved_hours": outcome.saved / 3600,
+        "hours": total / 3600,
+        **loads(day, outcome, workers),
     }
 
 
@@ -303,47 +352,38 @@ def main() -> None:
     )
     parser.add_argument("--wait", type=float, default=5.0, help="minutes that 95 %% of the jobs may wait, default 5")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--check", type=Path, metavar="FILE", help="jobs that a real service ran")
+    parser.add_argument("--assay", action="store_true", help="what an assay takes, by profile")
+    parser.add_argument("--cards", type=int, default=8, help="that hold one model of an assay, default 8")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="the database of a service whose jobs are done")
     parser.add_argument("--workers", type=int, default=2, help="of the service that is checked, default 2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     args = parser.parse_args()
+    given = {setting.name: getattr(args, setting.name) for setting in fields(Day) if setting.name != "jobs"}
+    plain = replace(Day(), **{name: value for name, value in given.items() if value is not None})
     console = Console(width=200)
     if args.check:
-        found = predicted(args.check, args.workers)
-        for name, value in found.items():
+        result: dict[str, Any] = {"check": predicted(args.check, args.workers)}
+        for name, value in result["check"].items():
             console.print(f"{name}: {value:.1f}")
-        result: dict[str, Any] = {"check": found}
+    elif args.assay:
+        profiles = [assay(plain, name, args.cards, plain.tokens) for name in ("quick", "standard", "thorough")]
+        result = {"assays": profiles}
+        table = Table(*profiles[0], "all", title="card-hours")
+        for line in profiles:
+            hours = [value for value in line.values() if isinstance(value, float)]
+            table.add_row(line["profile"], str(line["attackers"]), *(f"{x:.1f}" for x in hours), f"{sum(hours):.1f}")
+        console.print(table)
     else:
-        given = {name.name: getattr(args, name.name) for name in fields(Day) if name.name != "jobs"}
-        plain = replace(Day(), **{name: value for name, value in given.items() if value is not None})
-        lines = []
-        for count in args.jobs:
-            day = replace(plain, jobs=count)
-            workers, outcome = fewest_workers(day, 60 * args.wait, args.seed)
-            total = sum(outcome.stages.values())
-            lines.append(
-                {
-                    "jobs": count,
-                    "workers": workers,
-                    "median_wait": at(waits(outcome.jobs), 0.5),
-                    "wait": at(waits(outcome.jobs), 0.95),
-                    "stages": {name: seconds / total for name, seconds in outcome.stages.items()},
-                    "saved_hours": outcome.saved / 3600,
-                    "hours": total / 3600,
-                    **loads(day, outcome, workers),
-                }
-            )
+        days = [simulated(replace(plain, jobs=count), args.wait, args.seed) for count in args.jobs]
+        result = {"days": days}
         table = Table(*COLUMNS)
-        for line in lines:
+        for line in days:
             table.add_row(*(show(line) for show in COLUMNS.values()))
         console.print(table)
-        result = {
-            "day": {name.name: getattr(plain, name.name) for name in fields(Day)},
-            "seed": args.seed,
-            "days": lines,
-        }
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        assumed = {name: value for name, value in asdict(plain).items() if name != "jobs"}
+        document = {"assumed": assumed, "seed": args.seed, **result}
+        args.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
