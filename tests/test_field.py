@@ -11,7 +11,7 @@ from titer.data import load
 from titer.errors import TiterError
 from titer.results.cells import read_cell
 from titer.workflows.common import Silent
-from titer.workflows.experiment import load_pools
+from titer.workflows.experiment_pools import load_pools
 from titer.workflows.field import best_rates, in_order, standing
 from titer.workflows.field_cells import plan_cell, run_cells
 from titer.workflows.field_file import Spot, experiment_of, protocol_digest, read_field, spots, trials

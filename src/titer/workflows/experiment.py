@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from titer import judges, methods, plugins
-from titer.data import Record, alignment_mixture, check_disjoint, poison, split_pools
-from titer.data.pools import first, harmful_pools, helpful_rows, lookalike_pools, task_pools
+from titer.data import Record, alignment_mixture, poison
 from titer.errors import TiterError
 from titer.files import check_output
 from titer.infer.engines import Engine
@@ -50,64 +49,9 @@ from titer.workflows.experiment_file import (
     trainer_args,
     training_settings,
 )
+from titer.workflows.experiment_pools import Pools, load_pools
 
-__all__ = ["Experiment", "bundled", "collect", "make_plan", "read_experiment"]
-
-# -- the data ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pools:
-    """The records of one seed, disjoint by normalised prompt."""
-
-    defence: list[Record]
-    attack: list[Record]
-    harmful_evaluation: list[Record]
-    helpful: list[Record]
-    lookalike_evaluation: list[Record]
-    task_train: list[Record]
-    task_test: list[Record]
-    overlap: dict[str, int]
-
-
-def load_pools(experiment: Experiment, seed: int, data_dir: Path | None) -> Pools:
-    """Load the datasets of an experiment and share them out; raises when two pools share a prompt."""
-    data, sizes = experiment.data, experiment.evaluate
-    harmful, lookalikes = harmful_pools(data, seed, data_dir), lookalike_pools(data, seed, data_dir)
-    task = task_pools(data, seed, data_dir)
-    test = split_pools(task["test"], {"test": 1.0}, seed)["test"]
-
-    def asked(records: list[Record], what: str) -> list[Record]:
-        count = getattr(sizes, what)
-        return first(records, count, f"evaluate.{what}", after=count if sizes.validation else 0)
-
-    helpful = round(experiment.align.samples * experiment.align.helpful_ratio)
-    pools = {
-        "defence": harmful["defence"],
-        "attack": harmful["attack"],
-        "evaluation": asked(harmful["evaluation"], "harmful"),
-        "helpful": helpful_rows(data, lookalikes, helpful, data_dir),
-        "lookalikes": asked(lookalikes["evaluation"], "lookalikes"),
-        "task train": task["train"],
-        "task test": asked(test, "task"),
-    }
-    # Published tasks repeat a few short sentences between their splits; such rows leave the training side.
-    tested = {record.prompt_key for record in pools["task test"]}
-    pools["task train"] = [record for record in pools["task train"] if record.prompt_key not in tested]
-    overlap = dict(check_disjoint(pools))
-    return Pools(
-        defence=pools["defence"],
-        attack=pools["attack"],
-        harmful_evaluation=pools["evaluation"],
-        helpful=pools["helpful"],
-        lookalike_evaluation=pools["lookalikes"],
-        task_train=pools["task train"],
-        task_test=pools["task test"],
-        overlap=overlap,
-    )
-
-
-# -- the plan ---------------------------------------------------------------------------------------------------------
+__all__ = ["Experiment", "bundled", "collect", "load_pools", "make_plan", "read_experiment"]
 
 
 @dataclass

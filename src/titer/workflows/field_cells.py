@@ -103,7 +103,7 @@ def _note(run_folder: Path, name: str, why: str) -> None:
 def _do(found: Field, spot: Spot, cells: Path, run_folder: Path, data_dir: Path | None, show: Watched) -> str:
     """Do a cell and keep its file; return why it failed, or nothing."""
     from titer.jobs.plan import execute
-    from titer.workflows.experiment import load_pools
+    from titer.workflows.experiment_pools import load_pools
 
     load_pools(experiment_of(found, spot), spot.seed, data_dir)  # without its data every other cell would fail too
     try:
