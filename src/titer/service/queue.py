@@ -31,6 +31,8 @@ from titer.text import say as write
 
 SECONDS = 30.0
 """How long the beats of a worker must stand still before its job may be taken."""
+SAID = "said"
+"""What a session calls the events that it added."""
 
 
 class Lost(Exception):
@@ -300,7 +302,13 @@ def say(
     )
     session.add(event)
     session.flush()
+    session.info.setdefault(SAID, []).append(event.id)
     return event
+
+
+def said(session: Session) -> list[str]:
+    """Return the ids of the events that a transaction has added."""
+    return list(session.info.get(SAID, []))
 
 
 def finish(

@@ -203,8 +203,8 @@ def _keep_weights(run: Running, upload: Upload) -> None:
         run.service.store.write(f"{run.place}/sample_weights.jsonl", text.encode())
 
 
-def _keep_metrics(run: Running, done: Training) -> File:
-    """Put `step_metrics.csv` into the store, and return the row of the file."""
+def _keep_metrics(run: Running, done: Training) -> dict[str, Any]:
+    """Put `step_metrics.csv` into the store, and return the columns of the file's row."""
     out = io.StringIO()
     table = csv.writer(out)
     names: Sequence[str] = list(COLUMNS.values())
@@ -217,20 +217,20 @@ def _keep_metrics(run: Running, done: Training) -> File:
     place = f"files/{run.claim.org}/{name}"
     with run.storing(), run.service.store.writing(place) as file:
         file.write(out.getvalue().encode())
-    return File(
-        id=name,
-        org_id=run.claim.org,
-        filename="step_metrics.csv",
-        purpose="fine-tune-results",
-        bytes=file.bytes,
-        digest=file.digest,
-        place=place,
-    )
+    return {
+        "id": name,
+        "org_id": run.claim.org,
+        "filename": "step_metrics.csv",
+        "purpose": "fine-tune-results",
+        "bytes": file.bytes,
+        "digest": file.digest,
+        "place": place,
+    }
 
 
-def _record(run: Running, session: Session, job: Job, file: File, done: Training, tokens: int) -> None:
-    session.add(file)
-    job.result_files = [file.id]
+def _record(run: Running, session: Session, job: Job, file: dict[str, Any], done: Training, tokens: int) -> None:
+    session.add(File(**file))
+    job.result_files = [file["id"]]
     job.trained_tokens = tokens
     job.stage = "gate"
     said = "The training is done."

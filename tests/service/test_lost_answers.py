@@ -1,0 +1,61 @@
+"""Databases that go away while they commit: what they were to write may be there, or not, and is written once."""
+
+import contextlib
+import sqlite3
+
+import pytest
+from sqlalchemy import select
+from working import add_job, done, events_of, job_of, models_of
+
+from titer.service import running
+from titer.service.pipeline import do
+from titer.service.queue import Queue
+from titer.service.running import OVER
+from titer.service.tables import File, LogEntry
+
+
+@pytest.fixture
+def faltering(service, monkeypatch):
+    """Every other commit in the block fails, before it is done, or behind that."""
+    dialect = service.database.engine.dialect
+
+    @contextlib.contextmanager
+    def falter(before):
+        inner, count = dialect.do_commit, [0]
+
+        def commit(connection):
+            count[0] += 1
+            fails = count[0] % 2
+            if not (fails and before):
+                inner(connection)
+            if fails:
+                raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(dialect, "do_commit", commit)
+            patched.setattr(running.time, "sleep", lambda seconds: None)
+            yield
+
+    return falter
+
+
+def left_by(service, name):
+    """What a job left, without what differs from job to job."""
+    job = job_of(service, name)
+    with service.database.reading() as session:
+        actions = list(session.scalars(select(LogEntry.action).where(LogEntry.subject == name)))
+        files = list(session.scalars(select(File.filename).where(File.id.in_(job.result_files))))
+    messages = [event.message.partition(" created: ft:")[0] for event in events_of(service, name)]
+    return job.status, job.error, messages, actions, files, [model.step for model in models_of(service, name)]
+
+
+def test_each_change_is_made_once_however_its_commit_ends(service, faltering):
+    straight = add_job(service)
+    done(service, straight)
+    assert job_of(service, straight).status == "succeeded"
+    for before in (True, False):
+        name = add_job(service)
+        claim = Queue(service.database, "tester").claim()
+        with faltering(before):
+            assert do(service, claim) == OVER
+        assert left_by(service, name) == left_by(service, straight)
