@@ -43,6 +43,9 @@ from titer.service.database import Database
 from titer.service.store import LIST, Store
 from titer.service.tables import Event, File, Job, LogEntry, Model, Part, Removal
 
+Adapters = dict[tuple[int, int | None], dict[str, str]]
+"""Hashes of the files of adapters, by configuration and step."""
+
 
 @dataclass
 class Found:
@@ -83,13 +86,11 @@ class Found:
 # -- what came of it --------------------------------------------------------------------------------------------------
 
 
-def examine(
-    world: World, jobs: dict[str, int], wanted: dict[tuple[int, int | None], dict[str, str]] | None, found: Found
-) -> dict[tuple[int, int | None], dict[str, str]]:
+def examine(world: World, jobs: dict[str, int], wanted: Adapters | None, found: Found) -> Adapters:
     """Look at all jobs after their end, into `found`; returns hashes of adapters, by configuration and step."""
     database = Database(world.database or f"sqlite:///{world.folder / 'data' / 'titer.db'}")
     store = Store(world.url)
-    adapters: dict[tuple[int, int | None], dict[str, str]] = {}
+    adapters: Adapters = {}
     with database.reading() as session:
         try:
             chain.verify(session)
@@ -253,13 +254,18 @@ class Ground:
 def carry_out(ground: Ground, args: argparse.Namespace, worlds: list[World]) -> Found:
     """Run jobs undisturbed, and others disturbed, and say what differs."""
     draw, model = random.Random(args.seed), small_model(ground.folder / "model")
-    worlds.append(calm := ground.world("calm", model))
-    jobs, found = run(calm, CONFIGURATIONS, 0, 0, None, draw)
-    calm.stop()
-    wanted = examine(calm, jobs, None, found)
-    if not found.clean:
-        raise SystemExit(f"undisturbed: {found}")
-    print(f"undisturbed: {found.jobs} jobs in {found.seconds:.0f} s", file=sys.stderr)
+    if args.undisturbed is not None and args.undisturbed.exists():
+        wanted = read(args.undisturbed)
+    else:
+        worlds.append(calm := ground.world("calm", model))
+        jobs, found = run(calm, CONFIGURATIONS, 0, 0, None, draw)
+        calm.stop()
+        wanted = examine(calm, jobs, None, found)
+        if not found.clean:
+            raise SystemExit(f"undisturbed: {found}")
+        print(f"undisturbed: {found.jobs} jobs in {found.seconds:.0f} s", file=sys.stderr)
+        if args.undisturbed is not None:
+            args.undisturbed.write_text(json.dumps([[*key, files] for key, files in wanted.items()]) + "\n")
     worlds.append(world := ground.world("world", model))
     if args.disk:
         ground.add_disks(world)
@@ -271,6 +277,11 @@ def carry_out(ground: Ground, args: argparse.Namespace, worlds: list[World]) -> 
         ground.disks["store"].go()
         found.half += [f"beneath the store: {path}" for path in world.store.rglob("*") if path.is_file()]
     return found
+
+
+def read(path: Path) -> Adapters:
+    """Return what an earlier call wrote of an undisturbed run."""
+    return {(number, step): files for number, step, files in json.loads(path.read_text())}
 
 
 def main() -> None:
@@ -287,6 +298,9 @@ def main() -> None:
     parser.add_argument("--database", action="store_true", help="on PostgreSQL, whose faults are among the others")
     parser.add_argument("--disk", action="store_true", help="disks of their own, whose faults are among them (root)")
     parser.add_argument("--s3", action="store_true", help="a bucket for a store, whose faults are among them")
+    parser.add_argument(
+        "--undisturbed", type=Path, metavar="FILE", help="adapters of an undisturbed run: read, or written by this one"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was found")
     args = parser.parse_args()

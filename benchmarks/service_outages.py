@@ -142,7 +142,7 @@ class Bucket:
                 client.recv(1 << 16)
                 client.sendall(REFUSAL)
         elif mode != "away":
-            left = self.draw.randrange(4000) if mode == "cut" else sys.maxsize
+            left = self.draw.randrange(1000) if mode == "cut" else sys.maxsize
             with contextlib.suppress(OSError), socket.create_connection(self._behind) as behind:
                 self._pump(client, behind, mode, left)
         if mode != "error":  # broken off, not closed in good order
