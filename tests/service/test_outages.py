@@ -1,4 +1,4 @@
-"""Databases that go away while they commit: what they were to write may be there, or not, and is written once."""
+"""What jobs leave where the database or the store goes away at one moment or another."""
 
 import contextlib
 import sqlite3
@@ -10,6 +10,7 @@ from working import add_job, done, events_of, job_of, models_of
 from titer.service import running
 from titer.service.pipeline import do
 from titer.service.queue import Queue
+from titer.service.retention import sweep
 from titer.service.running import OVER
 from titer.service.tables import File, LogEntry
 
@@ -50,6 +51,7 @@ def left_by(service, name):
 
 
 def test_each_change_is_made_once_however_its_commit_ends(service, faltering):
+    """A database that goes away while it commits may have done so, or not."""
     straight = add_job(service)
     done(service, straight)
     assert job_of(service, straight).status == "succeeded"
@@ -59,3 +61,22 @@ def test_each_change_is_made_once_however_its_commit_ends(service, faltering):
         with faltering(before):
             assert do(service, claim) == OVER
         assert left_by(service, name) == left_by(service, straight)
+
+
+def test_checkpoints_go_behind_a_training_even_when_the_store_fails_then(service, monkeypatch):
+    name = add_job(service)
+    inner = type(service.store).remove
+
+    def remove(self, key):
+        if key.endswith("/checkpoints"):
+            raise OSError(5, "Input/output error")
+        inner(self, key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(service.store), "remove", remove)
+        assert done(service, name) == OVER
+    assert job_of(service, name).status == "succeeded"
+    newest = f"jobs/{name}/checkpoints/newest"
+    assert service.store.exists(newest)
+    sweep(service)
+    assert not service.store.exists(newest)
