@@ -40,7 +40,8 @@ from sqlalchemy.orm import Session
 from titer.jobs.provenance import environment
 from titer.service import chain
 from titer.service.database import Database
-from titer.service.store import LIST, Store
+from titer.service.health import PROBE
+from titer.service.store import LIST, MARK, Store
 from titer.service.tables import Event, File, Job, LogEntry, Model, Part, Removal
 
 Adapters = dict[tuple[int, int | None], dict[str, str]]
@@ -114,7 +115,7 @@ def examine(world: World, jobs: dict[str, int], wanted: Adapters | None, found: 
             if (finals, ends) != (1, 1) or len(set(steps)) != len(steps):
                 found.twice.append(f"{name}: {finals} models, {ends} ends, checkpoints of steps {steps}")
             for model in models:
-                listed = json.loads(store.read(f"{model.place}/{LIST}"))
+                listed = json.loads(store.read(f"{model.place}/{LIST}")) if store.has_folder(model.place) else {}
                 files = {file: digest for file, digest in listed.items() if file.startswith("adapter_")}
                 adapters.setdefault((number % CONFIGURATIONS, model.step), files)
                 if wanted is not None and files != wanted[number % CONFIGURATIONS, model.step]:
@@ -134,7 +135,7 @@ def in_order(events: Sequence[Event]) -> bool:
 
 def look_into(session: Session, store: Store, found: Found) -> None:
     """Compare what rows name with what is in the store."""
-    named = {"health/probe"}
+    named = {MARK, PROBE}
     for row in [*session.scalars(select(File)), *session.scalars(select(Part))]:
         named.add(row.place)
         data = store.read(row.place) if store.exists(row.place) else b""
@@ -166,17 +167,27 @@ def kind_of(key: str) -> str:
 
 
 def run(
-    world: World, count: int, kills: int, others: int, outages: Outages | None, draw: random.Random
+    world: World, count: int, draw: random.Random, left: list[str], outages: Outages | None = None, pace: float = 0.0
 ) -> tuple[dict[str, int], Found]:
-    """Give a world its jobs, disturb it, and wait for their end."""
+    """Give a world its jobs, disturb it, and wait for their end.
+
+    Args:
+        world: The world.
+        count: How many jobs.
+        draw: Draws all that is by chance.
+        left: The faults, in turn: `kill`, or one of the `outages`.
+        outages: The others.
+        pace: Most seconds from one to the next.
+
+    Returns:
+        The jobs with their numbers, and what came of them so far.
+    """
     found, begun = Found(jobs=count), time.monotonic()
     world.ensure()
     world.wait()
     client = Client(world)
     jobs: dict[str, int] = {}
     waiting = list(range(count))
-    left = ["kill"] * kills + ["other"] * others
-    draw.shuffle(left)
     said = begun
     open_jobs: set[str] = set()
     while waiting or open_jobs:
@@ -185,7 +196,7 @@ def run(
             jobs[name] = number
             open_jobs.add(name)
         if left:
-            time.sleep(draw.uniform(0.0, 6.0))
+            time.sleep(draw.uniform(0.0, pace))
             happened = world.kill(draw) if left[-1] == "kill" or outages is None else outages.one()
             if happened is not None:  # or everything is out of order already
                 left.pop()
@@ -258,7 +269,7 @@ def carry_out(ground: Ground, args: argparse.Namespace, worlds: list[World]) -> 
         wanted = read(args.undisturbed)
     else:
         worlds.append(calm := ground.world("calm", model))
-        jobs, found = run(calm, CONFIGURATIONS, 0, 0, None, draw)
+        jobs, found = run(calm, CONFIGURATIONS, draw, [])
         calm.stop()
         wanted = examine(calm, jobs, None, found)
         if not found.clean:
@@ -270,7 +281,9 @@ def carry_out(ground: Ground, args: argparse.Namespace, worlds: list[World]) -> 
     if args.disk:
         ground.add_disks(world)
     outages = Outages(world, draw, args.longest, ground.postgres, ground.disks, ground.bucket)
-    jobs, found = run(world, args.jobs, args.kills, args.others, outages, draw)
+    left = ["kill"] * args.kills + ["other"] * args.others
+    draw.shuffle(left)
+    jobs, found = run(world, args.jobs, draw, left, outages, args.pace)
     world.stop()
     examine(world, jobs, wanted, found)
     if "store" in ground.disks:
@@ -294,6 +307,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=30)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--others", type=int, default=0, help="faults of other kinds")
+    parser.add_argument("--pace", type=float, default=6.0, help="most seconds from one fault to the next")
     parser.add_argument("--longest", type=float, default=20.0, help="most seconds of one of these")
     parser.add_argument("--database", action="store_true", help="on PostgreSQL, whose faults are among the others")
     parser.add_argument("--disk", action="store_true", help="disks of their own, whose faults are among them (root)")
