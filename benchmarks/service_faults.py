@@ -44,8 +44,8 @@ from titer.service.health import PROBE
 from titer.service.store import LIST, MARK, Store
 from titer.service.tables import Event, File, Job, LogEntry, Model, Part, Removal
 
-Adapters = dict[tuple[int, int | None], dict[str, str]]
-"""Hashes of the files of adapters, by configuration and step."""
+Adapters = dict[int, dict[int | None, dict[str, str]]]
+"""Hashes of the files of adapters, by configuration and step; `None` for the last."""
 
 
 @dataclass
@@ -114,12 +114,12 @@ def examine(world: World, jobs: dict[str, int], wanted: Adapters | None, found: 
             finals = len(models) - len(steps)
             if (finals, ends) != (1, 1) or len(set(steps)) != len(steps):
                 found.twice.append(f"{name}: {finals} models, {ends} ends, checkpoints of steps {steps}")
+            left: dict[int | None, dict[str, str]] = {}
             for model in models:
                 listed = json.loads(store.read(f"{model.place}/{LIST}")) if store.has_folder(model.place) else {}
-                files = {file: digest for file, digest in listed.items() if file.startswith("adapter_")}
-                adapters.setdefault((number % CONFIGURATIONS, model.step), files)
-                if wanted is not None and files != wanted[number % CONFIGURATIONS, model.step]:
-                    found.differing.append(f"{name}, step {model.step}")
+                left[model.step] = {file: digest for file, digest in listed.items() if file.startswith("adapter_")}
+            if left != (wanted or adapters).setdefault(number % CONFIGURATIONS, left):
+                found.differing.append(f"{name}: adapters of steps {list(left)}")
         look_into(session, store, found)
     database.close()
     return adapters
@@ -157,6 +157,7 @@ def look_into(session: Session, store: Store, found: Found) -> None:
         key = path.removeprefix(root).lstrip("/")
         if key not in named and not key.startswith((*going, "gates/")):
             found.orphans[kind_of(key)] += 1
+            print(f"of no row: {key}", file=sys.stderr)
 
 
 def kind_of(key: str) -> str:
@@ -276,7 +277,8 @@ def carry_out(ground: Ground, args: argparse.Namespace, worlds: list[World]) -> 
             raise SystemExit(f"undisturbed: {found}")
         print(f"undisturbed: {found.jobs} jobs in {found.seconds:.0f} s", file=sys.stderr)
         if args.undisturbed is not None:
-            args.undisturbed.write_text(json.dumps([[*key, files] for key, files in wanted.items()]) + "\n")
+            lines = [[number, step, files] for number, left in wanted.items() for step, files in left.items()]
+            args.undisturbed.write_text(json.dumps(lines) + "\n")
     worlds.append(world := ground.world("world", model))
     if args.disk:
         ground.add_disks(world)
@@ -294,7 +296,10 @@ def carry_out(ground: Ground, args: argparse.Namespace, worlds: list[World]) -> 
 
 def read(path: Path) -> Adapters:
     """Return what an earlier call wrote of an undisturbed run."""
-    return {(number, step): files for number, step, files in json.loads(path.read_text())}
+    found: Adapters = {}
+    for number, step, files in json.loads(path.read_text()):
+        found.setdefault(number, {})[step] = files
+    return found
 
 
 def main() -> None:
@@ -312,9 +317,8 @@ def main() -> None:
     parser.add_argument("--database", action="store_true", help="on PostgreSQL, whose faults are among the others")
     parser.add_argument("--disk", action="store_true", help="disks of their own, whose faults are among them (root)")
     parser.add_argument("--s3", action="store_true", help="a bucket for a store, whose faults are among them")
-    parser.add_argument(
-        "--undisturbed", type=Path, metavar="FILE", help="adapters of an undisturbed run: read, or written by this one"
-    )
+    told = "adapters of an undisturbed run in the same --folder: read, or written by this one"
+    parser.add_argument("--undisturbed", type=Path, metavar="FILE", help=told)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was found")
     args = parser.parse_args()

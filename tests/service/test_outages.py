@@ -7,12 +7,12 @@ import pytest
 from sqlalchemy import select
 from working import add_job, done, events_of, job_of, models_of
 
-from titer.service import running
+from titer.service import running, training
 from titer.service.pipeline import do
 from titer.service.queue import Queue
 from titer.service.retention import sweep
 from titer.service.running import OVER
-from titer.service.tables import File, LogEntry
+from titer.service.tables import File, Job, LogEntry
 
 
 @pytest.fixture
@@ -80,3 +80,25 @@ def test_checkpoints_go_behind_a_training_even_when_the_store_fails_then(service
     assert service.store.exists(newest)
     sweep(service)
     assert not service.store.exists(newest)
+
+
+class Killed(BaseException):
+    """A process dies here."""
+
+
+@pytest.mark.parametrize("before", ["_copy", "_publish"])
+def test_a_model_of_an_epoch_is_published_once_although_its_process_died_beside_its_checkpoint(
+    service, monkeypatch, before
+):
+    def die(self, step, *words):
+        raise Killed
+
+    name = add_job(service)
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Follow, before, die)
+        with pytest.raises(Killed):
+            done(service, name)
+    with service.database.writing() as session:
+        session.scalar(select(Job).where(Job.id == name)).status = "queued"
+    assert done(service, name) == OVER
+    assert [model.step for model in models_of(service, name)] == [3, 6, None]

@@ -124,20 +124,20 @@ class Follow(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Copy the checkpoint into the store, and publish the model of a whole epoch."""
-        self._copy(state.global_step)
+        """Publish the model of a whole epoch, and copy the checkpoint into the store, from which nobody publishes it any more."""
+        self.run.change(lambda session, job: None)  # whoever lost the job leaves what its present worker has put there
         epochs = self.recipe.epochs
         whole = abs(state.epoch - round(state.epoch)) < 1e-6
         if self.run.policy.training.checkpoint_epochs and whole and state.epoch > epochs - LAST:
             tokenizer = kwargs.get("processing_class")
             self._publish(state.global_step, model, tokenizer)
+        self._copy(state.global_step)
         if self.run.stop.asked:
             raise Stopped
 
     def _copy(self, step: int) -> None:
         """Let the training's state in the store be that of now; without a store the training goes on all the same."""
         run, store = self.run, self.run.service.store
-        run.change(lambda session, job: None)  # whoever lost the job leaves what its present worker has put there
         name = f"{step}-{run.claim.attempt}"
         places = f"{run.place}/checkpoints"
         try:
