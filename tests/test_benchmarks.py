@@ -30,6 +30,7 @@ APART = (
     "service_faults",
     "service_hostile",
     "service_load",
+    "service_moments",
     "service_outages",
     "service_world",
     "launcher_faults",
