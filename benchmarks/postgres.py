@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from sqlalchemy import create_engine, text
+
+EVERYBODY = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'titer_%'"
 
 
 def programs() -> Path | None:
@@ -79,7 +85,30 @@ class Postgres:
 
     def close_connections(self) -> None:
         """Close everybody's connection."""
-        self._ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname LIKE 'titer_%'")
+        self._ask(EVERYBODY)
+
+    def refuse(self) -> Callable[[], object]:
+        """Close everybody's connection and take no new one; returns what lets them come again."""
+        there, away = self.folder / ".s.PGSQL.5432", self.folder / "away"
+        engine = create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            there.rename(away)
+            connection.execute(text(EVERYBODY))
+        engine.dispose()
+        return lambda: away.rename(there)
+
+    def freeze(self) -> Callable[[], object]:
+        """Let it stand still, with all connections open; returns what lets it go on."""
+        first = psutil.Process(int((self.folder / "data" / "postmaster.pid").read_text().split()[0]))
+        processes = [first, *first.children(recursive=True)]
+
+        def tell(number: int) -> None:
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+
+        tell(signal.SIGSTOP)
+        return lambda: tell(signal.SIGCONT)
 
     def remove(self) -> None:
         """Stop it and remove all of it."""

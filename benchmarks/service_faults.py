@@ -1,10 +1,14 @@
-"""What is left of the service's work when its processes are killed, its database goes away, its disk fills up or the clock jumps.
+"""What is left of the service's work when its processes are killed and what it rests on goes away.
 
 A server and two workers on a small random model are given jobs of two organisations, and while these run, faults come at random
-moments: `kill` is SIGKILL of the server, a worker, or a job's process; `database` restarts PostgreSQL, or closes all its
-connections; `full` fills the artefact store's file system, `read-only` mounts it so; `clock` lets `time.time` of all processes
-jump by up to ten years. At the end every job must have succeeded, once, with its events in order, its adapter byte for
-byte that of the same job undisturbed, and nothing half-written in the store.
+moments. `kill` is SIGKILL of the server, a worker, or a job's process. The others begin and end by themselves, while kills go on
+(`service_outages.py`): `time.time` of all processes jumps by up to ten years; a process stands still (SIGSTOP) for up to a minute;
+the store's disk fails (EIO) every other time; with `--disk` (root) the disk of the store or of the data folder is full, that of
+the store read-only or not mounted; with `--database` PostgreSQL restarts as after a power failure, closes all connections,
+refuses new ones, or stands still; with `--s3` the store is a bucket on moto's server that refuses connections, answers 500, or
+breaks off in the middle of answers. At the end every job must have succeeded, once, with its events in order, its adapters byte
+for byte those of the same job undisturbed, whatever a row names whole in the store, and no request refused as if it were wrong.
+What lies in the store and belongs to no row is counted.
 
 Examples:
     python benchmarks/service_faults.py --folder faults --jobs 30 --kills 100
@@ -14,28 +18,34 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import contextlib
+import hashlib
 import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import fsspec
 from postgres import Postgres
+from service_outages import Bucket, Disk, Outages
 from service_world import CONFIGURATIONS, OVER, Client, World, small_model
-from sqlalchemy import create_engine, text
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from titer.jobs.provenance import environment
+from titer.service import chain
+from titer.service.database import Database
+from titer.service.health import PROBE
+from titer.service.store import LIST, MARK, Store
+from titer.service.tables import Event, File, Job, LogEntry, Model, Part, Removal
 
-MEGABYTES = 64
-"""Size of the store's file system."""
+Adapters = dict[int, dict[int | None, dict[str, str]]]
+"""Hashes of the files of adapters, by configuration and step; `None` for the last."""
 
 
 @dataclass
@@ -47,9 +57,11 @@ class Found:
         faults: How many came, by kind.
         lost: Jobs that are not over, or did not succeed, with what they say.
         twice: Jobs with more than one end, or model.
-        disordered: Jobs whose events are out of order or run back in time.
-        differing: Jobs whose adapter is not that of the undisturbed run.
-        half: Files in the store that are not whole, or in no list.
+        disordered: Jobs whose events are out of order, run back in time, or are not those of the steps, each once.
+        differing: Jobs of whose adapters one is not that of the undisturbed run.
+        half: What a row names and is not whole in the store; a log that is not whole; what was written where no disk was.
+        refused: Answers of 400 to 499, to requests of which none is wrong.
+        orphans: Files in the store that belong to no row, by kind; no fault, but bytes.
         attempts: How often jobs were taken, by how often.
         seconds: How long it took.
     """
@@ -61,109 +73,122 @@ class Found:
     disordered: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
     half: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    orphans: Counter[str] = field(default_factory=Counter)
     attempts: Counter[int] = field(default_factory=Counter)
     seconds: float = 0.0
 
     @property
     def clean(self) -> bool:
         """Whether nothing is wrong."""
-        return not (self.lost or self.twice or self.disordered or self.differing or self.half)
-
-
-# -- faults -----------------------------------------------------------------------------------------------------------
-
-
-class Faults:
-    """What happens to a world beside kills."""
-
-    def __init__(self, world: World, postgres: Postgres | None, draw: random.Random, disk: bool) -> None:
-        self.world, self.postgres, self.draw = world, postgres, draw
-        self.kinds = ["clock", *(["full", "read-only"] if disk else [])]
-        self.kinds += ["restart database", "close connections"] if postgres else []
-
-    def one(self) -> str:
-        """Let one happen and pass; says which."""
-        kind = self.draw.choice(self.kinds)
-        if kind == "clock":
-            offset = self.draw.choice((-1, 1)) * self.draw.choice((3600, 86_400, 31_536_000)) * self.draw.uniform(1, 10)
-            (self.world.folder / "clock" / "offset").write_text(str(offset))
-        elif kind == "full":
-            ballast = self.world.store / "ballast"
-            with contextlib.suppress(OSError), ballast.open("wb") as file:
-                while True:
-                    file.write(bytes(1 << 16))
-            time.sleep(self.draw.uniform(1, 10))
-            ballast.unlink(missing_ok=True)
-        elif kind == "read-only":
-            mounted(self.world.store, "remount,ro")
-            time.sleep(self.draw.uniform(1, 10))
-            mounted(self.world.store, f"remount,rw,size={MEGABYTES}m")
-        elif self.postgres and kind == "restart database":
-            self.postgres.restart(self.draw.uniform(0, 5))
-        elif self.postgres:
-            self.postgres.close_connections()
-        return kind
-
-
-def mounted(folder: Path, options: str) -> None:
-    """Mount a file system in memory, or change it."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+        return not (self.lost or self.twice or self.disordered or self.differing or self.half or self.refused)
 
 
 # -- what came of it --------------------------------------------------------------------------------------------------
 
 
-def examine(
-    world: World, jobs: dict[str, int], wanted: dict[int, dict[str, bytes]] | None, found: Found
-) -> dict[int, Any]:
-    """Look at all jobs after their end, into `found`; returns the adapter's files by configuration."""
-    engine = create_engine(world.database or f"sqlite:///{world.folder / 'data' / 'titer.db'}")
-    adapters: dict[int, dict[str, bytes]] = {}
-    with engine.connect() as connection:
+def examine(world: World, jobs: dict[str, int], wanted: Adapters | None, found: Found) -> Adapters:
+    """Look at all jobs after their end, into `found`; returns hashes of adapters, by configuration and step."""
+    database = Database(world.database or f"sqlite:///{world.folder / 'data' / 'titer.db'}")
+    store = Store(world.url)
+    adapters: Adapters = {}
+    with database.reading() as session:
+        try:
+            chain.verify(session)
+        except chain.Broken as error:
+            found.half.append(f"audit log: {error}")
+    with database.reading() as session:
         for name, number in jobs.items():
-            row = connection.execute(text("SELECT * FROM jobs WHERE id = :id"), {"id": name}).mappings().one()
-            found.attempts[row["attempt"]] += 1
-            if row["status"] != "succeeded":
-                found.lost.append(f"{name}: {row['status']} {row['error']}")
+            job = session.scalars(select(Job).where(Job.id == name)).one()
+            found.attempts[job.attempt] += 1
+            if job.status != "succeeded":
+                found.lost.append(f"{name}: {job.status} {job.error}")
                 continue
-            events = connection.execute(
-                text("SELECT place, created_at, message FROM events WHERE job_id = :id ORDER BY place"), {"id": name}
-            ).all()
-            times = [at for _, at, _ in events]
-            if [place for place, _, _ in events] != list(range(1, len(events) + 1)) or times != sorted(times):
+            events = session.scalars(select(Event).where(Event.job_id == name).order_by(Event.number)).all()
+            if not in_order(events):
                 found.disordered.append(name)
-            models = connection.execute(
-                text("SELECT place FROM models WHERE job_id = :id AND step IS NULL"), {"id": name}
-            ).all()
-            ends = connection.execute(
-                text("SELECT count(*) FROM log WHERE subject = :id AND action = 'job.succeeded'"), {"id": name}
-            ).scalar_one()
-            if len(models) != 1 or ends > 1:
-                found.twice.append(f"{name}: {len(models)} models, {ends} ends")
-            folder = world.store / models[0][0]
-            files = {path.name: path.read_bytes() for path in folder.glob("adapter_*")}
-            adapters.setdefault(number % CONFIGURATIONS, files)
-            if wanted is not None and files != wanted[number % CONFIGURATIONS]:
-                found.differing.append(name)
-    engine.dispose()
-    for path in world.store.rglob("*"):
-        if path.is_file() and (path.name.startswith(".") or path.suffix in (".tmp", ".part")):
-            found.half.append(str(path.relative_to(world.store)))
+            models = session.scalars(select(Model).where(Model.job_id == name)).all()
+            ended = (LogEntry.subject == name, LogEntry.action == "job.succeeded")
+            ends = len(session.scalars(select(LogEntry.number).where(*ended)).all())
+            steps = sorted(model.step for model in models if model.step is not None)
+            finals = len(models) - len(steps)
+            if (finals, ends) != (1, 1) or len(set(steps)) != len(steps):
+                found.twice.append(f"{name}: {finals} models, {ends} ends, checkpoints of steps {steps}")
+            left: dict[int | None, dict[str, str]] = {}
+            for model in models:
+                listed = json.loads(store.read(f"{model.place}/{LIST}")) if store.has_folder(model.place) else {}
+                left[model.step] = {file: digest for file, digest in listed.items() if file.startswith("adapter_")}
+            if left != (wanted or adapters).setdefault(number % CONFIGURATIONS, left):
+                found.differing.append(f"{name}: adapters of steps {list(left)}")
+        look_into(session, store, found)
+    database.close()
     return adapters
 
 
+def in_order(events: Sequence[Event]) -> bool:
+    """Whether events, as they came to be, are numbered without a gap, do not run back in time, and tell of each step once."""
+    times = [event.created_at for event in events]
+    steps = [event.data["step"] for event in events if event.kind == "metrics" and event.data]
+    numbered = [event.place for event in events] == list(range(1, len(events) + 1))
+    return numbered and times == sorted(times) and steps == list(range(1, len(steps) + 1))
+
+
+def look_into(session: Session, store: Store, found: Found) -> None:
+    """Compare what rows name with what is in the store."""
+    named = {MARK, PROBE}
+    for row in [*session.scalars(select(File)), *session.scalars(select(Part))]:
+        named.add(row.place)
+        data = store.read(row.place) if store.exists(row.place) else b""
+        if hashlib.sha256(data).hexdigest() != row.digest:
+            found.half.append(f"{row.place}: {len(data)} of {row.bytes} bytes")
+    jobs = session.scalars(select(Job)).all()
+    places = [model.place for model in session.scalars(select(Model))]
+    for folder in [*places, *(job.gate["place"] for job in jobs if job.gate)]:
+        listed = json.loads(store.read(f"{folder}/{LIST}")) if store.has_folder(folder) else {"(its list)": ""}
+        named |= {f"{folder}/{LIST}", *(f"{folder}/{name}" for name in listed)}
+        for name, digest in listed.items():
+            data = store.read(f"{folder}/{name}") if store.exists(f"{folder}/{name}") else b""
+            if hashlib.sha256(data).hexdigest() != digest:
+                found.half.append(f"{folder}/{name}")
+    named |= {f"jobs/{job.id}/{name}" for job in jobs for name in ("audit.json", "rows.json", "sample_weights.jsonl")}
+    going = tuple(session.scalars(select(Removal.place)))
+    system, root = fsspec.core.url_to_fs(store.url)
+    for path in system.find(root):
+        key = path.removeprefix(root).lstrip("/")
+        if key not in named and not key.startswith((*going, "gates/")):
+            found.orphans[kind_of(key)] += 1
+            print(f"of no row: {key}", file=sys.stderr)
+
+
+def kind_of(key: str) -> str:
+    """Return a key with the parts that differ from job to job left out."""
+    if key.endswith((".tmp", ".part")):
+        return f"{key.partition('/')[0]}: unfinished"
+    return "/".join("*" if "-" in part else part for part in key.split("/")[:-1]) + "/…"
+
+
 def run(
-    world: World, count: int, kills: int, others: int, faults: Faults | None, draw: random.Random
+    world: World, count: int, draw: random.Random, left: list[str], outages: Outages | None = None, pace: float = 0.0
 ) -> tuple[dict[str, int], Found]:
-    """Give a world its jobs, disturb it, and wait for their end."""
+    """Give a world its jobs, disturb it, and wait for their end.
+
+    Args:
+        world: The world.
+        count: How many jobs.
+        draw: Draws all that is by chance.
+        left: The faults, in turn: `kill`, or one of the `outages`.
+        outages: The others.
+        pace: Most seconds from one to the next.
+
+    Returns:
+        The jobs with their numbers, and what came of them so far.
+    """
     found, begun = Found(jobs=count), time.monotonic()
     world.ensure()
     world.wait()
-    client = Client(world)
+    client = Client(world, patient=True)
     jobs: dict[str, int] = {}
     waiting = list(range(count))
-    left = ["kill"] * kills + ["other"] * others
-    draw.shuffle(left)
     said = begun
     open_jobs: set[str] = set()
     while waiting or open_jobs:
@@ -172,11 +197,12 @@ def run(
             jobs[name] = number
             open_jobs.add(name)
         if left:
-            time.sleep(draw.uniform(0.0, 6.0))
-            if left.pop() == "kill":
-                found.faults[world.kill(draw)] += 1
-            elif faults is not None:
-                found.faults[faults.one()] += 1
+            time.sleep(draw.uniform(0.0, pace))
+            happened = world.kill(draw) if left[-1] == "kill" or outages is None else outages.one()
+            if happened is not None:  # or everything is out of order already
+                left.pop()
+                found.faults[happened] += 1
+                print(f"{time.monotonic() - begun:.0f} s: {happened}", file=sys.stderr, flush=True)
             # What was killed comes back at once, or after a while.
             time.sleep(draw.choice((0.0, 0.0, draw.uniform(0, 3))))
         else:
@@ -190,25 +216,90 @@ def run(
             count += 1
         if time.monotonic() - said > 30:
             said = time.monotonic()
-            print(
-                f"{len(jobs) - len(open_jobs)} of {count} jobs over, {len(left)} faults left",
-                file=sys.stderr,
-                flush=True,
-            )
-    found.jobs, found.seconds = len(jobs), time.monotonic() - begun
+            over, faults = len(jobs) - len(open_jobs), len(left)
+            print(f"{over} of {count} jobs over, {faults} faults left", file=sys.stderr, flush=True)
+    if outages is not None:
+        outages.end()
+    found.jobs, found.refused, found.seconds = len(jobs), client.refused, time.monotonic() - begun
     return jobs, found
 
 
-@contextlib.contextmanager
-def disk(folder: Path, wanted: bool) -> Iterator[None]:
-    """A file system of its own for the store."""
-    if wanted:
-        mounted(folder, f"size={MEGABYTES}m")
-    try:
-        yield
-    finally:
-        if wanted:
-            subprocess.run(["umount", "-l", str(folder)], check=False)
+@dataclass
+class Ground:
+    """What the worlds of one call rest on.
+
+    Attributes:
+        folder: Where everything is.
+        postgres: The database's server, unless it is SQLite.
+        bucket: The store's server, unless it is a folder.
+        disks: File systems of the disturbed world.
+    """
+
+    folder: Path
+    postgres: Postgres | None = None
+    bucket: Bucket | None = None
+    disks: dict[str, Disk] = field(default_factory=dict)
+
+    def world(self, name: str, model: Path) -> World:
+        """Return a new world on it."""
+        return World(
+            self.folder / name,
+            model,
+            self.postgres.new() if self.postgres else None,
+            store=f"s3://titer/{name}" if self.bucket else None,
+            more=self.bucket.environment() if self.bucket else None,
+        )
+
+    def add_disks(self, world: World) -> None:
+        """Give a world disks of its own."""
+        for name in ("store", "data"):
+            self.disks[name] = Disk(self.folder / "disks" / name, world.folder / name)
+
+    def remove(self) -> None:
+        """End it."""
+        for disk in self.disks.values():
+            disk.remove()
+        for each in filter(None, (self.postgres, self.bucket)):
+            each.remove()
+
+
+def carry_out(ground: Ground, args: argparse.Namespace, worlds: list[World]) -> Found:
+    """Run jobs undisturbed, and others disturbed, and say what differs."""
+    draw, model = random.Random(args.seed), small_model(ground.folder / "model")
+    if args.undisturbed is not None and args.undisturbed.exists():
+        wanted = read(args.undisturbed)
+    else:
+        worlds.append(calm := ground.world("calm", model))
+        jobs, found = run(calm, CONFIGURATIONS, draw, [])
+        calm.stop()
+        wanted = examine(calm, jobs, None, found)
+        if not found.clean:
+            raise SystemExit(f"undisturbed: {found}")
+        print(f"undisturbed: {found.jobs} jobs in {found.seconds:.0f} s", file=sys.stderr)
+        if args.undisturbed is not None:
+            lines = [[number, step, files] for number, left in wanted.items() for step, files in left.items()]
+            args.undisturbed.write_text(json.dumps(lines) + "\n")
+    worlds.append(world := ground.world("world", model))
+    if args.disk:
+        ground.add_disks(world)
+    outages = Outages(world, draw, args.longest, ground.postgres, ground.disks, ground.bucket)
+    left = ["kill"] * args.kills + ["other"] * args.others
+    draw.shuffle(left)
+    jobs, found = run(world, args.jobs, draw, left, outages, args.pace)
+    world.stop()
+    examine(world, jobs, wanted, found)
+    if "store" in ground.disks:
+        ground.disks["store"].go()
+        found.half += [f"beneath the store: {path}" for path in world.store.rglob("*") if path.is_file()]
+    return found
+
+
+def read(path: Path) -> Adapters:
+    """Return what an earlier call wrote of an undisturbed run."""
+    found: Adapters = {}
+    for number, step, files in json.loads(path.read_text()):
+        found.setdefault(number, {})[step] = files
+    return found
 
 
 def main() -> None:
@@ -221,40 +312,33 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=30)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--others", type=int, default=0, help="faults of other kinds")
-    parser.add_argument("--database", action="store_true", help="on PostgreSQL, whose restarts are among the others")
-    parser.add_argument(
-        "--disk", action="store_true", help="full and read-only disks are among the others (needs root)"
-    )
+    parser.add_argument("--pace", type=float, default=6.0, help="most seconds from one fault to the next")
+    parser.add_argument("--longest", type=float, default=20.0, help="most seconds of one of these")
+    parser.add_argument("--database", action="store_true", help="on PostgreSQL, whose faults are among the others")
+    parser.add_argument("--disk", action="store_true", help="disks of their own, whose faults are among them (root)")
+    parser.add_argument("--s3", action="store_true", help="a bucket for a store, whose faults are among them")
+    told = "adapters of an undisturbed run in the same --folder: read, or written by this one"
+    parser.add_argument("--undisturbed", type=Path, metavar="FILE", help=told)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was found")
     args = parser.parse_args()
-    folder, draw = args.folder.absolute(), random.Random(args.seed)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    model = small_model(folder / "model")
-    postgres = Postgres(Path(f"/tmp/titer-faults-{os.getpid()}")) if args.database else None
-    worlds = []
+    if args.disk and args.s3:
+        parser.error("the store is either on a disk of its own or in a bucket")
+    ground = Ground(args.folder.absolute())
+    shutil.rmtree(ground.folder, ignore_errors=True)
+    ground.folder.mkdir(parents=True)
+    worlds: list[World] = []
     try:
-        calm = World(folder / "calm", model, postgres.new() if postgres else None)
-        worlds.append(calm)
-        jobs, found = run(calm, CONFIGURATIONS, 0, 0, None, draw)
-        calm.stop()
-        wanted = examine(calm, jobs, None, found)
-        if not found.clean:
-            raise SystemExit(f"undisturbed: {found}")
-        print(f"undisturbed: {found.jobs} jobs in {found.seconds:.0f} s", file=sys.stderr)
-        world = World(folder / "world", model, postgres.new() if postgres else None)
-        worlds.append(world)
-        with disk(world.store, args.disk):
-            faults = Faults(world, postgres, draw, args.disk)
-            jobs, found = run(world, args.jobs, args.kills, args.others, faults, draw)
-            world.stop()
-            examine(world, jobs, wanted, found)
+        if args.database:
+            ground.postgres = Postgres(Path(f"/tmp/titer-faults-{os.getpid()}"))
+        if args.s3:
+            ground.bucket = Bucket(ground.folder / "moto.log")
+            os.environ |= ground.bucket.environment(direct=True)
+        found = carry_out(ground, args, worlds)
     finally:
         for each in worlds:
             each.stop()
-        if postgres:
-            postgres.remove()
+        ground.remove()
     result = {"benchmark": "service_faults", **vars(found), **environment()}
     print(json.dumps(result, indent=1))
     if args.json:

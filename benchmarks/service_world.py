@@ -31,16 +31,28 @@ training: {{method: sft, n_epochs: 3, batch_size: 4, settings: {{bf16: false}}}}
 gate: {{samples: 4, max_new_tokens: 4, harmful_score: null, over_refusal: null, broken: null}}
 quota: {{waiting_jobs: null, requests_a_minute: null}}
 """
-CLOCK = """import os, time
-_real, _file = time.time, os.environ["TITER_CLOCK"]
+FAULTY = """import os, random, sys, time
+_real, _file, _store = time.time, os.environ["TITER_CLOCK"], os.environ["TITER_FAILING"]
+_failing, _draw, _sync = os.path.join(os.path.dirname(_file), "failing"), random.Random(), os.fsync
 def _wrong():
     try:
         with open(_file) as file:
             return _real() + float(file.read() or 0)
     except OSError:
         return _real()
-time.time = _wrong
+def _fail(path):
+    if isinstance(path, str) and path.startswith(_store) and os.path.exists(_failing) and _draw.random() < 0.5:
+        raise OSError(5, "Input/output error", path)
+def _heard(event, words):
+    if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.listdir", "os.scandir", "shutil.rmtree"):
+        _fail(words[0])
+def _synced(file):
+    _fail(os.readlink(f"/proc/self/fd/{file}"))
+    _sync(file)
+time.time, os.fsync = _wrong, _synced
+sys.addaudithook(_heard)
 """
+"""Of each process: a clock that can be made wrong, and errors of the store's disk, half of the time, while `failing` is there."""
 CONFIGURATIONS = 6
 """Jobs that differ in file and seed; the others repeat them."""
 OVER = ("succeeded", "failed", "cancelled")
@@ -65,16 +77,29 @@ class World:
         folder: Everything of them.
         model: The base model.
         database: URL of an empty database; SQLite without.
+        workers: How many.
+        store: URL of an empty store; a folder without.
+        more: What its processes find in their environment.
     """
 
-    def __init__(self, folder: Path, model: Path, database: str | None, workers: int = 2) -> None:
-        self.folder, self.database, self.workers = folder, database, workers
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        database: str | None,
+        workers: int = 2,
+        store: str | None = None,
+        more: dict[str, str] | None = None,
+    ) -> None:
+        self.folder, self.database, self.workers, self.more = folder, database, workers, more or {}
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "clock").mkdir(parents=True)
-        (folder / "clock" / "sitecustomize.py").write_text(CLOCK)
+        (folder / "clock" / "sitecustomize.py").write_text(FAULTY)
         (folder / "policy.yaml").write_text(POLICY.format(model=model))
         self.store = folder / "store"
         self.store.mkdir()
+        (folder / "data").mkdir()
+        self.url = store or str(self.store)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -83,17 +108,19 @@ class World:
     def titer(self, *words: str) -> list[str]:
         """Return the command line of a verb."""
         place = ["--data", str(self.folder / "data")]
-        place += [] if words[0] == "keys" else ["--store", str(self.store)]
+        place += [] if words[0] == "keys" else ["--store", self.url]
         return [*START, *words, *place, *(["--database", self.database] if self.database else [])]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of its processes: a clock that can be made wrong."""
+        """Of its processes."""
         paths = [str(self.folder / "clock"), os.environ.get("PYTHONPATH", "")]
         return {
             **os.environ,
+            **self.more,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "TITER_CLOCK": str(self.folder / "clock" / "offset"),
+            "TITER_FAILING": str(self.store),
             "OMP_NUM_THREADS": "1",
         }
 
@@ -129,14 +156,18 @@ class World:
             self.ensure()
             time.sleep(0.2)
 
-    def kill(self, draw: random.Random) -> str:
-        """SIGKILL a process drawn among the server, the workers and what these run; says which kind."""
+    def targets(self) -> list[tuple[str, int]]:
+        """Return its processes, by kind: the server, the workers, and what these run, each of those three times."""
         targets = [("server" if name == "server" else "worker", process.pid) for name, process in self.running.items()]
         for name, process in self.running.items():
             with contextlib.suppress(psutil.NoSuchProcess):
                 children = psutil.Process(process.pid).children(recursive=True) if name != "server" else []
                 targets += [("job", child.pid) for child in children] * 3  # where the work is
-        kind, pid = draw.choice(targets)
+        return targets
+
+    def kill(self, draw: random.Random) -> str:
+        """SIGKILL one of its processes; says which kind."""
+        kind, pid = draw.choice(self.targets())
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         return f"kill {kind}"
@@ -152,10 +183,19 @@ class World:
 
 
 class Client:
-    """Two organisations' keys, with patience: a server that was killed comes again."""
+    """Two organisations' keys, with patience: a server that was killed comes again.
 
-    def __init__(self, world: World) -> None:
-        self.world, self.address = world, f"http://127.0.0.1:{world.port}"
+    Args:
+        world: The service.
+        patient: Whether what is refused is asked again, too; otherwise that is an error.
+
+    Attributes:
+        refused: Answers of 400 to 499, to requests of which none is wrong.
+    """
+
+    def __init__(self, world: World, patient: bool = False) -> None:
+        self.world, self.address, self.patient = world, f"http://127.0.0.1:{world.port}", patient
+        self.refused: list[str] = []
         self.keys = [world.key(name) for name in ("one", "two")]
 
     def request(self, method: str, path: str, org: int, **more: Any) -> dict[str, Any]:
@@ -166,9 +206,12 @@ class Client:
             with contextlib.suppress(httpx.TransportError):
                 # Without TLS nothing needs its certificates, which take a while to read each time.
                 answer = httpx.request(method, url, headers=headers, timeout=30, verify=False, **more)
-                if answer.status_code < 500:
-                    answer.raise_for_status()
+                if answer.status_code < 400:
                     return dict(answer.json())
+                if answer.status_code < 500:
+                    self.refused.append(f"{method} {path}: {answer.status_code} {answer.text[:200]}")
+                    if not self.patient:
+                        answer.raise_for_status()
             self.world.ensure()
             time.sleep(0.5)
         raise SystemExit(f"{method} {path} is not answered")

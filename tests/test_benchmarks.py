@@ -33,6 +33,8 @@ APART = (
     "service_faults",
     "service_hostile",
     "service_load",
+    "service_moments",
+    "service_outages",
     "service_world",
     "launcher_faults",
     "estimates",

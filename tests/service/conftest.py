@@ -86,9 +86,11 @@ def bucket():
 @pytest.fixture(params=["folder", "bucket"])
 def store(request, tmp_path):
     """An artefact store of each kind."""
-    if request.param == "folder":
-        return Store(str(tmp_path / "store"))
-    return Store(f"{request.getfixturevalue('bucket')}/{os.urandom(4).hex()}")
+    in_folder = request.param == "folder"
+    url = str(tmp_path / "store") if in_folder else f"{request.getfixturevalue('bucket')}/{os.urandom(4).hex()}"
+    found = Store(url)
+    found.mark()
+    return found
 
 
 POLICY = """

@@ -1,6 +1,9 @@
 """The database: migrations up and down, one writer at a time, and tables that are those of the source."""
 
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -33,6 +36,18 @@ def test_migrations_can_be_taken_back(database):
     assert not database.is_ready
     database.migrate()
     assert database.is_ready
+
+
+def test_a_server_and_its_workers_may_start_at_once(database_url, tmp_path):
+    """In processes of their own, since Alembic keeps what it works on in its module."""
+    url = database_url or f"sqlite:///{tmp_path / 'titer.db'}"
+    lines = "import sys; from titer.service.database import Database as D; d = D(sys.argv[1]); sys.stdin.read(); d.migrate()"
+    words = [sys.executable, "-c", lines, url]
+    processes = [subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    time.sleep(1)  # until most have imported what they need
+    for process in processes:
+        process.stdin.close()
+    assert [process.stderr.read().decode() for process in processes] == [""] * 3
 
 
 def test_a_database_of_a_newer_titer_is_refused(database):

@@ -21,6 +21,7 @@ from titer.service.access import Caller
 from titer.service.api import files
 from titer.service.app import create_app
 from titer.service.refusals import Refused
+from titer.service.store import MARK
 from titer.service.tables import DAY, File, Job, LogEntry, Organisation, Removal
 
 ROWS = b"\n".join([line()] * 12)
@@ -32,7 +33,7 @@ def upload(client, data=ROWS, name="rows.jsonl", purpose="fine-tune", **fields):
 
 def stored(service):
     """Whatever is in the store."""
-    return [path for path in (service.data / "store").rglob("*") if path.is_file()]
+    return [path for path in (service.data / "store").rglob("*") if path.is_file() and path.name != MARK]
 
 
 def change(service, tiny_folder, extra):

@@ -396,7 +396,7 @@ def test_a_fault_of_the_server_has_a_number_and_tells_no_more(service, monkeypat
 
 
 def test_a_store_that_is_away_is_waited_for(service, monkeypatch):
-    name = add_job(service)
+    name = add_job(service, hyperparameters={"n_epochs": 4})  # the first epoch's model is not published
     with monkeypatch.context() as patched:
 
         def put(*words):

@@ -11,6 +11,7 @@ from titer.service import policy, retention
 from titer.service.keys import DAY
 from titer.service.retention import sweep, used_bytes
 from titer.service.running import Away
+from titer.service.store import MARK
 from titer.service.tables import (
     Appeal,
     File,
@@ -76,7 +77,7 @@ def ids(service, kind):
 
 def stored(service):
     root = Path(service.store.url)
-    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name != MARK}
 
 
 def test_nothing_goes_that_is_not_over(any_service):

@@ -1,11 +1,12 @@
 """The artefact store: in a folder and in a bucket, a file or a folder is there whole or not at all."""
 
 import json
+import os
 
 import pytest
 
 from titer.errors import TiterError
-from titer.service.store import Store
+from titer.service.store import MARK, Store
 
 
 def test_a_file_is_read_as_it_was_written(store):
@@ -95,3 +96,33 @@ def test_a_list_that_names_what_is_outside_is_refused(store, tmp_path):
 def test_a_store_that_nothing_can_read_is_an_error_that_says_so():
     with pytest.raises(TiterError, match="cannot be used"):
         Store("nonsense://there")
+
+
+def test_nothing_counts_as_missing_or_removed_while_the_store_is_away(store):
+    """Without its mark it is the folder where it is not mounted, or a bucket that somebody has made anew."""
+    store._system.rm(f"{store._root}/{MARK}")
+    for use in (store.exists, store.read, store.remove, store.has_folder):
+        with pytest.raises(OSError, match="another folder, or not mounted") as caught:
+            use("models/x/a.txt")
+        assert not isinstance(caught.value, FileNotFoundError)
+    if store._local:  # an object store says itself that there is no such bucket
+        with pytest.raises(OSError, match="not mounted"):
+            store.write("models/y", b"")
+        assert os.listdir(store._root) == []
+    store.mark()
+    assert not store.exists("models/x/a.txt")
+    store.remove("models/x/a.txt")
+
+
+def test_an_error_of_the_store_is_neither_absence_nor_removal(store, monkeypatch):
+    store.write("models/x", b"a")
+
+    def fails(*words, **more):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._system, "info", fails)
+        for use in (store.exists, store.remove):
+            with pytest.raises(OSError, match="Input/output"):
+                use("models/x")
+    assert store.exists("models/x")

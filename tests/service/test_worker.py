@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -92,6 +93,25 @@ def test_a_process_that_dies_is_tried_again_and_in_the_end_the_job_has_failed(se
     told = capsys.readouterr().err
     assert f"{number}), its process's last words: the end" in told
     assert len([event for event in events_of(service, name) if event.data and "crashes" in event.data]) == 2
+
+
+def test_a_death_that_is_written_down_late_counts_once(service, stand_in, monkeypatch):
+    """The database goes away between any two transactions, and comes again."""
+    name = add_job(service)
+    worker = stand_in("os.kill(os.getpid(), signal.SIGKILL)")
+    until(worker, lambda: worker.children)
+    worker.jobs = 0  # takes no other one
+    dialect, fails = service.database.engine.dialect, iter([False, True] * 3)
+    inner = dialect.do_commit
+
+    def commit(connection):
+        if next(fails, False):
+            raise sqlite3.OperationalError("disk I/O error")
+        inner(connection)
+
+    monkeypatch.setattr(dialect, "do_commit", commit)
+    until(worker, lambda: status_of(service, name) == "queued" and not worker._unsettled)
+    assert [event.data["crashes"] for event in events_of(service, name) if event.data] == [1]
 
 
 def test_deaths_on_the_way_do_not_add_up(service, stand_in):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import select
+
 from titer.files import check_output
 from titer.service import policy
 from titer.service.database import Database
 from titer.service.policy import Policy
 from titer.service.store import Store
+from titer.service.tables import File, Model
 
 
 @dataclass(frozen=True)
@@ -56,4 +59,9 @@ def open_service(data: Path, database: str | None = None, store: str | None = No
     data.mkdir(parents=True, exist_ok=True)
     found = Database(database or f"sqlite:///{data.absolute() / 'titer.db'}")
     found.migrate()
-    return Service(data, found, Store(store or str(data.absolute() / "store")))
+    service = Service(data, found, Store(store or str(data.absolute() / "store")))
+    with found.reading() as session:
+        new = all(session.scalar(select(kind.number).limit(1)) is None for kind in (File, Model))
+    if new:  # of any other one the mark is there, or the store is not
+        service.store.mark()
+    return service

@@ -31,6 +31,8 @@ from titer.text import say as write
 
 SECONDS = 30.0
 """How long the beats of a worker must stand still before its job may be taken."""
+SAID = "said"
+"""What a session calls the events that it added."""
 
 
 class Lost(Exception):
@@ -121,9 +123,7 @@ class Queue:
         if status not in ("queued", "paused"):
             raise ValueError(f"no status to give a job back with: {status!r}")
         with self.database.writing() as session:
-            job = held(session, claim)
-            if not _grant(session, job):
-                _rest(session, job, status)
+            let_go(session, held(session, claim), status)
 
     def validate(self, store: Store, most: int = 8) -> int:
         """Check the files of some jobs that came in: each is `queued` then, or has failed with all that is wrong.
@@ -300,7 +300,13 @@ def say(
     )
     session.add(event)
     session.flush()
+    session.info.setdefault(SAID, []).append(event.id)
     return event
+
+
+def said(session: Session) -> list[str]:
+    """Return the ids of the events that a transaction has added."""
+    return list(session.info.get(SAID, []))
 
 
 def finish(
@@ -330,6 +336,12 @@ def finish(
     job.error = {"param": None, **error} if error else None
     append(session, job.org_id, actor, f"job.{status}", job.id, {"error": job.error} if error else {})
     session.flush()
+
+
+def let_go(session: Session, job: Job, status: str = "queued") -> None:
+    """Let a job go that is held and not at its end, as `Queue.give_back`."""
+    if not _grant(session, job):
+        _rest(session, job, status)
 
 
 def wait_again(session: Session, job: Job) -> None:

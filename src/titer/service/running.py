@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -21,8 +22,8 @@ from titer.service import policy
 from titer.service.chain import append
 from titer.service.context import Service
 from titer.service.policy import Policy
-from titer.service.queue import Claim, held, say
-from titer.service.tables import Job, Organisation
+from titer.service.queue import Claim, held, said, say
+from titer.service.tables import Event, Job, Organisation
 
 T = TypeVar("T")
 OVER, REPORTED, AGAIN, LOST, ORPHANED, STOPPED = 0, 70, 75, 76, 77, 130
@@ -126,14 +127,28 @@ class Running:
     def change(self, what: Callable[[Session, Job], T]) -> T:
         """Change the job, and what belongs to it, in one transaction, in which nobody else has it.
 
+        A database that goes away while it commits may have done so, and only its answer is lost. What had said something by
+        then is found by that, and is not done twice.
+
+        Args:
+            what: Changes it; is called again where the database was away, and must not depend on what an earlier call made.
+
         Raises:
             Lost: The job is another worker's now, or it is over.
             Away: The database was away for too long.
         """
+        tried: list[tuple[list[str], T]] = []  # the events of each call, and what it returned
 
         def changed() -> T:
             with self.service.database.writing() as session:
-                return what(session, held(session, self.claim))
+                if tried:  # whoever still commits an earlier call is waited for
+                    session.execute(select(Job.id).where(Job.id == self.claim.job).with_for_update())
+                for events, result in tried:
+                    if session.scalar(select(Event.id).where(Event.id.in_(events)).limit(1)) is not None:
+                        return result
+                result = what(session, held(session, self.claim))
+                tried.append((said(session), result))
+            return result
 
         return patiently(changed)
 

@@ -1,18 +1,20 @@
 """Where files and adapters lie: a folder, or any URL that fsspec reads, such as `s3://bucket/prefix`.
 
 Keys are made of the service's own ids; nothing that a client says becomes one. A file is there whole or not at all, and so is a
-folder, whose list of files is written last.
+folder, whose list of files is written last. That something is not there is said only of a store that is: a mark in it tells it from
+the empty folder on which it is to be mounted, and an error of its disk or its server is an error.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +26,8 @@ from titer.files import replacing
 
 LIST = "files.json"
 """Names the files of a folder with their hashes; a folder without it is not there."""
+MARK = "titer-store"
+"""A file that every store has."""
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.:-]*)*")
 SCRATCH = re.compile(r"(.*/)?\.?([^/]*)\.[0-9a-f]{32}\.(tmp|part)")
 """What a file is called while it is written."""
@@ -74,7 +78,8 @@ class Store:
     def __init__(self, url: str) -> None:
         self.url = url
         try:
-            self._system, self._root = fsspec.core.url_to_fs(url)
+            # Listings are asked for each time: other processes write into the store as well.
+            self._system, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise TiterError(f"The artefact store `{url}` cannot be used: {error}.", "Install what it needs.") from None
         self._local = isinstance(self._system, fsspec.get_filesystem_class("file"))
@@ -86,13 +91,47 @@ class Store:
             raise ValueError(f"no key of a store: {key!r}")
         return f"{self._root}/{key}"
 
+    def mark(self) -> None:
+        """Mark a new store, unless it is.
+
+        Raises:
+            TiterError: It cannot be written.
+        """
+        path = self._path(MARK)
+        try:
+            if not self._system.exists(path):
+                self._system.pipe_file(path, b"This folder is an artefact store of `titer serve`.\n")
+        except Exception as error:  # each kind of store has errors of its own
+            raise TiterError(
+                f"The artefact store `{self.url}` cannot be written: {error}.", "Is it mounted, or its server running?"
+            ) from error
+
+    def _check(self) -> None:
+        """Raise `OSError` unless this is the store, and not what is there while it is away."""
+        try:
+            self._system.info(self._path(MARK))
+        except FileNotFoundError:
+            what = f"there is no `{MARK}` in it, so that it is another folder, or not mounted"
+            raise OSError(errno.ENODEV, what, self.url) from None
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Let nothing count as missing where the whole store is."""
+        try:
+            yield
+        except FileNotFoundError:
+            self._check()
+            raise
+
     @contextmanager
     def writing(self, key: str) -> Iterator[Counted]:
         """Open a file to be written; it is there under its key once the block has ended, and not when it raised."""
         path = self._path(key)
         if self._local:
+            self._check()
             with replacing(path) as file:
                 yield Counted(file)
+                self._check()  # it may have gone meanwhile, before a folder was made where it was
             return
         # Of an object store an upload is either completed or given up.
         part = f"{path}.{uuid.uuid4().hex}.part"
@@ -102,7 +141,7 @@ class Store:
                 yield counted
             self._system.mv(part, path)
         except BaseException:
-            if self._system.exists(part):
+            with suppress(Exception):  # what went wrong first is what is told
                 self._system.rm(part)
             raise
 
@@ -113,7 +152,8 @@ class Store:
 
     def open(self, key: str) -> IO[bytes]:
         """Open a file to be read; raises `FileNotFoundError`."""
-        file: IO[bytes] = self._system.open(self._path(key), "rb")
+        with self._looking():
+            file: IO[bytes] = self._system.open(self._path(key), "rb")
         return file
 
     def read(self, key: str) -> bytes:
@@ -123,7 +163,12 @@ class Store:
 
     def exists(self, key: str) -> bool:
         """Whether there is a file under a key."""
-        return bool(self._system.isfile(self._path(key)))
+        # Not fsspec's `isfile`, for which nothing is there whenever anything goes wrong.
+        try:
+            with self._looking():
+                return bool(self._system.info(self._path(key))["type"] == "file")
+        except FileNotFoundError:
+            return False
 
     def remove(self, key: str) -> None:
         """Remove a file, a folder, or nothing; also what a writing that broke off left."""
@@ -132,14 +177,14 @@ class Store:
             path = f"{self._path(key)}/{name}"
         else:
             path = self._path(key)
-        if self._system.exists(path):
+        with suppress(FileNotFoundError), self._looking():
+            self._system.info(path)
             self._system.rm(path, recursive=True)
 
     def listing(self) -> list[str]:
         """Return the keys of all files, also of those that are being written."""
         self._system.invalidate_cache()  # of what there was when somebody asked before
-        if not self._system.exists(self._root):
-            return []
+        self._check()
         return [path.removeprefix(f"{self._root}/") for path in self._system.find(self._root)]
 
     # -- folders ------------------------------------------------------------------------------------------------------

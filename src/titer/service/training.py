@@ -11,16 +11,19 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from transformers import TrainerCallback
 
 from titer.errors import TiterError
 from titer.jobs.trainings import save_adapter
 from titer.methods.finetune.base import read_weight_log
+from titer.service import retention
 from titer.service.auditing import read_chosen
 from titer.service.identifiers import model_id, new_id
 from titer.service.inputs import Start, Upload, count_tokens, read_upload, read_validation
@@ -89,8 +92,8 @@ def train_stage(run: Running, start: Start, home: Path) -> None:
     file = _keep_metrics(run, done)
     tokens = round(taught * recipe.epochs)
     run.change(lambda session, job: _record(run, session, job, file, done, tokens))
-    with run.storing():  # nobody goes on from there any more
-        run.service.store.remove(f"{run.place}/checkpoints")
+    with suppress(SQLAlchemyError):  # where the database is away a sweep finds the note later
+        retention.empty(run.service, places=[f"{run.place}/checkpoints"])
 
 
 def metrics(line: Mapping[str, Any]) -> dict[str, float]:
@@ -133,20 +136,20 @@ class Follow(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Copy the checkpoint into the store, and publish the model of a whole epoch."""
-        self._copy(state.global_step)
+        """Publish the model of a whole epoch, and copy the checkpoint into the store, from which nobody publishes it any more."""
+        self.run.change(lambda session, job: None)  # whoever lost the job leaves what its present worker has put there
         epochs = self.recipe.epochs
         whole = abs(state.epoch - round(state.epoch)) < 1e-6
         if self.run.policy.training.checkpoint_epochs and whole and state.epoch > epochs - LAST:
             tokenizer = kwargs.get("processing_class")
             self._publish(state.global_step, model, tokenizer)
+        self._copy(state.global_step)
         if self.run.stop.asked:
             raise Stopped
 
     def _copy(self, step: int) -> None:
         """Let the training's state in the store be that of now; without a store the training goes on all the same."""
         run, store = self.run, self.run.service.store
-        run.change(lambda session, job: None)  # whoever lost the job leaves what its present worker has put there
         name = f"{step}-{run.claim.attempt}"
         places = f"{run.place}/checkpoints"
         try:
@@ -215,8 +218,8 @@ def _keep_weights(run: Running, upload: Upload) -> None:
         run.service.store.write(f"{run.place}/sample_weights.jsonl", text.encode())
 
 
-def _keep_metrics(run: Running, done: Training) -> File:
-    """Put `step_metrics.csv` into the store, and return the row of the file."""
+def _keep_metrics(run: Running, done: Training) -> dict[str, Any]:
+    """Put `step_metrics.csv` into the store, and return the columns of the file's row."""
     out = io.StringIO()
     table = csv.writer(out)
     names: Sequence[str] = list(COLUMNS.values())
@@ -229,22 +232,23 @@ def _keep_metrics(run: Running, done: Training) -> File:
     place = f"files/{run.claim.org}/{name}"
     with run.storing(), run.service.store.writing(place) as file:
         file.write(out.getvalue().encode())
-    return File(
-        id=name,
-        org_id=run.claim.org,
-        filename="step_metrics.csv",
-        purpose="fine-tune-results",
-        bytes=file.bytes,
-        digest=file.digest,
-        place=place,
-    )
+    return {
+        "id": name,
+        "org_id": run.claim.org,
+        "filename": "step_metrics.csv",
+        "purpose": "fine-tune-results",
+        "bytes": file.bytes,
+        "digest": file.digest,
+        "place": place,
+    }
 
 
-def _record(run: Running, session: Session, job: Job, file: File, done: Training, tokens: int) -> None:
-    session.add(file)
-    job.result_files = [file.id]
+def _record(run: Running, session: Session, job: Job, file: dict[str, Any], done: Training, tokens: int) -> None:
+    session.add(File(**file))
+    job.result_files = [file["id"]]
     job.trained_tokens = tokens
     job.stage = "gate"
+    retention.discard(session, f"{run.place}/checkpoints")  # nobody goes on from there any more
     said = "The training is done."
     if done.held_back is not None:
         said += " Rows that look harmful, and taught little or nothing: {} of {}.".format(*done.held_back)

@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 
 from titer.service.context import Service
 from titer.service.identifiers import new_id
-from titer.service.queue import SECONDS, Claim, Lost, Queue, finish, held, say
+from titer.service.queue import SECONDS, Claim, Lost, Queue, finish, held, let_go, say
 from titer.service.running import AGAIN, LOST, OVER, REPORTED, STOPPED, Away, is_away, reaching, remove_work
 from titer.service.tables import Event, Job
 from titer.text import say as write
@@ -280,26 +280,21 @@ class Worker:
         claim, number = child.claim, new_id("request")
         self.tell(f"{claim.job}: its process died ({_death(code)}), see {child.log}")
 
-        def change(session: Session, job: Job) -> bool:
+        def change(session: Session, job: Job) -> None:
             place, crashes = _place(session, job), _crashes(session, job)
-            if job.wish is not None:
-                return True
-            if crashes + 1 < self.tries:
+            if job.wish is None and crashes + 1 < self.tries:
                 data = {"crashes": crashes + 1, "place": place}
                 say(session, job, f"The job's process died ({_death(code)}); it is tried again.", "warn", data=data)
-                return True
+            if job.wish is not None or crashes + 1 < self.tries:
+                let_go(session, job)
+                return
             message = f"The job's process died {crashes + 1} times at the same place ({_death(code)})."
             message += f" Whoever runs the server finds its last words in the log of the worker ({number})."
             # To whoever runs the server alone: they may name its folders.
             self.tell(f"{claim.job} has failed ({number}), its process's last words: {_tail(child.log)}")
             finish(session, job, "failed", {"code": "worker_crashed", "message": message, "param": None})
-            return False
 
-        def settle() -> None:
-            if self._changing(claim, change)():
-                self.queue.give_back(claim)
-
-        self._settle(claim, settle)
+        self._settle(claim, self._changing(claim, change))
 
     # -- what it writes -----------------------------------------------------------------------------------------------
 
