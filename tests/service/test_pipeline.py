@@ -104,6 +104,7 @@ def test_a_job_whose_store_is_a_bucket_comes_to_the_same_model(service, bucket, 
     straight = add_job(service)
     done(service, straight)
     there = dataclasses.replace(service, store=Store(f"{bucket}/{straight}"))
+    there.store.mark()
     name = add_job(there)
     assert done(there, name, stopping(monkeypatch, there, at=4)) == STOPPED
     assert again(there, name) == OVER

@@ -182,10 +182,11 @@ class Store:
             self._system.rm(path, recursive=True)
 
     def listing(self) -> list[str]:
-        """Return the keys of all files, also of those that are being written."""
+        """Return the keys of all files but the store's mark, also of those that are being written."""
         self._system.invalidate_cache()  # of what there was when somebody asked before
         self._check()
-        return [path.removeprefix(f"{self._root}/") for path in self._system.find(self._root)]
+        keys = (path.removeprefix(f"{self._root}/") for path in self._system.find(self._root))
+        return [key for key in keys if key != MARK]
 
     # -- folders ------------------------------------------------------------------------------------------------------
 
