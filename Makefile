@@ -19,11 +19,11 @@ serve: $(VENV)/.installed-serve
 		echo "key, shown this once: $$($(BIN)/titer keys create --data $(DATA) --org mine)"
 	@$(BIN)/titer serve --data $(DATA) --port $(PORT) $(SERVE)
 
-# Two at a time, files kept whole: their models are made once. They begin in the order of tests/conftest.py, the longest first.
+# Three at a time, since on two cores each waits a third of its time; files kept whole: their models are made once. They begin in the order of tests/conftest.py, the longest first.
 # One thread each, since threads that wait for each other spin. Types are checked beside them, in one process that is soon done.
 test: lint
 	$(BIN)/mypy & types=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$types && exit $$tests
 
 lint: $(VENV)/.installed-dev

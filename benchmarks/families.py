@@ -152,6 +152,7 @@ class _NoTemplate:
         pad_token_id = 0
 
     end_of_turn = frozenset({2})
+    up_to_end = classmethod(Template.up_to_end)
 
 
 def markdown(found: list[dict[str, Any]], missing: dict[str, str]) -> str:

@@ -490,3 +490,30 @@ def test_private_names_are_seen_however_they_are_touched():
     source = "import torch._inductor\nfrom peft.utils.other import x\ntorch._foreach_mul_(a)\ngetattr(b, '_c', None)\n"
     source += "self._own\nb._replace(c=1)\nfrom transformers import Trainer\nfrom peft import PeftModel\n"
     assert sorted(touched(ast.parse(source))) == ["_c", "_foreach_mul_", "peft.utils.other", "torch._inductor"]
+
+
+def test_tensors_without_numbers():
+    layer = torch.nn.BatchNorm1d(3, device="meta")
+    with compat.numberless():
+        for table in compat.tensor_tables(layer):
+            for name, tensor in table.items():
+                table[name] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+        output = layer.eval()(torch.empty(2, 3))
+    assert (output.shape, output.device.type) == ((2, 3), "cpu")
+    assert {tensor.device.type for tensor in (*layer.parameters(), *layer.buffers())} == {"cpu"}
+    assert compat.tensors_in({"one": [output], "two": (3, {"three": output})}) == [output, output]
+
+
+def test_operations_are_watched():
+    class Watch(compat.operations_watcher()):
+        seen = ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen += (func.name(),)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.ones(2, requires_grad=True)
+    with Watch() as watch:
+        (x * 3).sum().backward()
+    assert "aten::mul.Tensor" in watch.seen[0]
+    assert len(watch.seen) > 2  # the backward pass, too

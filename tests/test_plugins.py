@@ -144,7 +144,9 @@ class Shouting(KeywordJudge):
 
 
 def test_a_judge_at_another_endpoint_is_another_judge(write, keys, tiny_folder, tmp_path, monkeypatch):
-    profile = Profile("keys", {"harmful": {"steps": 1}}, judges=["endpoint", "offline"], harmful=4, general=4)
+    # With early exit an attacker goes by what its judge says, which is then in its key as well.
+    attacks = {"harmful": {"steps": 1}}
+    profile = Profile("keys", attacks, judges=["endpoint", "offline"], harmful=4, general=4, early_exit=False)
 
     def judged(judge):
         monkeypatch.setitem(judges.JUDGES, "endpoint", lambda: judge)

@@ -262,6 +262,45 @@ def cpu_knows_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+# -- tensors without numbers (torch) ----------------------------------------------------------------------------------
+
+
+def numberless() -> Any:
+    """Return a context in which tensors have shapes, types and devices, and no numbers.
+
+    `torch._subclasses.fake_tensor.FakeTensorMode`, on which `torch.compile` and `torch.export` rest; it has no public name.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def operations_watcher() -> Any:
+    """Return the base class of contexts that see every operation, forward and backward, in `__torch_dispatch__`.
+
+    `torch.utils._python_dispatch.TorchDispatchMode`, which PyTorch's own tutorials import under this name.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    return TorchDispatchMode
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in a value, in lists and dictionaries of whatever depth: `torch.utils._pytree.tree_iter`."""
+    import torch
+    from torch.utils._pytree import tree_iter
+
+    return [each for each in tree_iter(value) if isinstance(each, torch.Tensor)]
+
+
+def tensor_tables(module: Module) -> list[dict[str, Tensor | None]]:
+    """Return the dictionaries of a module's own parameters and buffers, to be written to.
+
+    `_parameters` and `_buffers`: setting an attribute refuses to put a tensor in the place of a parameter.
+    """
+    return [module._parameters, module._buffers]  # type: ignore[list-item, unused-ignore]
+
+
 # -- the trainer (transformers, TRL) ----------------------------------------------------------------------------------
 
 TRAINER_METHODS: dict[str, tuple[str, ...]] = {

@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from peft import get_peft_model
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Linear, Module, ModuleList, Parameter
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from titer.compat import numberless, tensor_tables, tensors_in
 from titer.errors import TiterError, first_line
 from titer.jobs.live_bytes import LiveBytes
 from titer.jobs.trainings import check_targets, lora_config
@@ -133,8 +132,8 @@ def _measure(recipe: Recipe) -> Footprint:
         return _trace(recipe, config)
     low, high = (_trace(recipe, _cut(config, layers)) for layers in (SHALLOW, DEEPER))
     part = (depth - SHALLOW) / (DEEPER - SHALLOW)
-    line = (a + (b - a) * part for a, b in zip(low[:-1], high[:-1], strict=True))
-    return Footprint._make([*map(round, line), low.packed])
+    line = [round(a + (b - a) * part) for a, b in zip(low[:-1], high[:-1], strict=True)]
+    return low._replace(**dict(zip(low._fields, line, strict=False)))  # whether it packs is no number
 
 
 UNEVEN = {"layers_to_transform", "layers_pattern", "layer_replication", "rank_pattern", "alpha_pattern"}
@@ -169,7 +168,7 @@ def _trace(recipe: Recipe, config: Any) -> Footprint:
     if recipe.bits < 16:
         _quantise(bare, recipe.bits)
     model = _adapted(bare, recipe)
-    fake = FakeTensorMode()
+    fake = numberless()
     with fake:
         _put_on_cpu(model)
         try:
@@ -241,7 +240,7 @@ def _put_on_cpu(model: Any) -> None:
     """Give a model on the device `meta` fake tensors of the CPU, which autocast and attention know."""
     made: dict[Tensor, Tensor] = {}
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
+        for table in tensor_tables(module):
             for name, tensor in table.items():
                 if tensor is None:
                     continue
@@ -340,9 +339,7 @@ def _gathered(bare: Any, width: int) -> int:
 def _passes(model: Any, batch: PackedBatch, recipe: Recipe, halfway: Module) -> dict[str, int]:
     """Run passes, the second of which adds its gradients to those of the first."""
     live = LiveBytes()
-    live.count(
-        [*model.parameters(), *model.buffers(), *(each for each in tree_iter(batch) if isinstance(each, Tensor))]
-    )
+    live.count([*model.parameters(), *model.buffers(), *tensors_in(batch)])
     before = live.now
     with live:
         early, kept, late = _gradient(model, batch, recipe, live, halfway)

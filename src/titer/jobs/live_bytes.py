@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
+from titer.compat import operations_watcher, tensors_in
 
-class LiveBytes(TorchDispatchMode):
+
+class LiveBytes(operations_watcher()):  # type: ignore[misc]
     """Counts the bytes of tensors that are alive, and the most that ever were, as operations make them inside of the block.
 
     Tensors that share memory count once. What a kernel needs while it runs, and no operation returns, is not seen.
@@ -31,7 +31,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count what it made."""
         made = func(*args, **(kwargs or {}))
-        tensors = [each for each in tree_iter(made) if isinstance(each, Tensor)]
+        tensors = tensors_in(made)
         self.kernels += bool(tensors) and not func.is_view
         self.count(tensors)
         return made

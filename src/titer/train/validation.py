@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainerCallback
 
-from titer.packing.batches import Sample
+from titer.packing.batches import Sample, to_device
 from titer.packing.losses import token_logits
 from titer.packing.streams import draw
 from titer.progress import Task
@@ -70,7 +70,7 @@ def measure(trainer: Any, samples: Sequence[Sample]) -> tuple[float, float]:
     try:
         with Task("validation rows", len(samples)) as done:
             for part in _passes(samples, trainer.args.per_device_train_batch_size):
-                batch = trainer._prepare_inputs(trainer.data_collator.lay_out(part))
+                batch = to_device(trainer.data_collator.lay_out(part), trainer.args.device)
                 with trainer.compute_loss_context_manager():
                     logits = token_logits(model, batch).float()
                 targets = batch["targets"]
