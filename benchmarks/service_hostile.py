@@ -259,7 +259,10 @@ def by_hand(client: Client, ids: dict[str, str], count: int, number: int, watch:
         for what, ask in tries:
             # What no client can send, or this one does not.
             with contextlib.suppress(UnicodeError, httpx.InvalidURL, httpx.LocalProtocolError, ValueError):
-                answer = ask()
+                try:
+                    answer = ask()
+                except httpx.ReadError:  # of a connection that stood idle and was closed as it was used again
+                    answer = ask()
                 watch.saw(f"{what} {name!r} {other!r} {page}", answer.status_code, answer.content)
 
     send()
