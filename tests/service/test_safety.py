@@ -290,6 +290,7 @@ def test_audits_and_appeals_on_both_databases(any_service):
         assert client.post(path, json={"rows": [1], "reason": "x"}).status_code == 201
         assert client.post(path, json={"rows": [1], "reason": "a\0"}).status_code == 400
         assert client.get("/titer/v1/appeals", params={"file_id": "a\0"}).status_code == 400
+        assert client.get("/titer/v1/audit-log", params={"action": "a\0"}).json()["data"] == []
         assert client.get(f"/titer/v1/jobs/{found['id']}/safety").json()["audit"]["verdict"] == "poisoned"
         for name in ("a\0", "\ufffd", "\ud7ff" * 9, "x" * 5000):
             assert client.get(f"/v1/files/{quote(name)}").status_code == 404
