@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from titer.assays.outcomes import Look
 from titer.report.drawing import (
@@ -130,16 +130,26 @@ def hs_fa(points: Sequence[tuple[int, int, Rate, Rate]], label: str, name: str, 
         limit_line(axes, limit)
     markers = list(MARKERS.values())
     for arm, ratio, hs, fa in points:
-        for x, y in (([fa.low, fa.high], [hs.value] * 2), ([fa.value] * 2, [hs.low, hs.high])):
-            axes.plot(x, y, color=ink(arm), lw=1.3, alpha=0.75, dashes=dash(arm))
+        _intervals(axes, hs, fa, color=ink(arm), lw=1.3, alpha=0.75, dashes=dash(arm))
         marker = markers[ratio % len(markers)]
         axes.plot([fa.value], [hs.value], color=ink(arm), marker=marker, ms=7.5, mec=PAGE, mew=0.8, zorder=3)
+    _trade_off(axes, "fine-tuning accuracy FA, % (higher is better)")
+    return svg(figure, label, name)
+
+
+def _intervals(axes: Axes, hs: Rate, fa: Rate, **line: Any) -> None:
+    """Draw the intervals of a point as a cross."""
+    for x, y in (([fa.low, fa.high], [hs.value] * 2), ([fa.value] * 2, [hs.low, hs.high])):
+        axes.plot(x, y, **line)
+
+
+def _trade_off(axes: Axes, across: str) -> None:
+    """Set up a panel of harmful score against an accuracy, called `across`."""
     axes.set_xlim(-2, 102)
     axes.set_xticks(range(0, 101, 20))
     axes.grid(True, axis="x", color=GRID, lw=0.7)
-    axes.set_xlabel("fine-tuning accuracy FA, % (higher is better)")
+    axes.set_xlabel(across)
     axes.set_ylabel("harmful score HS, % (lower is safer)")
-    return svg(figure, label, name)
 
 
 def pareto(points: Sequence[tuple[str, Rate, Rate]], front: Sequence[str], title: str, label: str, name: str) -> str:
@@ -156,8 +166,8 @@ def pareto(points: Sequence[tuple[str, Rate, Rate]], front: Sequence[str], title
     for arm, hs, fa in points:
         place = front.index(arm) if arm in front else None
         colour = SOFT if place is None else ink(place)
-        for x, y in (([fa.low, fa.high], [hs.value] * 2), ([fa.value] * 2, [hs.low, hs.high])):
-            axes.plot(x, y, color=colour, lw=0.8 if place is None else 1.3, alpha=0.3 if place is None else 0.75)
+        lw, alpha = (0.8, 0.3) if place is None else (1.3, 0.75)
+        _intervals(axes, hs, fa, color=colour, lw=lw, alpha=alpha)
         size = 4.0 if place is None else 7.5
         axes.plot([fa.value], [hs.value], color=colour, marker="o", ms=size, mec=PAGE, mew=0.7, zorder=3)
         if place is not None:
@@ -165,11 +175,7 @@ def pareto(points: Sequence[tuple[str, Rate, Rate]], front: Sequence[str], title
                 str(place + 1), (fa.value, hs.value), xytext=(6, 5), textcoords="offset points", color=colour,
                 fontsize=LABEL, fontweight="bold", zorder=4,
             )  # fmt: skip
-    axes.set_xlim(-2, 102)
-    axes.set_xticks(range(0, 101, 20))
-    axes.grid(True, axis="x", color=GRID, lw=0.7)
-    axes.set_xlabel("task accuracy FA, % (higher is better)")
-    axes.set_ylabel("harmful score HS, % (lower is safer)")
+    _trade_off(axes, "task accuracy FA, % (higher is better)")
     return svg(figure, label, name)
 
 
