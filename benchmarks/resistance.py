@@ -39,23 +39,24 @@ START = {
 }  # fmt: skip
 """The plain alignment that all go on from."""
 STEPS = (32, 128, 512)
-AFTER = {
-    "per_device_train_batch_size": 4, "learning_rate": 5.0e-4, "lr_scheduler_type": "linear", "weight_decay": 0.1, "bf16": False,
-}  # fmt: skip
-"""What every one of them is trained with from there; in bfloat16 simulated steps of 0.1 are lost in rounding."""
+AFTER = {"per_device_train_batch_size": 4, "learning_rate": 5.0e-4, "lr_scheduler_type": "linear", "weight_decay": 0.1}
+"""What every one of them is trained with from there."""
+ROUNDED = {"min_perturbation": 0.8}
+"""In bfloat16, as the released codes train, a simulated step of 0.1 has a cosine of 0.87 with the one that is meant, and float32
+takes twice as long. The refusal is at 0.9."""
 PLAIN = "plain"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     PLAIN: ("sft", {}),
     # A simulated attack serves four steps: nothing of what Booster does to its own objective was lost with eight (docs/benchmarks.md).
-    "booster": ("booster", {"lam": 5.0, "refresh_every": 4}),
-    "booster_weak": ("booster", {"lam": 1.0, "refresh_every": 4}),
-    "booster_strong": ("booster", {"lam": 20.0, "refresh_every": 4}),
-    "booster_far": ("booster", {"lam": 5.0, "alpha": 1.0, "refresh_every": 4}),
-    "antibody": ("antibody", {"refresh_every": 4}),
-    "antibody_far": ("antibody", {"refresh_every": 4, "rho": 1.0}),
+    "booster": ("booster", {"lam": 5.0, "refresh_every": 4, **ROUNDED}),
+    "booster_weak": ("booster", {"lam": 1.0, "refresh_every": 4, **ROUNDED}),
+    "booster_strong": ("booster", {"lam": 20.0, "refresh_every": 4, **ROUNDED}),
+    "booster_far": ("booster", {"lam": 5.0, "alpha": 1.0, "refresh_every": 4, **ROUNDED}),
+    "antibody": ("antibody", {"refresh_every": 4, **ROUNDED}),
+    "antibody_far": ("antibody", {"refresh_every": 4, "rho": 1.0, **ROUNDED}),
     "vaccine": ("vaccine", {}),
-    "ctrap": ("ctrap", {}),
-    "ctrap_strong": ("ctrap", {"lam": 1.0}),
+    "ctrap": ("ctrap", ROUNDED),
+    "ctrap_strong": ("ctrap", {"lam": 1.0, **ROUNDED}),
     "seam": ("seam", {"bf16": False}),
 }
 """Method and settings of each arm; what is not named is the method's default, which is the paper's or the released code's."""
