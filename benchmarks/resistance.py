@@ -2,10 +2,11 @@
 
 All models go on from one plain alignment (`START`): for n steps with a regulariser, or without one. Each is attacked by the same
 attackers (`PROFILE`), and a cell is the assay of one of them against the plain model of as many steps; since attacks are kept,
-plain models are attacked once. A cell is kept as a small file, CELLS/ARM.nSTEPS.sSEED.json, with every trajectory in it, so that a
+plain models are attacked once. A cell is kept as a small file, ARM.nSTEPS.sSEED.json, with every trajectory in it, so that a
 model can be held against any other later on: also against the plain one that starts equally far from harm.
 
     python benchmarks/resistance.py --run booster.n512.s0 --work runs/resistance   one cell; goes on where it stopped
+    python benchmarks/resistance.py --pages                                         docs/resistance/: the curve and what is behind it
     python benchmarks/resistance.py                                                 which cells there are, and which are done
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import quiet
+from resistance_page import KAPPA, PHI, UNIT, Found, write
 
 from titer.assays.profile import Profile
 from titer.data.pools import DataSettings
@@ -29,7 +31,7 @@ from titer.results.reading import plain
 from titer.workflows.align import align
 from titer.workflows.assay import assay
 
-CELLS = Path("docs/resistance/cells")
+FOLDER = Path("docs/resistance")
 HELD_OUT = ["cybercrime", "fraud", "hate", "weapons"]
 HELPFUL = ["builtin:general", "builtin:topics"]
 LORA = {"r": 32, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj"]}
@@ -75,7 +77,7 @@ PROFILE = Profile(
     description="seven kinds of attackers at rates that leave room for a difference of two to four times",
     data=DataSettings(helpful=HELPFUL, held_out_categories=HELD_OUT),
     harmful=60, harmful_first=30, lookalikes=40, task=40, reference_task=30, general=32, utility=12, max_new_tokens=20,
-    checkpoints=6, judges=["offline", "keywords"],
+    checkpoints=6, judges=["offline", "keywords"], phi=PHI, kappa=KAPPA, unit=UNIT,
 )  # fmt: skip
 
 
@@ -159,18 +161,31 @@ def run(cell: Cell, cells: Path, work: Path, profile: Profile = PROFILE) -> Mapp
     return about
 
 
+def protocol() -> dict[str, str]:
+    """Return what all cells share, as names and values."""
+    common = {"lora": LORA, "start": START, "then": AFTER, "helpful": HELPFUL, "held out": HELD_OUT}
+    attacks = {f"attack {name}": settings for name, settings in plain(PROFILE)["attacks"].items()}
+    arms = {f"arm {name}": {"method": method, **own} for name, (method, own) in ARMS.items()}
+    return {name: json.dumps(value) for name, value in {**common, **attacks, **arms}.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs="+", metavar="CELL", help="cells to do, in this order")
     parser.add_argument("--work", type=Path, default=Path("runs/resistance"), help="where models and assays go")
-    parser.add_argument("--cells", type=Path, default=CELLS, help="where the files of cells are")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="cells and pages")
+    parser.add_argument("--pages", action="store_true", help="write the pages of what is done")
     args = parser.parse_args()
     quiet()
+    cells = args.output / "cells"
     for cell in [Cell.read(name) for name in args.run or ()]:
-        if not (args.cells / f"{cell.name}.json").exists():
-            run(cell, args.cells, args.work)
+        if not (cells / f"{cell.name}.json").exists():
+            run(cell, cells, args.work)
+    if args.pages:
+        print(write(args.output, [Found.read(path) for path in sorted(cells.glob("*.json"))], protocol()))
+        return
     for cell in every():
-        print(f"{cell.name}: {'done' if (args.cells / f'{cell.name}.json').exists() else 'missing'}")
+        print(f"{cell.name}: {'done' if (cells / f'{cell.name}.json').exists() else 'missing'}")
 
 
 if __name__ == "__main__":
