@@ -1,4 +1,7 @@
-"""Batched greedy decoding against one prompt at a time, as the library's `generate` does it, with identical text."""
+"""Batched greedy decoding against one prompt at a time, as the library's `generate` does it, with identical text.
+
+And under autocast to bfloat16, with frozen weights cast once against anew in every pass: identical text, too.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from titer.data.builtin import harmful
 from titer.infer.generation import generate
 from titer.models import Template
 from titer.packing.attention import use_packed_attention
+from titer.packing.casts import cast_once
 
 
 def main() -> None:
@@ -45,14 +49,25 @@ def main() -> None:
     def batched() -> None:
         said["batched"] = generate(model, template, prompts, args.tokens)
 
-    times = in_turn({"one at a time": one_at_a_time, "batched": batched}, args.rounds, warm_up=int(args.quick))
+    def in_bf16() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            said["cast anew"] = generate(model, template, prompts, args.tokens)
+
+    def cast() -> None:
+        with cast_once(model), torch.autocast(device.type, torch.bfloat16):
+            said["cast once"] = generate(model, template, prompts, args.tokens)
+
+    contenders = {"one at a time": one_at_a_time, "batched": batched, "bf16": in_bf16, "bf16, cast once": cast}
+    times = in_turn(contenders, args.rounds, warm_up=int(args.quick))
     same = sum(left == right for left, right in zip(said["one"], said["batched"], strict=True))
+    if said["cast anew"] != said["cast once"]:
+        raise SystemExit("Cast once, weights give other answers.")
     table = Table("decoding", "seconds", "range", title=f"{args.prompts} prompts, at most {args.tokens} tokens")
     for name, values in times.items():
         table.add_row(name, f"{statistics.median(values):.2f}", f"{min(values):.2f}–{max(values):.2f}")
     table.caption = f"identical text: {same} of {args.prompts}"
-    ratio = compare(times, "batched", "one at a time", round(1 / 6, 3))
-    report(args, {"prompts": args.prompts, "tokens": args.tokens, "identical": same, "ratios": [ratio]}, [table])
+    ratios = [compare(times, "batched", "one at a time", round(1 / 6, 3)), compare(times, "bf16, cast once", "bf16")]
+    report(args, {"prompts": args.prompts, "tokens": args.tokens, "identical": same, "ratios": ratios}, [table])
 
 
 if __name__ == "__main__":

@@ -447,6 +447,14 @@ def test_half_precision_weights(sft, tiny):
         sft(toy_rows(2), model=tiny.to(torch.float16))
 
 
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_training_that_was_interrupted_is_no_model_yet(tmp_path, load):
+    (tmp_path / "aligned" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(TiterError, match="has not come to its end") as error:
+        load(str(tmp_path / "aligned"))
+    assert "Give its command again" in error.value.hint
+
+
 @pytest.mark.parametrize(("load", "part"), [(load_model, "config"), (load_tokenizer, "tokenizer")])
 def test_models_that_are_not_there(load, part, tmp_path):
     with refused(part, "`nobody/nothing`") as error:

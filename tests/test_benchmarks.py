@@ -42,6 +42,8 @@ APART = (
     "hostile",
     "same_figures",
     "assay_cost",
+    "resistance",
+    "resistance_page",
 )
 """Modules, and scripts that compare no times; `tests/assay` runs `calibration` and what `assay_cost` computes."""
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from every_method import make
 
-from titer.infer.generation import generate
+from titer.infer.generation import _decodings, generate
 from titer.models import Template
+from titer.packing.alone import first_apart, same_to_rounding
 from titer.packing.attention import use_packed_attention
 from titer.progress import Task
 
@@ -159,3 +160,41 @@ def test_a_trained_adapter_answers_alike_before_and_after_merging(
     answers = generate(trainer.model, template, prompts, 8)
     assert generate(copy.deepcopy(trainer.model).merge_and_unload(), template, prompts, 8) == answers
     assert answers != generate(tiny, template, prompts, 8)
+
+
+# --- 16 bits ----------------------------------------------------------------------------------------------------------
+
+
+def test_rounding_to_16_bits_is_told_by_the_row_and_not_by_the_logit():
+    torch.manual_seed(0)
+    wanted = 8 * torch.randn(4, 5000)
+    rounded, other = wanted + 0.15 * torch.randn_like(wanted), wanted + 0.8 * torch.randn_like(wanted)
+    assert first_apart(rounded, wanted, torch.bfloat16)  # what is near 0 lies far apart by itself
+    assert same_to_rounding(rounded, wanted, torch.bfloat16)
+    assert not same_to_rounding(other, wanted, torch.bfloat16)
+    assert not same_to_rounding(rounded, wanted, torch.float32)
+    assert not same_to_rounding(rounded[:2], wanted, torch.bfloat16)
+    diverged = wanted.clone()
+    diverged[1, 2], diverged[3, 4] = float("nan"), float("inf")
+    assert same_to_rounding(diverged, diverged.clone(), torch.bfloat16)
+    assert not same_to_rounding(wanted, diverged, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("leak", "way"), [(0.0, "shared"), (1e-3, "library")])
+def test_what_padding_does_is_seen_under_autocast_too(tiny, template, leak, way):
+    """A thousandth of the logits is less than bfloat16 rounds away."""
+    model = tiny.float().eval()
+    plainly = model.forward
+
+    def forward(*args, **inputs):
+        output = plainly(*args, **inputs)
+        mask = inputs.get("attention_mask")
+        if mask is not None and not mask.all():
+            output.logits = output.logits * (1 + leak)
+        return output
+
+    model.forward = forward
+    with torch.autocast("cpu", torch.bfloat16):
+        answers = generate(model, template, prompts_of(template, "shared prefix"), 6)
+    assert len(answers) == len(TEXTS)
+    assert _decodings[model].way == way

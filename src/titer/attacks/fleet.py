@@ -30,6 +30,7 @@ from titer.infer.generation import generate
 from titer.infer.stacked import Seating, StackedLoRA, shared_copy
 from titer.models import Template
 from titer.packing.batches import PackedBatch, is_padded, join
+from titer.packing.casts import cast_once
 from titer.packing.layouts import inherit_layout
 from titer.packing.losses import token_nll
 from titer.train.trainer import PackedSFTTrainer
@@ -206,10 +207,11 @@ class Fleet:
             trainer.coroutine = Coroutine(training, trainer.randomness)
         crew = [trainer.coroutine for trainer in self.trainers if trainer.coroutine is not None]
         try:
-            waiting = [place for place, attacker in enumerate(crew) if attacker.resume()]
-            while waiting:
-                replies = self._serve({place: crew[place].request for place in waiting})
-                waiting = [place for place in waiting if place not in replies or crew[place].resume(replies[place])]
+            with cast_once(self.model):
+                waiting = [place for place, attacker in enumerate(crew) if attacker.resume()]
+                while waiting:
+                    replies = self._serve({place: crew[place].request for place in waiting})
+                    waiting = [place for place in waiting if place not in replies or crew[place].resume(replies[place])]
             return [attacker.error for attacker in crew]
         finally:
             for trainer, attacker in zip(self.trainers, crew, strict=True):

@@ -2,7 +2,8 @@
 
 Prompts that begin alike, as those of a chat model do, begin on one cache. Not every model computes in such a batch what it
 computes alone, so the answers of its first batch are checked: the logits that two of its rows were decoded from must be
-those of the same rows run alone, without padding or cache. Where they are not, the next of `WAYS` is tried.
+those of the same rows run alone, without padding or cache. Where they are not, the next of `WAYS` is tried. Rounding to 16 bits
+would hide what is wrong, so under autocast the shortest and the longest row are checked without it first.
 """
 
 from __future__ import annotations
@@ -79,6 +80,10 @@ def generate(
     was_training = model.training
     model.eval()
     decoding = _decodings.setdefault(model, _Decoding())
+    device = next(model.parameters()).device.type
+    if prompts and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            _find_way(model, template, prompts, owners, place, decoding, max_new_tokens)
     answers: list[str] = [""] * len(prompts)
     # Prompts of similar length together: less padding.
     waiting = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
@@ -102,6 +107,30 @@ def generate(
             waiting = [row for row in waiting if row not in done]
     model.train(was_training)
     return answers
+
+
+def _find_way(
+    model: Any,
+    template: Template,
+    prompts: Sequence[Sequence[int]],
+    owners: Sequence[int],
+    place: Place | None,
+    decoding: _Decoding,
+    max_new_tokens: int,
+) -> None:
+    """Find how the shortest and the longest prompt are decoded rightly; what was found for longer rows stands."""
+    longest = max(range(len(prompts)), key=lambda row: len(prompts[row]))
+    shortest = min(range(len(prompts)), key=lambda row: len(prompts[row]))
+    length = len(prompts[longest]) + max_new_tokens
+    while length > decoding.longest:
+        by_length = decoding.way in ("library", "plain")
+        rows = sorted({longest} if by_length else {shortest, longest}, key=lambda row: owners[row])
+        batch = _Batch(model, template, [prompts[row] for row in rows], [owners[row] for row in rows], place)
+        failure = batch.decode(decoding.way, max_new_tokens, check=True)
+        if failure:
+            _change_way(model, decoding, failure)
+        else:
+            decoding.longest = length
 
 
 def _change_way(model: Any, decoding: _Decoding, failure: str) -> None:

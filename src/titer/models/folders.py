@@ -24,6 +24,10 @@ FOREIGN_ADAPTER = (
 """The hint for adapters that do not fit."""
 
 
+CONFIGS = ("config.json", "adapter_config.json")
+"""One of which is in every folder of a model or an adapter."""
+
+
 def check_folder(folder: Path) -> None:
     """Raise for a file of a model or an adapter that libraries would wait for, pass over, or not name in their errors.
 
@@ -37,6 +41,11 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise TiterError(
             f"{folder} is not a folder, and a model is one.", "Name the folder that the model was saved in."
+        )
+    if (folder / "checkpoints").is_dir() and not any((folder / name).exists() for name in CONFIGS):
+        raise TiterError(
+            f"{folder} holds a training that has not come to its end, and no model yet.",
+            "Give its command again: it goes on from its last checkpoint.",
         )
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".model"):

@@ -263,16 +263,32 @@ def lead(view: FieldView) -> str:
 
 def write_field(folder: Path, view: FieldView) -> Path:
     """Write `index.html` and `README.md` of a field into a folder, and return the page."""
-    found = sections(view)
-    title = f"The field: {view.name}"
-    lines = [f"# {title}", "", as_markdown(lead(view)), ""]
+    return write_sections(folder, "titer field", f"The field: {view.name}", lead(view), sections(view))
+
+
+def write_sections(folder: Path, maker: str, title: str, first: str, found: Sequence[Section]) -> Path:
+    """Write sections as `index.html` and `README.md` into a folder, and return the page.
+
+    Args:
+        folder: Where they go.
+        maker: What made them, above the title.
+        title: Of both.
+        first: What they say first.
+        found: What they show, behind the paragraphs of `findings.md` where that is in the folder: what somebody who read
+            the figures says of them.
+    """
+    said = folder / "findings.md"
+    if said.is_file():
+        paragraphs = [" ".join(part.split()) for part in said.read_text(encoding="utf-8").split("\n\n")]
+        found = [Section("What was found", [part for part in paragraphs if part]), *found]
+    lines = [f"# {title}", "", as_markdown(first), ""]
     for section in found:
         lines += [f"## {section.title}", ""]
         for part in section.parts:
             lines += [*_in_markdown(part), ""]
     with replacing(folder / "README.md") as file:
         file.write(visible("\n".join(lines)).encode())
-    return write_page(folder / "index.html", "field.html.j2", title=title, lead=lead(view), extra=found)
+    return write_page(folder / "index.html", "sections.html.j2", maker=maker, title=title, lead=first, extra=found)
 
 
 def _in_markdown(part: Table | Drawing | str) -> list[str]:
