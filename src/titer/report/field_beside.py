@@ -10,74 +10,65 @@ from titer.report.words import NBSP, count_text, ratio_text, signed_interval, si
 from titer.results.summary import Rate
 from titer.stats.intervals import Estimate, difference_of, wilson
 
+HEAD = ("arm", "HS\nhere", "HS\nthere", "difference", "FA\nhere", "FA\nthere", "difference")
 
-def beside(view: FieldView) -> list[Section]:
+
+def beside(view: FieldView, paper: Paper) -> list[Section]:
     """Return the sections on what a paper published of the same table."""
-    assert view.paper is not None
-    tables = [_of_form(view, view.paper, form) for form in view.forms]
+    bands = {
+        f"{form if form == task else f'{form} ({task})'}, {ratio_text(ratio)}": list(_rows(view, paper, form, ratio))
+        for form, task in view.forms.items()
+        for ratio in view.poison_ratios
+    }
     return [
-        Section("Beside the paper", [_known(view.paper, view), *tables]),
-        Section("What differs", _differs(view.paper)),
+        Section("Beside the paper", [_known(view, paper), Table(HEAD, bands, caption=_caption(view, paper))]),
+        Section("What differs", _differs(paper)),
     ]
 
 
-def _known(paper: Paper, view: FieldView) -> str:
+def _known(view: FieldView, paper: Paper) -> str:
     """Say how much of the table could be read, and how much of it is done."""
-    asked = [(form, arm, ratio) for form in view.forms for arm in paper.arms for ratio in view.poison_ratios]
-    read = [key for key in asked if key in paper.cells and paper.cells[key].harmful is not None]
-    done = [(form, arm, ratio) for form, arm, ratio in asked if view.at(form, arm, ratio)]
-    both = set(read) & set(done)
+    asked = {(form, arm, ratio) for form in view.forms for arm in view.arms for ratio in view.poison_ratios}
+    read = {key for key in asked if key in paper.cells and paper.cells[key].harmful is not None}
+    done = {key for key in asked if view.at(*key)}
     return (
-        f"{paper.source}. Of {count_text(len(asked), 'cell')} the published harmful score of {len(read)} could be read, {len(done)} are "
-        f"done here, {len(both)} are both."
+        f"{paper.source}. Of {count_text(len(asked), 'cell')} {len(done)} are done here; the published harmful score could be read of "
+        f"{len(read)}, of which {len(read & done)} are done."
     )
 
 
-def _of_form(view: FieldView, paper: Paper, form: str) -> Table:
+def _caption(view: FieldView, paper: Paper) -> str:
     judge = next(iter(view.judges), "the headline judge")
     theirs = f"of {paper.prompts:,} prompts" if paper.prompts else "of a number of prompts that is not known"
-    caption = (
-        f"HS: harmful score, FA: accuracy after fine-tuning, in percent; here by {judge}, with 95{NBSP}% interval and n, there {theirs}. "
-        f"Differences: here less there, in points, with the interval that the prompts of either side leave (Newcombe); of FA "
-        "those of ours alone. A dash: not read, or nothing to compare. It says how far two tables are apart, and not why."
+    return (
+        f"HS: harmful score, FA: accuracy after fine-tuning, in percent; here by {judge}, with 95{NBSP}% interval and n; there {theirs}, "
+        f"read in {paper.read} where nothing else is said. Differences: here less there, in points, with the interval that the prompts "
+        "of both sides leave (Newcombe), or those of ours where theirs are not known. They say how far two tables are apart, and not why."
     )
-    head = (
-        "arm", "HS\nhere", "HS\nthere", "difference", "FA\nhere", "FA\nthere", "difference",
-    )  # fmt: skip
-    bands = {ratio_text(ratio): list(_rows(view, paper, form, ratio)) for ratio in view.poison_ratios}
-    return Table(head, bands, caption=caption, title=f"{form} ({view.forms[form]})")
 
 
 def _rows(view: FieldView, paper: Paper, form: str, ratio: float) -> Iterable[Row]:
     for arm in view.arms:
         cells, their = view.at(form, arm, ratio), paper.cells.get((form, arm, ratio))
-        harmful, accuracy = rate_of(cells, "harmful_score"), rate_of(cells, "finetune_accuracy")
-        missing = "not read" if arm in paper.arms else "not in it"
-        there = {"HS": their.harmful if their else None, "FA": their.accuracy if their else None}
-        notes = their.read if their else ""
-        yield [
-            arm,
-            _ours(harmful),
-            _published(there["HS"], missing, notes),
-            _apart(harmful, there["HS"], paper.prompts),
-            _ours(accuracy),
-            _published(there["FA"], missing, notes),
-            _apart(accuracy, there["FA"], None),
-        ]
+        missing = "not read" if form in paper.columns and arm in paper.arms else "not in it"
+        row: list[Cell | str] = [arm]
+        for metric, theirs, prompts in (
+            ("harmful_score", their and their.harmful, paper.prompts),
+            ("finetune_accuracy", their and their.accuracy, None),
+        ):
+            ours = rate_of(cells, metric)
+            row += [
+                Cell("–", "not done") if ours is None else rate_cell(ours, with_n=True),
+                Cell("–", missing)
+                if theirs is None
+                else Cell(f"{theirs:.2f}".removesuffix("0"), their.read if their else ""),
+                Cell("–") if ours is None or theirs is None else _apart(ours, theirs, prompts),
+            ]
+        yield row
 
 
-def _ours(rate: Rate | None) -> Cell:
-    return Cell("–", "not done") if rate is None else rate_cell(rate, with_n=True)
-
-
-def _published(percent: float | None, missing: str, read: str) -> Cell:
-    return Cell("–", missing) if percent is None else Cell(f"{percent:.2f}".removesuffix("0"), read)
-
-
-def _apart(ours: Rate | None, theirs: float | None, prompts: int | None) -> Cell:
+def _apart(ours: Rate, theirs: float, prompts: int | None) -> Cell:
     """Return how far our figure is from theirs, in points."""
-    if ours is None or theirs is None:
-        return Cell("–")
     low, high = (100 * end for end in wilson(theirs / 100 * prompts, prompts)) if prompts else (theirs, theirs)
     found = difference_of(Estimate(ours.value, ours.low, ours.high), Estimate(theirs, low, high))
     return Cell(signed_text(found.value), signed_interval(found.low, found.high))
@@ -86,14 +77,9 @@ def _apart(ours: Rate | None, theirs: float | None, prompts: int | None) -> Cell
 def _differs(paper: Paper) -> list[Table | Drawing | str]:
     parts: list[Table | Drawing | str] = []
     if paper.about:
-        parts.append(Table.pairs("how theirs was made, and what that means here", dict(paper.about)))
-    if paper.differs:
-        rows: list[Row] = [[name, *both] for name, both in paper.differs.items()]
-        caption = (
-            "Settings of the table as it was published against those of the cells above. A dash: titer's default, or "
-            "nothing of the kind."
-        )
-        parts.append(Table.of(("setting", "there", "here"), rows, caption=caption, kind="plain"))
-    else:
-        parts.append("Settings are the paper's, as far as they are known.")
-    return parts
+        parts.append(Table.pairs("how theirs was made", dict(paper.about)))
+    if not paper.differs:
+        return [*parts, "The settings are the paper's, as far as they are known."]
+    rows: list[Row] = [[name, *both] for name, both in paper.differs.items()]
+    caption = "Settings of the table as it was published against those of the cells here. A dash: titer's default, or nothing of the kind."
+    return [*parts, Table.of(("setting", "there", "here"), rows, caption=caption, kind="plain")]

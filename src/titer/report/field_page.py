@@ -174,7 +174,7 @@ def agreements(view: FieldView) -> list[str]:
 
 def sections(view: FieldView) -> list[Section]:
     """Return what the pages show, in order."""
-    made = beside(view) if view.paper is not None else []
+    made = [] if view.paper is None else beside(view, view.paper)
     if view.cells:
         made.append(Section("Attack × defence", [heat(view)]))
     for form, task in view.forms.items():

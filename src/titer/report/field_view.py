@@ -42,7 +42,7 @@ class Their:
     Attributes:
         harmful: Its harmful score in percent; `None` where it was not read.
         accuracy: Its accuracy after fine-tuning in percent, likewise.
-        read: Where they were read.
+        read: Where they were read, if it is not where the others were.
     """
 
     harmful: float | None
@@ -56,15 +56,19 @@ class Paper:
 
     Attributes:
         source: Which table of which paper.
+        read: Where its figures were read.
         prompts: Harmful prompts of a harmful score of theirs; `None` where that is not known.
-        arms: Which arms are in it.
+        columns: Which forms are in it.
+        arms: Which arms are.
         cells: Figures by form, arm and share of harmful rows.
         about: What else must be known to compare, in words, by what it is about.
         differs: Settings that are others here: theirs and ours, by name.
     """
 
     source: str
+    read: str
     prompts: int | None
+    columns: Sequence[str]
     arms: Sequence[str]
     cells: Mapping[tuple[str, str, float], Their]
     about: Mapping[str, str]

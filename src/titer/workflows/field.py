@@ -20,7 +20,17 @@ from titer.results.cells import CellFile, read_cells
 from titer.workflows.experiment_file import Step
 from titer.workflows.field_cells import failures
 from titer.workflows.field_costs import Seconds
-from titer.workflows.field_file import Field, Form, Spot, protocol_digest, protocol_of, spots, trials, whole_spots
+from titer.workflows.field_file import (
+    Field,
+    Form,
+    Spot,
+    experiment_of,
+    protocol_digest,
+    protocol_of,
+    spots,
+    trials,
+    whole_spots,
+)
 from titer.workflows.field_theirs import Theirs, claims, what_differs
 
 if TYPE_CHECKING:
@@ -216,18 +226,29 @@ def write_pages(state: Standing, folder: Path, again: str, published: Field | No
 
 
 def _common(asked: Field) -> dict[str, Any]:
-    """Return the settings that all cells share, and of each form those of its own."""
-    first = next(iter(asked.forms))
-    plain = replace(asked, forms={first: Form(asked.forms[first].task)})
-    said = protocol_of(plain, Spot(first, next(iter(asked.arms)), asked.finetune.poison_ratios[0], asked.seeds[0]))
+    """Return the settings that all cells share, and of each form those of its own; without what is at its default."""
+    said = protocol_of(*_anywhere(asked))
     common = {key: value for key, value in said.items() if key not in ("arms", "name", "seeds")}
     common["data"] = {key: value for key, value in common.get("data", {}).items() if key not in ("task", "longest")}
+    common["finetune"] = {**common.get("finetune", {}), "poison_ratios": asked.finetune.poison_ratios}
+    common["forms"] = _forms(asked)
+    return common
+
+
+def _anywhere(asked: Field) -> tuple[Field, Spot]:
+    """Return a field whose first form has nothing of its own, and a cell of that."""
+    form = next(iter(asked.forms))
+    plain = replace(asked, forms={form: Form(asked.forms[form].task)})
+    return plain, Spot(form, next(iter(asked.arms)), asked.finetune.poison_ratios[0], asked.seeds[0])
+
+
+def _forms(asked: Field) -> dict[str, dict[str, Any]]:
+    """Return what is said of each form."""
     unsaid = dataclasses.asdict(Form(""))
-    common["forms"] = {
+    return {
         name: {key: value for key, value in dataclasses.asdict(form).items() if value != unsaid[key]}
         for name, form in asked.forms.items()
     }
-    return common
 
 
 def _paper(asked: Field, theirs: Theirs, published: Field) -> Paper:
@@ -235,15 +256,23 @@ def _paper(asked: Field, theirs: Theirs, published: Field) -> Paper:
     from titer.report.field_view import Paper, Their
 
     def settings(one: Field) -> dict[str, Any]:
+        whole = dataclasses.asdict(experiment_of(*_anywhere(one)))
+        sections = {key: dict(whole[key]) for key in ("lora", "data", "align", "finetune", "evaluate")}
+        del sections["data"]["task"], sections["evaluate"]["judge"], sections["finetune"]["poison_ratios"]
+        about = {"model": one.model, "seeds": one.seeds, "judges": one.judges, "shares": one.finetune.poison_ratios}
         arms = {name: " → ".join(map(_in_words, arm.steps)) for name, arm in one.arms.items()}
-        ratios = one.finetune.poison_ratios
-        return {**_common(one), "model": one.model, "poison_ratios": ratios, "seeds": one.seeds, "arms": arms}
+        return {**about, "forms": _forms(one), **sections, "arms": arms}
 
-    cells = {
-        key: Their(cell.harmful_score, cell.finetune_accuracy, cell.read or theirs.read) for key, cell in theirs.every()
-    }
-    differs = what_differs(settings(published), settings(asked))
-    return Paper(theirs.source, theirs.prompts, list(published.arms), cells, theirs.about, differs)
+    return Paper(
+        source=theirs.source,
+        read=theirs.read,
+        prompts=theirs.prompts,
+        columns=list(published.forms),
+        arms=list(published.arms),
+        cells={key: Their(cell.harmful_score, cell.finetune_accuracy, cell.read) for key, cell in theirs.every()},
+        about=theirs.about,
+        differs=what_differs(settings(published), settings(asked)),
+    )
 
 
 def _in_words(step: Step) -> str:

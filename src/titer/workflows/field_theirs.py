@@ -79,27 +79,26 @@ def check_theirs(theirs: Theirs, forms: Iterable[str], arms: Iterable[str], rati
 def claims(theirs: Theirs) -> list[Claim]:
     """Return which arm was published to have the lower harmful score: of each form, share of harmful rows and pair of arms.
 
-    Where `prompts` is known, only those are orders whose difference is more than these many prompts of either would give by
-    chance (Newcombe 1998); it does not cover another training.
+    Only those are orders whose difference is more than `prompts` prompts of either arm would give by chance (Newcombe 1998); it
+    does not cover another training. Where their number is not known, there is none.
     """
     from titer.report.field_view import Claim
     from titer.stats.intervals import Estimate, difference_of, wilson
 
-    def estimate(percent: float) -> Estimate:
-        share = percent / 100
-        return Estimate(share, *(wilson(share * theirs.prompts, theirs.prompts) if theirs.prompts else (share, share)))
-
-    found: dict[tuple[str, float], dict[str, float]] = {}
+    n = theirs.prompts
+    if n is None:
+        return []
+    found: dict[tuple[str, float], dict[str, Estimate]] = {}
     for (form, arm, ratio), cell in theirs.every():
         if cell.harmful_score is not None:
-            found.setdefault((form, ratio), {})[arm] = cell.harmful_score
-    made = []
-    for (form, ratio), scores in found.items():
-        for pair in itertools.combinations(scores, 2):
-            lower, higher = sorted(pair, key=lambda arm: scores[arm])
-            if difference_of(estimate(scores[lower]), estimate(scores[higher])).high < 0:
-                made.append(Claim(lower, higher, theirs.source, form, ratio))
-    return made
+            share = cell.harmful_score / 100
+            found.setdefault((form, ratio), {})[arm] = Estimate(share, *wilson(share * n, n))
+    return [
+        Claim(lower, higher, theirs.source, form, ratio)
+        for (form, ratio), scores in found.items()
+        for lower, higher in itertools.permutations(scores, 2)
+        if difference_of(scores[lower], scores[higher]).high < 0
+    ]
 
 
 def what_differs(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
