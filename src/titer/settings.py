@@ -104,7 +104,7 @@ def bundled(folder: str) -> dict[str, Path]:
 def read(
     kind: Any,
     path: str | Path,
-    known: Mapping[str, Path],
+    known: str | Mapping[str, Path],
     what: str,
     check: Callable[[Any], None],
     overrides: Sequence[str] = (),
@@ -115,7 +115,7 @@ def read(
     Args:
         kind: The dataclass it becomes.
         path: A YAML file, or the name of a bundled one.
-        known: The bundled ones, by name.
+        known: The bundled ones by name, or the folder where they are.
         what: What the file describes, for errors (`experiment`).
         check: Raises for what no single value of it shows.
         overrides: `key=value` pairs such as `finetune.training.max_steps=40`; values are YAML.
@@ -124,6 +124,7 @@ def read(
     Raises:
         TiterError: For a missing or broken file, an unknown key (with a suggestion) or a wrong value.
     """
+    known = bundled(known) if isinstance(known, str) else known
     if not os.path.isfile(path) and str(path) in known:
         path = known[str(path)]
     elif not os.path.lexists(path):

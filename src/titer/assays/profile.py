@@ -184,7 +184,7 @@ def read_profile(path: str | Path, overrides: Sequence[str] = ()) -> Profile:
     Raises:
         TiterError: For a missing or broken file, an unknown key or attack (with a suggestion), or a wrong value.
     """
-    profile: Profile = settings.read(Profile, path, settings.bundled("profiles"), "profile", Profile.check, overrides)
+    profile: Profile = settings.read(Profile, path, "profiles", "profile", Profile.check, overrides)
     return profile
 
 

@@ -53,8 +53,8 @@ def _rows(view: FieldView, paper: Paper, form: str, ratio: float) -> Iterable[Ro
         missing = "not read" if form in paper.columns and arm in paper.arms else "not in it"
         row: list[Cell | str] = [arm]
         for metric, theirs, prompts in (
-            ("harmful_score", their and their.harmful, paper.prompts),
-            ("finetune_accuracy", their and their.accuracy, None),
+            ("harmful_score", their.harmful if their else None, paper.prompts),
+            ("finetune_accuracy", their.accuracy if their else None, None),
         ):
             ours = rate_of(cells, metric)
             row += [
@@ -82,4 +82,4 @@ def _differs(paper: Paper) -> list[Table | Drawing | str]:
         return [*parts, "The settings are the paper's, as far as they are known."]
     rows: list[Row] = [[name, *both] for name, both in paper.differs.items()]
     caption = "Settings of the table as it was published against those of the cells here. A dash: titer's default, or nothing of the kind."
-    return [*parts, Table.of(("setting", "there", "here"), rows, caption=caption, kind="plain")]
+    return [*parts, Table.of(("setting", "there", "here"), rows, caption=caption)]

@@ -114,8 +114,8 @@ def heat(view: FieldView) -> Table:
 
 def orderings(view: FieldView) -> Table:
     """What was published of pairs of arms, against what is found here."""
-    there = {(claim.form, claim.poison_ratio): claim for claim in view.published}
-    columns = [key for key in there if any(view.at(key[0], arm, key[1]) for arm in view.arms)]
+    there = dict.fromkeys((claim.form, claim.poison_ratio) for claim in view.published)
+    columns = [(form, ratio) for form, ratio in there if any(view.at(form, arm, ratio) for arm in view.arms)]
     rows: dict[tuple[str, str, str], dict[tuple[str, float], Cell]] = {}
     for claim in view.published:
         row = rows.setdefault((claim.lower, claim.higher, claim.source), {})

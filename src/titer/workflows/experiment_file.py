@@ -254,7 +254,7 @@ def read_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         TiterError: For a missing or broken file, an unknown key (with a suggestion) or a wrong value.
     """
-    experiment: Experiment = settings.read(Experiment, path, bundled(), "experiment", check_experiment, overrides)
+    experiment: Experiment = settings.read(Experiment, path, "experiments", "experiment", check_experiment, overrides)
     return experiment
 
 

@@ -89,6 +89,8 @@ def dry_run(found: Field, wanted: Sequence[Spot], run_folder: Path, data_dir: Pa
     from titer.models import EMBEDDED
     from titer.progress import counted
 
+    if not wanted:
+        return ["No cell is missing."]
     budget, asked = found.budget, found
     if budget is not None:
         forms = {name: replace(form, model=None) for name, form in found.forms.items()}
@@ -116,7 +118,7 @@ def dry_run(found: Field, wanted: Sequence[Spot], run_folder: Path, data_dir: Pa
     with_layers = {work.model: parameters(work.model) for work in works.values()}
     flops = {name: work.cost.flops(with_layers[work.model]) * often[name] for name, work in works.items()}
     planned = f"{len(wanted)} cells of {found.name}, {sum(often.values())} jobs, {sum(flops.values()):.1e} FLOPs"
-    lines = [f"{planned} with {', '.join(map(str, with_layers)) or asked.model}."]
+    lines = [f"{planned} with {', '.join(map(str, with_layers))}."]
     if budget is None:
         estimates = each(list(works.values()))
         whole = sum((_times(one, often[name]) for name, one in zip(works, estimates, strict=True)), Estimate())
