@@ -25,8 +25,10 @@ from titer.methods import Repair, Repaired
 from titer.methods.repair.inputs import STREAM, encoded, with_inputs
 from titer.methods.repair.lowrank import Layer, LowRank
 from titer.models import (
+    EMBEDDED,
     adapter_weights,
     check_folder,
+    embedded_model,
     load_model,
     load_tokenizer,
     order_adapter_config,
@@ -277,6 +279,8 @@ def _size(layer: Layer) -> float:
 
 
 def _same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model; an adapter names the embedded one by the folder that it was loaded from."""
+    one, other = (str(embedded_model()) if name == EMBEDDED else name for name in (one, other))
     return one == other or os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
 
 
