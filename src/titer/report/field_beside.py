@@ -17,7 +17,7 @@ def beside(view: FieldView, paper: Paper) -> list[Section]:
     """Return the sections on what a paper published of the same table."""
     bands = {
         f"{form if form == task else f'{form} ({task})'}, {ratio_text(ratio)}": list(_rows(view, paper, form, ratio))
-        for form, task in view.forms.items()
+        for form, task in _forms(view, paper).items()
         for ratio in view.poison_ratios
     }
     return [
@@ -26,9 +26,14 @@ def beside(view: FieldView, paper: Paper) -> list[Section]:
     ]
 
 
+def _forms(view: FieldView, paper: Paper) -> dict[str, str]:
+    """Return the forms that are asked for here, with their tasks, and behind them others of which a cell could be read."""
+    return {**view.forms, **{form: form for form, _, _ in paper.cells if form not in view.forms}}
+
+
 def _known(view: FieldView, paper: Paper) -> str:
     """Say how much of the table could be read, and how much of it is done."""
-    asked = {(form, arm, ratio) for form in view.forms for arm in view.arms for ratio in view.poison_ratios}
+    asked = {(form, arm, ratio) for form in _forms(view, paper) for arm in view.arms for ratio in view.poison_ratios}
     read = {key for key in asked if key in paper.cells and paper.cells[key].harmful is not None}
     done = {key for key in asked if view.at(*key)}
     return (
@@ -50,7 +55,9 @@ def _caption(view: FieldView, paper: Paper) -> str:
 def _rows(view: FieldView, paper: Paper, form: str, ratio: float) -> Iterable[Row]:
     for arm in view.arms:
         cells, their = view.at(form, arm, ratio), paper.cells.get((form, arm, ratio))
-        missing = "not read" if form in paper.columns and arm in paper.arms else "not in it"
+        undone = Cell("–", "not done" if form in view.forms else "not asked")
+        unread = Cell("–", "not read" if form in paper.columns and arm in paper.arms else "not in it")
+        read = their.read if their else ""
         row: list[Cell | str] = [arm]
         for metric, theirs, prompts in (
             ("harmful_score", their.harmful if their else None, paper.prompts),
@@ -58,10 +65,8 @@ def _rows(view: FieldView, paper: Paper, form: str, ratio: float) -> Iterable[Ro
         ):
             ours = rate_of(cells, metric)
             row += [
-                Cell("–", "not done") if ours is None else rate_cell(ours, with_n=True),
-                Cell("–", missing)
-                if theirs is None
-                else Cell(f"{theirs:.2f}".removesuffix("0"), their.read if their else ""),
+                undone if ours is None else rate_cell(ours, with_n=True),
+                unread if theirs is None else Cell(f"{theirs:.2f}".removesuffix("0"), read),
                 Cell("–") if ours is None or theirs is None else _apart(ours, theirs, prompts),
             ]
         yield row
