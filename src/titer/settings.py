@@ -7,7 +7,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,25 +104,27 @@ def bundled(folder: str) -> dict[str, Path]:
 def read(
     kind: Any,
     path: str | Path,
-    folder: str,
+    known: str | Mapping[str, Path],
     what: str,
     check: Callable[[Any], None],
     overrides: Sequence[str] = (),
+    change: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Any:
     """Read a settings file.
 
     Args:
         kind: The dataclass it becomes.
         path: A YAML file, or the name of a bundled one.
-        folder: Where bundled ones are.
+        known: The bundled ones by name, or the folder where they are.
         what: What the file describes, for errors (`experiment`).
         check: Raises for what no single value of it shows.
         overrides: `key=value` pairs such as `finetune.training.max_steps=40`; values are YAML.
+        change: What is made of the file's values before these.
 
     Raises:
         TiterError: For a missing or broken file, an unknown key (with a suggestion) or a wrong value.
     """
-    known = bundled(folder)
+    known = bundled(known) if isinstance(known, str) else known
     if not os.path.isfile(path) and str(path) in known:
         path = known[str(path)]
     elif not os.path.lexists(path):
@@ -130,10 +132,13 @@ def read(
     text = read_text(path, "Name a YAML file, in UTF-8.")
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise TiterError(
-            f"{path}: expected a mapping.", "Start from a bundled one: " + ", ".join(bundled(folder)) + "."
-        )
-    for key, value in parse_settings(overrides).items():
+        raise TiterError(f"{path}: expected a mapping.", f"Start from a bundled one: {', '.join(known)}.")
+    changes = parse_settings(overrides)
+    try:
+        values = change(values) if change else values
+    except TiterError as error:
+        raise TiterError(f"{path}: {error.message}", error.hint) from None
+    for key, value in changes.items():
         _override(values, key, value)
     try:
         made = build(kind, values, what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,8 @@ Examples:
 
 `titer field field_7b --dry-run --data-dir data/` — what a model of 7B would take
 
+`titer field paper/booster_table1 --small --run --hours 4 --data-dir data/` — a paper's table, with the embedded model
+
 Cells are files of their own: whoever has them goes on from there, on any machine.
 """
 DOCS = Path("docs")
@@ -51,12 +54,18 @@ def command(
     trials: Annotated[bool, typer.Option("--trials", help="Trials of learning rates too.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Also cells that failed here before.")] = False,
     builtin: Annotated[bool, typer.Option("--builtin", help="On titer's own corpora, without other data.")] = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="A paper's table with the embedded model: the file's section `small`.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", parser=path, metavar="PATH", help="Cells and pages; docs/NAME by default."),
     ] = None,
     run_folder: Annotated[
-        Path | None, typer.Option(parser=path, metavar="PATH", help="Of the jobs; runs/NAME by default.")
+        Path | None,
+        typer.Option(
+            parser=path, metavar="PATH", help="Of the jobs; runs/NAME by default, runs/paper of papers' tables."
+        ),
     ] = None,
     data_dir: DataDir = None,
     settings: Annotated[
@@ -69,11 +78,14 @@ def command(
     from titer.workflows import field as fields
     from titer.workflows.field_cells import run_cells
     from titer.workflows.field_costs import dry_run as planned
-    from titer.workflows.field_file import chosen, read_field
+    from titer.workflows.field_file import chosen, place_of, read_field
 
     started = time.perf_counter()
-    found = read_field(file, settings or (), builtin)
-    folder, runs = output or DOCS / found.name, run_folder or RUNS / found.name
+    found = read_field(file, settings or (), builtin, small)
+    place = place_of(file, found.name)
+    folder = output or DOCS / place
+    # The tables of papers ask for many of the same alignments.
+    runs = run_folder or RUNS / place.parts[0]
     fields.refuse_other_field(folder / "cells", found.name)
     state = fields.standing(found, folder / "cells", runs)
     wanted = fields.in_order(state, trials=trials, retry=retry)
@@ -81,7 +93,9 @@ def command(
         named = {spot.name for spot in chosen(state.every, only)}
         wanted = [spot for spot in wanted if spot.name in named]
     if pages:
-        say(f"Pages: {fields.write_pages(state, folder)}")
+        kind = " --small" if small else " --builtin" if builtin else ""
+        again = f"titer field {shlex.quote(file)}{kind} --run --hours 8"
+        say(f"Pages: {fields.write_pages(state, folder, again, read_field(file) if small else None)}")
         return
     if dry_run:
         say("\n".join(planned(found, wanted, runs, data_dir)))
@@ -105,6 +119,7 @@ def _refuse_what_has_no_effect(run: bool, pages: bool, dry_run: bool, builtin: b
     if not (run or dry_run):
         refuse_unused(["data_dir"], "without `--run` or `--dry-run`")
     if builtin:
+        refuse_unused(["small"], "with `--builtin`, whose forms stand in a section of their own")
         refuse_unused(["data_dir"], "with `--builtin`, which takes titer's own corpora")
     if run or pages or dry_run:
         refuse_unused(["as_json"], "with `--run`, `--pages` or `--dry-run`")

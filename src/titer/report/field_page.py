@@ -9,6 +9,7 @@ from pathlib import Path
 from titer.files import replacing
 from titer.report import charts
 from titer.report.assay_tables import tint
+from titer.report.field_beside import beside
 from titer.report.field_view import ALONE, FieldView, difference, front, rate_of
 from titer.report.parts import Cell, Drawing, Row, Section, Table, as_markdown, markdown, rate_cell, write_page
 from titer.report.words import compact, count_text, flat_settings, ratio_text, signed_interval, signed_text
@@ -113,16 +114,31 @@ def heat(view: FieldView) -> Table:
 
 def orderings(view: FieldView) -> Table:
     """What was published of pairs of arms, against what is found here."""
-    forms = [form for form in view.forms if any(view.at(form, arm, view.poison) for arm in view.arms)]
-    rows: list[Row] = []
-    for lower, higher, source in view.published:
-        found = [difference(view, form, lower, higher) for form in forms]
-        rows.append([Cell(f"{lower} < {higher}", source), *map(_ordering, found)])
+    there = dict.fromkeys((claim.form, claim.poison_ratio) for claim in view.published)
+    columns = [(form, ratio) for form, ratio in there if any(view.at(form, arm, ratio) for arm in view.arms)]
+    rows: dict[tuple[str, str, str], dict[tuple[str, float], Cell]] = {}
+    for claim in view.published:
+        row = rows.setdefault((claim.lower, claim.higher, claim.source), {})
+        row[claim.form, claim.poison_ratio] = _ordering(difference(view, claim))
+    shown = [
+        [Cell(f"{lower} < {higher}", source), *(row.get(key, Cell("–")) for key in columns)]
+        for (lower, higher, source), row in rows.items()
+    ]
     caption = (
         "Difference of harmful scores in points, over the same prompts of the seeds that both have, with its 95"
         f"{NBSP}% interval (Bonett and Price); it does not say how another seed would do."
     )
-    return Table.of(("published: lower < higher", *forms), rows, caption=caption) if forms else Table(())
+    if _in_one_share(view):
+        heads = [form for form, _ in columns]
+    else:
+        heads = [f"{form}\np = {ratio:g}" for form, ratio in columns]
+        caption += " A dash: nothing was published, or no order."
+    return Table.of(("published: lower < higher", *heads), shown, caption=caption) if columns else Table(())
+
+
+def _in_one_share(view: FieldView) -> bool:
+    """Whether what was published is of uploads with one share of harmful rows, as pages of a field's own compare arms."""
+    return {claim.poison_ratio for claim in view.published} <= {view.poison}
 
 
 def _ordering(found: Difference | None) -> Cell:
@@ -158,7 +174,9 @@ def agreements(view: FieldView) -> list[str]:
 
 def sections(view: FieldView) -> list[Section]:
     """Return what the pages show, in order."""
-    made = [Section("Attack × defence", [heat(view)])] if view.cells else []
+    made = [] if view.paper is None else beside(view, view.paper)
+    if view.cells:
+        made.append(Section("Attack × defence", [heat(view)]))
     for form, task in view.forms.items():
         shown = _form_table(view, form)
         if not shown:
@@ -167,7 +185,8 @@ def sections(view: FieldView) -> list[Section]:
         made.append(Section(f"Form: {form}", [*parts, *_pareto(view, form), shown]))
     if view.published and (found := orderings(view)):
         made.append(Section("Which published orderings hold here", [*_tally(view), found]))
-    made.append(Section("Learning rates", _tuning(view)))
+    if view.trials[1]:
+        made.append(Section("Learning rates", _tuning(view)))
     made.append(Section("What to know before quoting", _cautions(view)))
     made.append(Section("Protocol", [Table.pairs("all cells", flat_settings(dict(view.protocol))), *_origins(view)]))
     return made
@@ -192,13 +211,11 @@ def _pareto(view: FieldView, form: str) -> list[Drawing]:
 
 
 def _tally(view: FieldView) -> list[str]:
-    found: Counter[str] = Counter()
-    for lower, higher, _ in view.published:
-        for form in view.forms:
-            if (cell := _ordering(difference(view, form, lower, higher))).badge:
-                found[cell.badge] += 1
+    cells = [_ordering(difference(view, claim)) for claim in view.published]
+    found = Counter(cell.badge for cell in cells if cell.badge)
+    where = f", at {ratio_text(view.poison)}" if _in_one_share(view) else ""
     return [
-        f"Of {sum(found.values())} comparisons that are done, at {ratio_text(view.poison)}: {found['holds']} hold, {found['reversed']} "
+        f"Of {sum(found.values())} comparisons that are done{where}: {found['holds']} hold, {found['reversed']} "
         f"are reversed, {found['undecided']} are undecided. A paper's figures are of models 50 times as large, other judges and "
         "longer trainings: what does not hold here was not shown wrong there."
     ]

@@ -17,6 +17,65 @@ FRONT = 7
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What was published: that one arm has the lower harmful score than another.
+
+    Attributes:
+        lower: The arm with the lower one.
+        higher: The other.
+        source: Who says so.
+        form: On which form of task.
+        poison_ratio: With which share of harmful rows.
+    """
+
+    lower: str
+    higher: str
+    source: str
+    form: str
+    poison_ratio: float
+
+
+@dataclass(frozen=True)
+class Their:
+    """A cell of a paper's table.
+
+    Attributes:
+        harmful: Its harmful score in percent; `None` where it was not read.
+        accuracy: Its accuracy after fine-tuning in percent, likewise.
+        read: Where they were read, if it is not where the others were.
+    """
+
+    harmful: float | None
+    accuracy: float | None
+    read: str
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A table as it was published.
+
+    Attributes:
+        source: Which table of which paper.
+        read: Where its figures were read.
+        prompts: Harmful prompts of a harmful score of theirs; `None` where that is not known.
+        columns: Which forms are in it.
+        arms: Which arms are.
+        cells: Figures by form, arm and share of harmful rows.
+        about: What else must be known to compare, in words, by what it is about.
+        differs: Settings that are others here: theirs and ours, by name.
+    """
+
+    source: str
+    read: str
+    prompts: int | None
+    columns: Sequence[str]
+    arms: Sequence[str]
+    cells: Mapping[tuple[str, str, float], Their]
+    about: Mapping[str, str]
+    differs: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class FieldView:
     """What the pages show.
 
@@ -31,10 +90,11 @@ class FieldView:
         trials: How many trials of learning rates are done, and how many there are.
         shared_rate: The learning rate of all arms that were not tuned.
         rates: Learning rates that were chosen, by arm.
-        published: (lower, higher, source): arms of which it was published that one has the lower harmful score.
+        published: Which arms were published to have the lower harmful score.
         left_out: Methods that are not there, and why.
         protocol: Settings that all cells share.
         command: What goes on with it.
+        paper: What was published of the same table.
     """
 
     name: str
@@ -47,10 +107,11 @@ class FieldView:
     trials: tuple[int, int]
     shared_rate: float | None
     rates: Mapping[str, float]
-    published: Sequence[tuple[str, str, str]]
+    published: Sequence[Claim]
     left_out: Mapping[str, str]
     protocol: Mapping[str, Any]
     command: str
+    paper: Paper | None = None
     _found: dict[tuple[str, str, float, float | None, bool], list[CellFile]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -93,14 +154,14 @@ def rate_of(cells: Sequence[CellFile], metric: str, judge: str | None = None, al
     return over_seeds(shares, min(one.n for one in there.values()), first.judge, own)
 
 
-def difference(view: FieldView, form: str, lower: str, higher: str) -> Difference | None:
+def difference(view: FieldView, claim: Claim) -> Difference | None:
     """Return how much lower one arm's harmful score is than another's, over the prompts of the seeds that both have.
 
     `None` where they share no seed.
     """
     sides: tuple[list[float], list[float]] = ([], [])
-    others = {cell.seed: cell for cell in view.at(form, higher, view.poison)}
-    for cell in view.at(form, lower, view.poison):
+    others = {cell.seed: cell for cell in view.at(claim.form, claim.higher, claim.poison_ratio)}
+    for cell in view.at(claim.form, claim.lower, claim.poison_ratio):
         if cell.seed not in others or not view.judges:
             continue
         judge = view.judges[0]

@@ -9,17 +9,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from titer.errors import TiterError
 from titer.files import read_json
 from titer.progress import duration
 from titer.results.cells import CellFile, read_cells
+from titer.workflows.experiment_file import Step
 from titer.workflows.field_cells import failures
 from titer.workflows.field_costs import Seconds
-from titer.workflows.field_file import Field, Spot, protocol_digest, protocol_of, spots, trials, whole_spots
+from titer.workflows.field_file import (
+    Field,
+    Form,
+    Spot,
+    experiment_of,
+    protocol_digest,
+    protocol_of,
+    spots,
+    trials,
+    whole_spots,
+)
+from titer.workflows.field_theirs import Theirs, claims, what_differs
+
+if TYPE_CHECKING:
+    from titer.report.field_view import Paper
 
 
 @dataclass
@@ -89,7 +104,9 @@ def standing(found: Field, cells: Path, run_folder: Path) -> Standing:
     for spot in tuned:
         if spot.name in there and there[spot.name].digest == protocol_digest(found, spot):
             fits[spot.name] = there[spot.name]
-    failed = {name: str(why) for name, why in failures(run_folder).items() if name in known and name not in fits}
+    failed = {
+        name: str(why) for name, why in failures(run_folder, found.name).items() if name in known and name not in fits
+    }
     missing = [spot for name, spot in known.items() if name not in fits]
     return Standing(found, fits, sorted(there.keys() - fits.keys()), missing, failed)
 
@@ -169,17 +186,25 @@ def refuse_other_field(folder: Path, name: str) -> None:
 # -- the pages --------------------------------------------------------------------------------------------------------
 
 
-def write_pages(state: Standing, folder: Path) -> Path:
-    """Write what is done into `folder/index.html` and `folder/README.md`, and return the page."""
+def write_pages(state: Standing, folder: Path, again: str, published: Field | None = None) -> Path:
+    """Write what is done into `folder/index.html` and `folder/README.md`, and return the page.
+
+    Args:
+        state: What is done.
+        folder: Where the pages go.
+        again: The command that goes on with it.
+        published: The field with the settings of the paper whose table it is, where it is one.
+    """
     from titer.report.field_page import write_field
-    from titer.report.field_view import FieldView
+    from titer.report.field_view import Claim, FieldView
 
     asked, every = state.asked, trials(state.asked)
     shared = asked.finetune.training.get("learning_rate")
-    first = Spot(next(iter(asked.forms)), next(iter(asked.arms)), asked.finetune.poison_ratios[0], asked.seeds[0])
-    common = {key: value for key, value in protocol_of(asked, first).items() if key not in ("arms", "name", "seeds")}
-    common["data"] = {key: value for key, value in common.get("data", {}).items() if key not in ("task", "longest")}
-    common["forms"] = {name: dataclasses.asdict(form) for name, form in asked.forms.items()}
+    most = max(asked.finetune.poison_ratios)
+    claimed = [
+        Claim(order.lower, order.higher, order.source, form, most) for order in asked.published for form in asked.forms
+    ]
+    theirs = claims(asked.theirs) if asked.theirs else []
     view = FieldView(
         name=asked.name,
         description=asked.description,
@@ -191,9 +216,65 @@ def write_pages(state: Standing, folder: Path) -> Path:
         trials=(sum(spot.name in state.cells for spot in every), len(every)),
         shared_rate=None if shared is None else float(shared),
         rates=best_rates(asked, state.cells),
-        published=[(order.lower, order.higher, order.source) for order in asked.published],
+        published=[*claimed, *(claim for claim in theirs if claim.form in asked.forms)],
         left_out=asked.left_out,
-        protocol=common,
-        command=f"titer field {asked.name} --run --hours 8",
+        protocol=_common(asked),
+        command=again,
+        paper=None if asked.theirs is None else _paper(asked, asked.theirs, published or asked),
     )
     return write_field(folder, view)
+
+
+def _common(asked: Field) -> dict[str, Any]:
+    """Return the settings that all cells share, and of each form those of its own; without what is at its default."""
+    said = protocol_of(*_anywhere(asked))
+    common = {key: value for key, value in said.items() if key not in ("arms", "name", "seeds")}
+    common["data"] = {key: value for key, value in common.get("data", {}).items() if key not in ("task", "longest")}
+    common["finetune"] = {**common.get("finetune", {}), "poison_ratios": asked.finetune.poison_ratios}
+    common["forms"] = _forms(asked)
+    return common
+
+
+def _anywhere(asked: Field) -> tuple[Field, Spot]:
+    """Return a field whose first form has nothing of its own, and a cell of that."""
+    form = next(iter(asked.forms))
+    plain = replace(asked, forms={form: Form(asked.forms[form].task)})
+    return plain, Spot(form, next(iter(asked.arms)), asked.finetune.poison_ratios[0], asked.seeds[0])
+
+
+def _forms(asked: Field) -> dict[str, dict[str, Any]]:
+    """Return what is said of each form."""
+    unsaid = dataclasses.asdict(Form(""))
+    return {
+        name: {key: value for key, value in dataclasses.asdict(form).items() if value != unsaid[key]}
+        for name, form in asked.forms.items()
+    }
+
+
+def _paper(asked: Field, theirs: Theirs, published: Field) -> Paper:
+    """Return a paper's table for the pages, with the settings in which the cells differ from it."""
+    from titer.report.field_view import Paper, Their
+
+    def settings(one: Field) -> dict[str, Any]:
+        whole = dataclasses.asdict(experiment_of(*_anywhere(one)))
+        sections = {key: dict(whole[key]) for key in ("lora", "data", "align", "finetune", "evaluate")}
+        del sections["data"]["task"], sections["evaluate"]["judge"], sections["finetune"]["poison_ratios"]
+        about = {"model": one.model, "seeds": one.seeds, "judges": one.judges, "shares": one.finetune.poison_ratios}
+        arms = {name: " → ".join(map(_in_words, arm.steps)) for name, arm in one.arms.items()}
+        return {**about, "forms": _forms(one), **sections, "arms": arms}
+
+    return Paper(
+        source=theirs.source,
+        read=theirs.read,
+        prompts=theirs.prompts,
+        columns=list(published.forms),
+        arms=list(published.arms),
+        cells={key: Their(cell.harmful_score, cell.finetune_accuracy, cell.read) for key, cell in theirs.every()},
+        about=theirs.about,
+        differs=what_differs(settings(published), settings(asked)),
+    )
+
+
+def _in_words(step: Step) -> str:
+    own = ", ".join(f"{name} {value}" for name, value in step.settings.items())
+    return f"{step.stage} {step.method}{f' ({own})' if own else ''}"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from titer.workflows.experiment import ExperimentPlan
 
 FAILED = "failed.json"
-"""In the run folder: cells that failed, and why; they are left alone until they are asked for again."""
+"""In the run folder: cells that failed, as `FIELD/CELL`, and why; they are left alone until they are asked for again."""
 COSTS = "costs.json"
 """In the run folder: what the jobs that were done here cost, by key: seconds of processors, most memory in megabytes."""
 
@@ -81,22 +81,28 @@ def run_cells(
             report.failed[spot.name] = why
         else:
             report.done[spot.name] = time.monotonic() - began
-        _note(run_folder, spot.name, why)
+        _note(run_folder, f"{found.name}/{spot.name}", why)
     report.left = len(wanted) - len(report.done)
     return report
 
 
-def failures(run_folder: Path) -> dict[str, Any]:
-    """Return why cells failed in a run folder, by name."""
+def failures(run_folder: Path, name: str) -> dict[str, str]:
+    """Return why cells of the field `name` failed in a run folder, which it may share with others."""
+    noted = _failed(run_folder).items()
+    return {cell.removeprefix(f"{name}/"): why for cell, why in noted if cell.startswith(f"{name}/")}
+
+
+def _failed(run_folder: Path) -> dict[str, str]:
     return read_json(run_folder / FAILED) if (run_folder / FAILED).is_file() else {}
 
 
 def _note(run_folder: Path, name: str, why: str) -> None:
     """Keep why a cell failed, or forget that it ever did."""
-    failed = {other: reason for other, reason in failures(run_folder).items() if other != name}
+    before = _failed(run_folder)
+    failed = {other: reason for other, reason in before.items() if other != name}
     if why:
         failed[name] = why
-    if failed != failures(run_folder):
+    if failed != before:
         write_atomically(run_folder / FAILED, json.dumps(failed, indent=1).encode())
 
 

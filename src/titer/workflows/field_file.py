@@ -1,6 +1,8 @@
 """A field's file: every defence under one protocol, over forms of task, shares of harmful rows and seeds.
 
 A cell of the field is one upload by one arm, and stands for an experiment of its own: the same jobs, whoever asks for them.
+A paper's table is a field too: its own settings, its figures as they were published, and a section `small` that asks the same
+of the embedded model.
 """
 
 from __future__ import annotations
@@ -27,14 +29,15 @@ from titer.workflows.experiment_file import (
     check_experiment,
     read_arms,
 )
+from titer.workflows.field_theirs import Theirs, check_theirs
 
-FOLDER = "experiments/fields"
-"""Where bundled fields are."""
+SMALL = "_small"
+"""Behind the name of a field whose section `small` is asked for."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form of task that customers fine-tune on.
+    """A form of task that customers fine-tune on; in a paper's table a column: a task, a number of rows, a model.
 
     Attributes:
         task: The dataset.
@@ -42,6 +45,9 @@ class Form:
         fit: Whether its accuracy is that of the true answers' tokens (`EvaluateSettings.fit`).
         samples: Rows of an upload, where it is not the field's number.
         scored: Rows of the task that are scored, where it is not the field's number.
+        model: Where it is not the field's.
+        parameters: Of that model, in the place of `budget.parameters`.
+        training: Settings of the fine-tuning, on top of `finetune.training`.
     """
 
     task: str
@@ -49,6 +55,9 @@ class Form:
     fit: bool = False
     samples: int | None = None
     scored: int | None = None
+    model: str | None = None
+    parameters: float | None = None
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,9 @@ class Field:
         judges: Who judges; the first is the headline judge.
         lora: Settings of the adapter.
         published: Orderings to hold against what is found.
-        left_out: Methods that are not there, and why.
+        theirs: A table as its paper published it, to stand beside what is found.
+        left_out: Methods that are not there, and why; of a paper's table also what else is not.
+        small: The same with the embedded model: `arms` and `forms` of its own, and in other sections the keys that differ.
     """
 
     name: str
@@ -157,8 +168,10 @@ class Field:
     tuning: Tuning = field(default_factory=Tuning)
     whole: Whole = field(default_factory=Whole)
     published: list[Ordering] = field(default_factory=list)
+    theirs: Theirs | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     budget: Budget | None = None
+    small: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arms", read_arms(self.arms))
@@ -194,18 +207,33 @@ class Spot:
         return f"{self.form}.{self.arm}.p{self.poison_ratio:g}.s{self.seed}{rate}{kind}"
 
 
-def read_field(path: str | Path, overrides: Sequence[str] = (), builtin: bool = False) -> Field:
+def bundled() -> dict[str, Path]:
+    """Return the fields that come with titer, by name; tables of papers are called `paper/NAME`."""
+    papers = settings.bundled("experiments/paper")
+    return {**settings.bundled("experiments/fields"), **{f"paper/{name}": path for name, path in papers.items()}}
+
+
+def place_of(path: str | Path, name: str) -> Path:
+    """Return below which folder a field's cells and pages are: `paper/NAME` of a bundled table, else `NAME`."""
+    return Path(path).parent / name if str(path) in bundled() else Path(name)
+
+
+def read_field(path: str | Path, overrides: Sequence[str] = (), builtin: bool = False, small: bool = False) -> Field:
     """Read a field's file.
 
     Args:
         path: A YAML file, or the name of a bundled field.
         overrides: `key=value` pairs such as `finetune.training.max_steps=40`; values are YAML.
         builtin: Take what its section `builtin` holds in the place of data from elsewhere.
+        small: Take what its section `small` holds in the place of the same keys.
 
     Raises:
         TiterError: For a missing or broken file, an unknown key (with a suggestion) or a wrong value.
     """
-    found: Field = settings.read(Field, path, FOLDER, "field", _check, overrides)
+    if small:
+        read_field(path)  # the small section's own check does not know the forms of the table as it was published
+    check, change = (_check, _made_small) if small else (_check_whole, None)
+    found: Field = settings.read(Field, path, bundled(), "field", check, overrides, change)
     if builtin:
         if not found.builtin.forms:
             raise TiterError(f"{path} has no section `builtin`.", "Give its data with `--data-dir`.")
@@ -216,6 +244,25 @@ def read_field(path: str | Path, overrides: Sequence[str] = (), builtin: bool = 
             forms=found.builtin.forms,
         )
     return found
+
+
+def _made_small(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a file with its section `small` laid over them, under a name of its own."""
+    small = values.pop("small", None)
+    if not isinstance(small, Mapping):
+        raise TiterError("It has no section `small`.", "Leave out `--small`.")
+    made = {**values, **small, "name": f"{values.get('name')}{SMALL}"}
+    for key, value in small.items():
+        # What is compared, and over what, is whole in either; of a section only the keys differ that are said.
+        if key not in ("arms", "forms") and isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
+            made[key] = {**values[key], **value}
+    return made
+
+
+def _check_whole(found: Field) -> None:
+    _check(found)
+    if found.theirs is not None:
+        check_theirs(found.theirs, found.forms, found.arms, found.finetune.poison_ratios)
 
 
 def _check(found: Field) -> None:
@@ -261,7 +308,7 @@ def experiment_of(found: Field, spot: Spot) -> Experiment:
     return Experiment(
         name=found.name,
         arms={spot.arm: arm},
-        model=found.model,
+        model=form.model or found.model,
         seeds=[spot.seed],
         lora=found.lora,
         data=replace(found.data, task=form.task, longest=form.longest),
@@ -270,6 +317,7 @@ def experiment_of(found: Field, spot: Spot) -> Experiment:
             finetune,
             poison_ratios=[spot.poison_ratio],
             samples=finetune.samples if form.samples is None else form.samples,
+            training={**finetune.training, **form.training},
         ),
         evaluate=replace(
             evaluate,
