@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import quiet
-from resistance_page import KAPPA, PHI, UNIT, Found, write
+from resistance_page import KAPPA, PHI, PLAIN, UNIT, Found, write
 
 from titer.assays.profile import Profile
 from titer.data.pools import DataSettings
@@ -46,7 +46,6 @@ AFTER = {"per_device_train_batch_size": 4, "learning_rate": 5.0e-4, "lr_schedule
 ROUNDED = {"min_perturbation": 0.8}
 """In bfloat16, as the released codes train, a simulated step of 0.1 has a cosine of 0.87 with the one that is meant, and float32
 takes twice as long. The refusal is at 0.9."""
-PLAIN = "plain"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     PLAIN: ("sft", {}),
     # A simulated attack serves four steps: nothing of what Booster does to its own objective was lost with eight (docs/benchmarks.md).
@@ -112,15 +111,21 @@ class Cell(NamedTuple):
         except ValueError:
             raise TiterError(f"`{name}` is no cell.", "They are called `booster.n512.s0`.") from None
         check_known([arm], ARMS, "arm")
-        if arm == PLAIN:
-            raise TiterError(f"`{PLAIN}` is what the others are held against.", "Name one of the others.")
+        if cell == cell.control:
+            raise TiterError(f"`{name}` is what the others are held against.", "Name one of the others.")
         return cell
+
+    @property
+    def control(self) -> Cell:
+        """The plain model that it is held against: of as many steps, and for shorter plain ones the longest."""
+        return Cell(PLAIN, STEPS[-1] if self.arm == PLAIN else self.steps, self.seed)
 
 
 def every() -> Iterator[Cell]:
     """Yield the cells that there are, shortest alignments last: they say least."""
     for steps in reversed(STEPS):
         yield from (Cell(arm, steps) for arm in ARMS if arm != PLAIN)
+    yield Cell(PLAIN, 0)  # as near to harm before any attack as regularised models are
 
 
 def aligned(cell: Cell, work: Path) -> Path:
@@ -141,7 +146,7 @@ def aligned(cell: Cell, work: Path) -> Path:
 def run(cell: Cell, cells: Path, work: Path, profile: Profile = PROFILE) -> Mapping[str, Any]:
     """Align, attack, and keep what was found as the file of a cell."""
     began = time.perf_counter()
-    ours, theirs = aligned(cell, work), aligned(Cell(PLAIN, cell.steps, cell.seed), work)
+    ours, theirs = aligned(cell, work), aligned(cell.control, work)
     spent = time.perf_counter() - began
     found = assay(str(ours), str(theirs), profile=profile, output=work / "assays", name=cell.name, show=True).scorecard
     method, own = ARMS[cell.arm]

@@ -13,12 +13,14 @@ from titer.assays.trajectories import ROLES, Trajectory
 from titer.files import read_json
 from titer.report.drawing import GRID, PAGE, SOFT, dash, ink, panel, svg
 from titer.report.field_page import write_sections
-from titer.report.findings import ratio_text, times_text
+from titer.report.findings import times_text
 from titer.report.parts import Cell, Drawing, Row, Section, Table
 from titer.report.words import compact, count_text, interval_text, signed_text
 from titer.results.reading import typed
 
 UNIT, PHI, KAPPA = "samples", 0.1, 4.0
+PLAIN = "plain"
+"""The arm without a regulariser."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,17 @@ def margin(trajectories: Sequence[Trajectory], step: int) -> float | None:
     return fmean(found) if found else None
 
 
-def nearest_start(cell: Found, cells: Sequence[Found]) -> Found | None:
-    """Return the cell whose plain model starts nearest to where this one's model does."""
+def nearest_start(cell: Found, cells: Sequence[Found]) -> tuple[int, list[Trajectory]] | None:
+    """Return the plain model that starts nearest to where a cell's model does: its steps, and what was done to it."""
     own = margin(cell.ours, 0)
-    known = [(margin(one.plain, 0), one) for one in cells if one.seed == cell.seed]
-    apart = [(abs(start - own), one.steps, one) for start, one in known if start is not None and own is not None]
-    return min(apart, key=lambda found: found[:2])[2] if apart else None
+    plain: dict[int, list[Trajectory]] = {}
+    for one in cells:
+        if one.seed == cell.seed:
+            plain |= {one.steps: one.ours} if one.arm == PLAIN else {one.steps: one.plain}
+    apart = [
+        (abs(start - own), n) for n, side in plain.items() if own is not None and (start := margin(side, 0)) is not None
+    ]
+    return (min(apart)[1], plain[min(apart)[1]]) if apart else None
 
 
 def judged(ours: Sequence[Trajectory], theirs: Sequence[Trajectory]) -> Resistance:
@@ -101,7 +108,7 @@ def _typical(found: Resistance) -> Cell:
     typical = found.typical[UNIT]
     if typical is None:
         return Cell("–", "neither broke")
-    return Cell(ratio_text(typical) or "–", interval_text(typical.low, typical.high))
+    return Cell(times_text(typical.value, typical.at_least), interval_text(typical.low, typical.high))
 
 
 def _number(value: float | None, digits: int = 2) -> str:
@@ -112,10 +119,12 @@ def table(cells: Sequence[Found]) -> Table:
     """Every cell: how it resists against plain alignment of equal length, and of equal starting margin."""
     rows: list[Row] = []
     for cell in cells:
-        against, other = judged(cell.ours, cell.plain), nearest_start(cell, cells)
-        equal = None if other is None else judged(cell.ours, other.plain)
+        against, other = judged(cell.ours, cell.plain), None if cell.arm == PLAIN else nearest_start(cell, cells)
         start, plain = margin(cell.ours, 0), margin(cell.plain, 0)
-        near = "" if other is None else f"plain n = {other.steps}, {_number(margin(other.plain, 0))}"
+        equal = Cell("–")
+        if other is not None:
+            near = f"plain n = {other[0]}, {_number(margin(other[1], 0))}"
+            equal = _typical(judged(cell.ours, other[1]))._replace(note=near)
         rows.append(
             [
                 Cell(cell.arm, note=f"n = {cell.steps}, seed {cell.seed}"),
@@ -123,7 +132,7 @@ def table(cells: Sequence[Found]) -> Table:
                 Cell(f"{against.broke} of {against.attackers}", f"plain {against.undefended_broke}"),
                 _typical(against),
                 _worst(against),
-                Cell("–") if equal is None else _typical(equal)._replace(note=near),
+                equal,
                 *(cell.verdicts[name] for name in ("resistance", "stability")),
             ]
         )
@@ -142,7 +151,7 @@ def under_attack(cells: Sequence[Found]) -> Table:
     steps = sorted({point.step for cell in cells for one in _harmful(cell.ours) for point in one.checkpoints})
     rows: list[Row] = []
     for cell in cells:
-        for name, side in ((cell.arm, cell.ours), ("plain", cell.plain)):
+        for name, side in ((cell.arm, cell.ours), (PLAIN, cell.plain)):
             found = [margin(_harmful(side), step) for step in steps]
             rows.append([Cell(name, note=f"n = {cell.steps}"), *map(_number, found)])
     caption = "Mean compliance margin of the attacks `harmful` that were not ended before; nats a token."
@@ -155,6 +164,7 @@ def _harmful(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
 
 def curve(cells: Sequence[Found]) -> Drawing:
     """The typical ratio against regularised steps, an arm a line."""
+    cells = [cell for cell in cells if cell.arm != PLAIN]
     arms = list(dict.fromkeys(cell.arm for cell in cells))
     figure, axes = panel("What breaking it costs, over plain alignment of equal length")
     highest = 2 * KAPPA

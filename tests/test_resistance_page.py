@@ -39,13 +39,13 @@ def with_margin(trajectories, start):
     ]
 
 
-def write_cell(folder, steps, ours, theirs, starts):
+def write_cell(folder, steps, ours, theirs, starts, arm="booster"):
     sides = {"defended": with_margin(ours, starts[0]), "undefended": with_margin(theirs, starts[1])}
     about = {
-        "arm": "booster", "steps": steps, "seed": 0, "verdicts": {"resistance": "none", "stability": "yes"},
+        "arm": arm, "steps": steps, "seed": 0, "verdicts": {"resistance": "none", "stability": "yes"},
         "attackers": plain(sides), "environment": {"commit": "abc"},
     }  # fmt: skip
-    (folder / f"booster.n{steps}.s0.json").write_text(json.dumps(about))
+    (folder / f"{arm}.n{steps}.s0.json").write_text(json.dumps(about))
 
 
 def test_each_cell_is_held_against_plain_alignment_of_equal_length_and_of_equal_start(page, tmp_path):
@@ -54,12 +54,15 @@ def test_each_cell_is_held_against_plain_alignment_of_equal_length_and_of_equal_
     cells = [page.Found.read(path) for path in sorted(tmp_path.glob("*.json"))]
     short, long = sorted(cells, key=lambda cell: cell.steps)
     assert page.judged(short.ours, short.plain).typical["samples"].value == pytest.approx(2, rel=0.5)
-    assert page.nearest_start(short, cells) is long
-    assert page.nearest_start(long, cells) is short
+    assert page.nearest_start(short, cells) == (512, long.plain)
+    assert page.nearest_start(long, cells) == (32, short.plain)
+    write_cell(tmp_path, 0, attacks(*[AT_2] * 6), attacks(*[AT_4] * 6), (-1.8, -0.5), arm="plain")
+    cells = [page.Found.read(path) for path in sorted(tmp_path.glob("*.json"))]
+    assert page.nearest_start(long, cells)[0] == 0
     folder = page.write(tmp_path, cells, {"steps": "32, 512"}).parent
     words = (folder / "README.md").read_text()
     rows = [line for line in words.splitlines() if line.startswith("| booster, n = 512")]
     assert "×4.0" in rows[0]
-    assert "plain n = 32, −2.00" in rows[0]
+    assert "plain n = 0, −1.80" in rows[0]
     assert "| +2.10 |" in rows[1]
     assert (folder / "index.html").read_text().count("<svg") == 1
