@@ -5,7 +5,7 @@ A model is a local folder, a hub id, or the embedded default `smollm2-135m-instr
 
 from titer.models.embedded import EMBEDDED, ENCODER, WHEEL_SHA256, cache_folder, embedded_encoder, embedded_model
 from titer.models.folders import adapter_weights, check_folder, order_adapter_config
-from titer.models.load import add_adapter, load_config, load_model, whole
+from titer.models.load import PLAIN_STARTS, add_adapter, load_config, load_model, whole
 from titer.models.names import loading, locate, split_adapter
 from titer.models.templates import ALPACA_TEMPLATE, Template
 from titer.models.tokenizer import load_tokenizer, prepare_tokenizer
@@ -15,6 +15,7 @@ __all__ = [
     "ALPACA_TEMPLATE",
     "EMBEDDED",
     "ENCODER",
+    "PLAIN_STARTS",
     "WHEEL_SHA256",
     "Template",
     "adapter_weights",

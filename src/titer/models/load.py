@@ -17,6 +17,9 @@ from titer.progress import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Ways to start a LoRA that leave the base's weights alone."""
+
 
 def load_config(name: str, trust_remote_code: bool = False) -> Any:
     """Load the config of a model.

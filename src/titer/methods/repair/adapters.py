@@ -25,6 +25,7 @@ from titer.methods import Repair, Repaired
 from titer.methods.repair.inputs import STREAM, encoded, with_inputs
 from titer.methods.repair.lowrank import Layer, LowRank
 from titer.models import (
+    PLAIN_STARTS,
     adapter_weights,
     check_folder,
     load_model,
@@ -49,9 +50,6 @@ _HARMLESS = {
     "loftq_config", "eva_config", "ensure_weight_tying",
 }  # fmt: skip
 """Settings of a LoRA that leave it what it is: a scaled product B A, added to the base's weight."""
-
-PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""Ways to start a LoRA that leave the base's weights alone."""
 
 
 class Adapter(NamedTuple):
