@@ -20,7 +20,7 @@ from torch.nn import Module, Parameter
 from titer.compat import adapted_layers
 from titer.errors import TiterError
 from titer.files import read_json
-from titer.models import PLAIN_STARTS, add_adapter, load_model
+from titer.models import PLAIN_STARTS, add_adapter, load_model, split_bits
 
 
 class _Base(NamedTuple):
@@ -51,14 +51,19 @@ def fresh_model(name: str, adapter: Path | None, trainable: bool, lora: Mapping[
     adapters = [{"peft_type": "LORA", **(lora or {})}]
     if file is not None and file.is_file():
         adapters.append(read_json(file))
-    model = _lent(name) if all(map(_leaves_base_alone, adapters)) else own_model(name)
+    # Quantised weights have states of their own, which their layers change as they run.
+    lent = split_bits(name)[1] is None and all(map(_leaves_base_alone, adapters))
+    model = _lent(name) if lent else own_model(name)
     return model if adapter is None else add_adapter(model, adapter, trainable)
 
 
 def merged_model(name: str, adapter: Path | None) -> Any:
-    """Return a base model, with an adapter merged into its weights when one is given, for asking."""
+    """Return a base model, with an adapter merged into its weights when one is given, for asking.
+
+    Of a base in few bits nothing is merged: it would be rounded to other weights than those that the adapter was trained on.
+    """
     model = fresh_model(name, adapter, trainable=False)
-    if adapter is None:
+    if adapter is None or split_bits(name)[1] is not None:
         return model
     for _, layer in adapted_layers(model):
         _own(layer.get_base_layer().parameters())

@@ -35,7 +35,9 @@ from titer.models import (
     check_folder,
     load_tokenizer,
     order_adapter_config,
+    record_bits,
     refuse_nonfinite,
+    refuse_quantised,
     refuse_strays,
 )
 from titer.plugins import source_digest
@@ -108,6 +110,7 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         model.save_pretrained(scratch)
         order_adapter_config(scratch)
+        record_bits(model, scratch)
         written = load_peft_weights(str(scratch), device="cpu")
         refuse_strays(f"The adapter in `{scratch}`", own.keys() - written.keys(), written.keys() - own.keys())
         if tokenizer is not None:
@@ -270,6 +273,7 @@ def train(
         refuse_routed(adapter, "a repair")
         serving = read_serving(adapter)
     if method.routed is not None:
+        refuse_quantised(model_name, "the tuned adapter is merged into its weights")
         if adapter is None:
             raise TiterError(
                 "A router chooses between two adapters, and no tuned one is given.", "Name the tuned adapter."

@@ -14,7 +14,7 @@ from titer.jobs.answers import answers_of, as_inferences, check_lengths, token_p
 from titer.jobs.base_model import own_model
 from titer.jobs.job import Job, Kind
 from titer.jobs.trainings import ReportSteps, make_trainer
-from titer.models import Template, add_adapter, load_tokenizer
+from titer.models import Template, add_adapter, load_tokenizer, refuse_quantised
 from titer.progress import Task
 from titer.results.artefacts import write_atomically, write_inferences
 
@@ -39,6 +39,7 @@ def _whole(job: Job) -> None:
 def _trained(job: Job) -> Any:
     """Return the aligned model after plain training of all of its weights."""
     settings, name = job.settings, job.places["model"]
+    refuse_quantised(name, "all of them are to be trained")
     plain = methods.find("finetune", "sft")
     folder = str(job.folder / "checkpoints")
     args = methods.settings(plain, {**settings["training"], "save_strategy": "no"}, "whole", folder, settings["seed"])

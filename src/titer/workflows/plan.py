@@ -140,6 +140,7 @@ def plan(
         TiterError: For arguments that cannot be meant or have no effect, and a model whose config cannot be read.
     """
     from titer.jobs.capacity import CPU, card
+    from titer.models import split_bits
 
     for name, value in (("steps", steps), ("tokens", tokens), ("price", price), ("utilisation", utilisation)):
         if value is not None:
@@ -148,6 +149,10 @@ def plan(
     on = on._replace(price=on.price if price is None else price, utilisation=utilisation or on.utilisation)
     if gpu == CPU and count > 1:
         raise TiterError("This machine is there once.", f"Leave `{spell('count')}` out.")
+    named = split_bits(model)[1]
+    if named is not None:
+        refuse_unused(["quantise"], f"with `{model}`, which says it")
+        quantise = named
     recipe = _recipe(model, gpu, seq_length, batch, _lora(adapter, lora), dtype, quantise, checkpointing)
     if quantise is not None and count > 1:
         raise TiterError(

@@ -28,6 +28,7 @@ from titer.models import (
     PLAIN_STARTS,
     adapter_weights,
     check_folder,
+    copy_bits,
     load_model,
     load_tokenizer,
     order_adapter_config,
@@ -337,6 +338,7 @@ def write_factors(
         scratch.mkdir(parents=True)
         config.save_pretrained(str(scratch))
         order_adapter_config(scratch)
+        copy_bits(like.folder, scratch)
         save_file(tensors, scratch / "adapter_model.safetensors", {"format": "pt"})
         written = load_peft_weights(str(scratch), device="cpu")
         refuse_strays(f"The adapter in `{scratch}`", tensors.keys() - written.keys(), written.keys() - tensors.keys())
