@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from titer.cli import app
 from titer.errors import TiterError
 from titer.jobs.job import Job, Kind
-from titer.jobs.leases import Held, Lease, LeaseLost, holder
+from titer.jobs.leases import Held, Lease, LeaseLost, holder, holders
 from titer.jobs.plan import Plan, Silent, execute
 from titer.workflows import experiment as experiments
 
@@ -83,6 +83,18 @@ def test_a_lease_of_a_dead_process_is_over_at_once(tmp_path):
     assert (tmp_path / "job.1").exists()
     with Lease(tmp_path, "job") as lease:
         assert lease.path.name == "job.2"
+
+
+def test_a_lease_of_a_dead_process_that_nobody_has_buried_is_over_too(tmp_path):
+    script = "import sys, os; from titer.jobs.leases import Lease; Lease(__import__('pathlib').Path(sys.argv[1]), 'job'); os.kill(os.getpid(), 9)"
+    dead = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+    try:
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)  # its number stays its own until it is waited for
+        os.kill(dead.pid, 0)
+        assert holder(tmp_path, "job") is None
+        assert not holders(tmp_path)
+    finally:
+        dead.wait()
 
 
 def test_a_lease_that_is_not_renewed_runs_out_on_any_machine_and_its_owner_finds_out(tmp_path, monkeypatch):

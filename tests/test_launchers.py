@@ -142,8 +142,13 @@ def test_the_job_of_a_killed_worker_is_taken_over_and_fails_at_last(tmp_path, la
     assert "died 3 times" in failed.reason
     assert (failed.folder / "error.txt").read_text() == failed.reason
     assert "judge 0: " in caplog.text
-    (status,) = [job for job in read_status(plan.run_folder).jobs if job.status == "failed"]
+    wait_for(lambda: failures(plan), 10)  # a killed process closes its connections a moment before it is gone
+    (status,) = failures(plan)
     assert (status.name, status.reason) == ("judge 1", failed.reason)
+
+
+def failures(plan):
+    return [job for job in read_status(plan.run_folder).jobs if job.status == "failed"]
 
 
 def test_an_order_that_is_given_again_forces_nothing_that_was_begun(tmp_path):

@@ -187,6 +187,18 @@ def test_other_layers_bases_kinds_and_weights_are_refused(place):
     assert not (place.folder / "out").exists()
 
 
+def test_the_embedded_model_is_the_same_by_its_name_and_by_its_folder(place, monkeypatch):
+    """Runs ask for it by name; the adapters that they trained name the folder."""
+    from titer.methods.repair import adapters
+    from titer.models import EMBEDDED
+
+    monkeypatch.setattr(adapters, "embedded_model", lambda: place.folder / "base")
+    assert adapters.same_base(place.folder / "tuned", EMBEDDED) == place.folder / "tuned"
+    monkeypatch.setattr(adapters, "embedded_model", lambda: place.folder / "another")
+    with pytest.raises(TiterError, match="not on"):
+        adapters.same_base(place.folder / "tuned", EMBEDDED)
+
+
 def test_a_rank_that_the_file_does_not_have_is_refused(place):
     write(place, "damaged", place.after, rank_pattern={"q_proj": 3})
     with pytest.raises(TiterError, match="rank 3"):

@@ -2,7 +2,8 @@
 
 A job gets modules and `Parameter`s of its own, whose tensors are those of the base. What freezes, wraps or replaces them is not seen
 by others; what writes into them would be. So what is written into is copied before (`merged_model`, `own_trained`), an adapter that
-writes into its base takes the base along (`own_model`), and a hash of their bits tells whether anybody else wrote (`check_base`).
+writes into its base takes the base along (`own_model`), as does whoever wants a quantised one, and a hash of their bits tells whether
+anybody else wrote (`check_base`).
 """
 
 from __future__ import annotations
@@ -51,9 +52,8 @@ def fresh_model(name: str, adapter: Path | None, trainable: bool, lora: Mapping[
     adapters = [{"peft_type": "LORA", **(lora or {})}]
     if file is not None and file.is_file():
         adapters.append(read_json(file))
-    # Quantised weights have states of their own, which their layers change as they run.
-    lent = split_bits(name)[1] is None and all(map(_leaves_base_alone, adapters))
-    model = _lent(name) if lent else own_model(name)
+    shared = _is_plain(_checked(name).model) and all(map(_leaves_base_alone, adapters))
+    model = _lent(name) if shared else own_model(name)
     return model if adapter is None else add_adapter(model, adapter, trainable)
 
 
@@ -120,6 +120,11 @@ def _lent(name: str) -> Any:
     model = _checked(name).model
     own = {id(weight): Parameter(weight.detach(), weight.requires_grad) for weight in model.parameters()}
     return copy.deepcopy(model, own)
+
+
+def _is_plain(model: Module) -> bool:
+    """Say whether all weights are tensors and no more: quantised ones have states, which their layers change as they run."""
+    return all(type(weight) is Parameter for weight in model.parameters())
 
 
 def _own(weights: Iterable[Parameter]) -> None:

@@ -193,12 +193,17 @@ def this_process() -> dict[str, Any]:
 
 
 def may_run(about: Mapping[str, Any]) -> bool:
-    """Whether a process may still run: on this machine it is looked for. `about` is what it said of itself."""
+    """Whether a process may still run: on this machine it is looked for. `about` is what it said of itself.
+
+    One that was killed and that its parent has not buried yet has its number still, and runs no more.
+    """
     import psutil
 
     if about["machine"] != machine_identity():
         return True
     try:
-        return abs(psutil.Process(about["pid"]).create_time() - about["started"]) < 1
+        process = psutil.Process(about["pid"])
+        same = abs(process.create_time() - about["started"]) < 1
+        return same and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.Error:
         return False

@@ -25,16 +25,19 @@ from titer.methods import Repair, Repaired
 from titer.methods.repair.inputs import STREAM, encoded, with_inputs
 from titer.methods.repair.lowrank import Layer, LowRank
 from titer.models import (
+    EMBEDDED,
     PLAIN_STARTS,
     adapter_weights,
     check_folder,
     copy_bits,
+    embedded_model,
     load_model,
     load_tokenizer,
     order_adapter_config,
     refuse_nonfinite,
     refuse_strays,
     split_adapter,
+    split_bits,
 )
 
 NO_STREAMS: Mapping[str, Sequence[Record]] = MappingProxyType({})
@@ -276,7 +279,11 @@ def _size(layer: Layer) -> float:
 
 
 def _same_model(one: str, other: str) -> bool:
-    return one == other or os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
+    """Whether two names are of one model; an adapter names the embedded one by the folder that it was loaded from."""
+    (one, bits), (other, theirs) = split_bits(one), split_bits(other)
+    one, other = (str(embedded_model()) if name == EMBEDDED else name for name in (one, other))
+    same = one == other or os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
+    return same and bits == theirs
 
 
 def _refuse_variants(where: str, config: Any) -> None:
