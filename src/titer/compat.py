@@ -210,11 +210,12 @@ def keep_gradients(model: Module) -> None:
 
     `support_avx512bf16_for_cpu` of bitsandbytes' `nn.Linear4bit` (0.50): a layer in evaluation mode, of inputs without gradients, lays
     its weights out anew, and from then on gives no gradient to what comes before it, without an error; and it rounds to bfloat16.
-    There is no setting for it.
+    There is no setting for it. `tests/test_quantised.py` sees it, where bitsandbytes is installed.
     """
+    packs = "support_avx512bf16_for_cpu"
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, packs):
+            setattr(module, packs, False)
 
 
 def plain_lora(module: Any) -> tuple[Tensor, Tensor, float] | None:
