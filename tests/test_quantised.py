@@ -11,6 +11,7 @@ from test_base_model import ROWS, training
 from test_loading import saved_adapter
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import titer
 from titer import methods
 from titer.errors import TiterError
 from titer.infer.generation import generate
@@ -96,6 +97,17 @@ def base_model_training(method, args, name, adapter, folder):
 
     streams = dict.fromkeys(method.streams, ROWS)
     trainings.train(method, args, name, adapter, {}, ROWS, streams, folder)
+
+
+def test_a_plan_counts_what_the_name_says(tiny_folder):
+    def lines(model, **more):
+        return titer.plan(model, method="sft", gpu="h100-80", **more).lines
+
+    assert lines(f"{tiny_folder}:4bit") == lines(str(tiny_folder), quantise=4) != lines(str(tiny_folder))
+    with pytest.raises(TiterError, match="trains all of them"):
+        lines(f"{tiny_folder}:4bit", adapter="full")
+    with pytest.raises(TiterError, match="says it"):
+        lines(f"{tiny_folder}:4bit", quantise=4)
 
 
 # -- with bitsandbytes ----------------------------------------------------------------------------------------------------
