@@ -38,6 +38,7 @@ APART = (
     "service_world",
     "launcher_faults",
     "estimates",
+    "base_memory",
     "plan",
     "hostile",
     "same_figures",

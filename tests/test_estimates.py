@@ -168,7 +168,7 @@ def test_speed_is_measured_once_and_the_model_loaded_once(folder, tiny_folder, m
     monkeypatch.setattr(
         base_model, "load_model", lambda *args, **kwargs: loaded.append(args) or load_model(*args, **kwargs)
     )
-    base_model._base.cache_clear()
+    base_model.forget()
     work = Work("any", str(tiny_folder), Cost(*[1.0] * 11), bf16=False)
     first = estimate(work)
     said = capsys.readouterr().err

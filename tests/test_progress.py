@@ -213,7 +213,7 @@ def test_training_generation_and_weighing_say_how_far_they_are(tiny_folder, tmp_
     args = methods.settings(method, {"max_steps": 3, "per_device_train_batch_size": 2}, "", str(tmp_path / "c"), 0)
     streams = {"harmful_dataset": records(5), "helpful_dataset": records(6)}
     lora = {"r": 2, "target_modules": ["q_proj"]}
-    base_model._base.cache_clear()
+    base_model.forget()
     trainings.train(method, args, str(tiny_folder), None, lora, records(6), streams, tmp_path)
     assert [one for one in said if one.startswith("step")][-1].startswith("step 3 of 3, loss ")
     for expected in (

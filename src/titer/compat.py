@@ -205,6 +205,19 @@ def adapted_layers(model: Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+def keep_gradients(model: Module) -> None:
+    """Keep the layers of a base in 4 bits from a layout for answering that has no gradients: on CPUs with bfloat16 units.
+
+    `support_avx512bf16_for_cpu` of bitsandbytes' `nn.Linear4bit` (0.50): a layer in evaluation mode, of inputs without gradients, lays
+    its weights out anew, and from then on gives no gradient to what comes before it, without an error; and it rounds to bfloat16.
+    There is no setting for it. `tests/test_quantised.py` sees it, where bitsandbytes is installed.
+    """
+    packs = "support_avx512bf16_for_cpu"
+    for module in model.modules():
+        if hasattr(module, packs):
+            setattr(module, packs, False)
+
+
 def plain_lora(module: Any) -> tuple[Tensor, Tensor, float] | None:
     """Return A, B and the factor on their product of an adapted linear layer; `None` where there is more to it than that.
 

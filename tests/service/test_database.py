@@ -38,6 +38,32 @@ def test_migrations_can_be_taken_back(database):
     assert database.is_ready
 
 
+def test_jobs_of_an_older_version_are_kept(database):
+    database.migrate("0001")
+    with database.writing() as session:
+        connection = session.connection()
+        columns = [column["name"] for column in inspect(connection).get_columns("jobs")]
+        assert "validation_rows" not in columns
+        kept = {
+            "id": "ftjob-a", "org_id": "org-a", "created_at": 1, "number": 1, "kind": "fine_tuning", "model": "m", "file_id": "f",
+            "method": {}, "seed": 0, "status": "queued", "stage": "audit", "policy": {}, "priority": 0, "attempt": 0, "beats": 0,
+            "result_files": [], "tidied": False, "rows": 12,
+        }  # fmt: skip
+        event = {"id": "ftevent-a", "org_id": "org-a", "created_at": 1, "number": 2, "job_id": "ftjob-a", "place": 1,
+                 "level": "info", "kind": "message", "message": "m"}  # fmt: skip
+        organisation = {"id": "org-a", "name": "a", "priority": 0, "limits": {}, "created_at": 1}
+        for table, values in (("organisations", organisation), ("jobs", kept), ("events", event)):
+            connection.execute(Base.metadata.tables[table].insert().values(values))
+    for revision in ("head", "-1", "head"):
+        database.migrate(revision)
+        with database.reading() as session:
+            jobs, events = (
+                session.connection().exec_driver_sql(f"SELECT {what}").one()
+                for what in ("id, rows FROM jobs", "id, job_id FROM events")
+            )
+        assert (tuple(jobs), tuple(events)) == (("ftjob-a", 12), ("ftevent-a", "ftjob-a"))
+
+
 def test_a_server_and_its_workers_may_start_at_once(database_url, tmp_path):
     """In processes of their own, since Alembic keeps what it works on in its module."""
     url = database_url or f"sqlite:///{tmp_path / 'titer.db'}"

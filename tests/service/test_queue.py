@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event, select, update
 
 from titer.errors import TiterError
-from titer.service import policy, queue
+from titer.service import policy, queue, quotas
 from titer.service.chain import append
 from titer.service.identifiers import new_id
 from titer.service.queue import Lost, Queue, finish, held, say
@@ -464,12 +464,26 @@ def test_more_rows_than_the_quota_of_a_day_are_not_trained_on(any_service):
     assert (first.status, second.status, second.error["code"]) == ("queued", "failed", "insufficient_quota")
 
 
+def test_rows_of_a_validation_file_count_in_the_quota_too(any_service):
+    with any_service.database.writing() as session:
+        session.get(Organisation, "org-one").limits = {"rows_a_day": 40}
+    held_out = {"status": "validating_files", "validation_file_id": file_of(any_service)}
+    jobs = [put(any_service, file_id=file_of(any_service), **held_out) for _ in range(2)]
+    Queue(any_service.database, "a").validate(any_service.store)
+    first, second = (row(any_service, job) for job in jobs)
+    assert (first.status, first.rows, first.validation_rows) == ("queued", 12, 12)
+    assert (second.status, second.error["param"]) == ("failed", "validation_file")
+    assert "24 are used, and this would be 24 more" in second.error["message"]
+    with any_service.database.reading() as session:
+        assert quotas.used(session, "org-one").rows == 24
+
+
 def test_a_job_that_was_cancelled_while_its_files_were_checked_stays_cancelled(any_service, monkeypatch):
     job = put(any_service, status="validating_files", file_id=file_of(any_service))
 
     def checked(*args):
         change(any_service, job, status="cancelled")
-        return 12, None
+        return {"training_file": 12}, None
 
     monkeypatch.setattr(queue, "check_files", checked)
     assert Queue(any_service.database, "a").validate(any_service.store) == 0

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from titer.service import headers
 from titer.service.app import create_app
+from titer.service.outages import outage
 
 # -- every answer ---------------------------------------------------------------------------------------------------
 
@@ -133,7 +134,7 @@ def test_bodies_are_bounded(server, service):
 
 
 def test_files_may_be_as_large_as_the_policy_says(service):
-    guard = headers.Guard(create_app(service), lambda: 10)
+    guard = headers.Guard(create_app(service), lambda: 10, outage)
 
     def limit(path, kind):
         scope = {"type": "http", "path": path, "headers": [(b"content-type", kind.encode())]}
@@ -214,7 +215,7 @@ def test_the_guard_lets_other_things_pass():
     async def app(scope, receive, send):
         seen.append(scope["type"])
 
-    anyio.run(headers.Guard(app, lambda: 1), {"type": "lifespan"}, None, None)
+    anyio.run(headers.Guard(app, lambda: 1, outage), {"type": "lifespan"}, None, None)
     assert seen == ["lifespan"]
 
 

@@ -37,7 +37,7 @@ from titer.files import read_json
 from titer.infer.generation import generate
 from titer.jobs.job import Incomplete, Job, Kind
 from titer.jobs.work import parameters
-from titer.models import refuse_nonfinite_logits, split_adapter
+from titer.models import refuse_nonfinite_logits, refuse_quantised, split_adapter
 from titer.progress import Task, counted
 from titer.results.artefacts import HARMFUL, Inference, write_atomically, write_inferences
 from titer.results.scoring import check_verdicts, judge_into
@@ -53,6 +53,7 @@ def attacked_model(name: str) -> Any:
     """Return the weights that an attacker is given, frozen: an adapter is merged, for nobody releases it apart."""
     from titer.models import load_model
 
+    refuse_quantised(split_adapter(name)[0], "an attacker has them whole, with what was trained merged into them")
     model: Any = load_model(name)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()

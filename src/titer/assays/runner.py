@@ -28,7 +28,7 @@ from titer.jobs.plan import Plan
 from titer.jobs.provenance import judge_key, weights_digest
 from titer.jobs.work import Cost, Work, answering, fitting, judging, sizes, weighing
 from titer.judges.base import Judge
-from titer.models import split_adapter
+from titer.models import refuse_quantised, split_adapter
 from titer.results import tasks
 from titer.results.artefacts import LOOKALIKE, TASK_PREFIX
 
@@ -83,6 +83,10 @@ class AssayPlan(Plan):
 
     def __post_init__(self) -> None:
         self.judges = [judges.get(name) for name in self.profile.judges]
+        for name in self.models.values():
+            refuse_quantised(
+                split_adapter(name)[0], "an attacker has them whole, with what was trained merged into them"
+            )
         self.weights = {role: weights_digest(*split_adapter(name)) for role, name in self.models.items()}
 
     @property

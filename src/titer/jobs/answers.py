@@ -17,7 +17,7 @@ from titer.infer.generation import generate
 from titer.infer.routing import Routing, routing_beside
 from titer.infer.serving import served, system_digest
 from titer.infer.signals import answer_fit, row_signals, unasked_refusals
-from titer.jobs.base_model import fresh_model
+from titer.jobs.base_model import merged_model
 from titer.jobs.job import Job, Kind
 from titer.jobs.provenance import weights_digest
 from titer.methods.finetune.base import refusal_completions, refusal_ids
@@ -37,10 +37,7 @@ def answer(model_name: str, adapter: Path | None, prompts: Sequence[tuple[Record
         system: What the model is served with (`titer.infer.serving`); empty for nothing.
     """
     template, whole = rendered(model_name, prompts, system)
-    model = fresh_model(model_name, adapter, trainable=False)
-    if adapter is not None:
-        # Merged, the adapter costs nothing per token.
-        model = model.merge_and_unload()
+    model = merged_model(model_name, adapter)  # the adapter costs nothing per token then
     return answers_of(model, template, whole, [limit for _, limit in prompts], f"`{adapter or model_name}`")
 
 
@@ -102,7 +99,7 @@ def routed_answers(
     template = Template(load_tokenizer(model_name))
     asked = [template.asked_ids(served(record, system).to_training_row()["prompt"]) for record, _ in prompts]
     check_lengths(model_name, [record for record, _ in prompts], list(map(len, asked)))
-    model = fresh_model(model_name, adapter, trainable=False).merge_and_unload()
+    model = merged_model(model_name, adapter)
     on = routing.on(model, asked)
     del model
     answers = [""] * len(prompts)
@@ -193,9 +190,7 @@ def weigh(model_name: str, adapter: Path | None, records: Sequence[Record], rati
     refusals = refusal_ids(template, refusal_completions(None))
     longest = max(map(len, refusals))
     check_lengths(model_name, records, [len(prompt) + max(len(completion), longest) for prompt, completion in pairs])
-    model = fresh_model(model_name, adapter, trainable=False)
-    if adapter is not None:
-        model = model.merge_and_unload()
+    model = merged_model(model_name, adapter)
     unasked = unasked_refusals(model, template, refusals, ratio)
     ratios = [float(value) for value in row_signals(model, pairs, refusals).log_ratio(ratio, unasked)]
     check_ratios(ratios, adapter or model_name)
@@ -264,7 +259,7 @@ def fit(model_name: str, adapter: Path, records: Sequence[Record], system: str =
         template.check_system(system)
     pairs = token_pairs(template, [served(record, system) for record in records])
     check_lengths(model_name, records, [len(prompt) + len(completion) for prompt, completion in pairs])
-    model = fresh_model(model_name, adapter, trainable=False).merge_and_unload()
+    model = merged_model(model_name, adapter)
     return [float(value) for value in answer_fit(model, pairs).accuracy]
 
 

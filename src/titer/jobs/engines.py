@@ -25,7 +25,7 @@ from titer.jobs.answers import rendered
 from titer.jobs.base_model import fresh_model
 from titer.jobs.provenance import digest, folder_digest, model_digest
 from titer.methods.finetune.base import refusal_completions, refusal_ids
-from titer.models import Template, locate
+from titer.models import Template, locate, refuse_quantised
 from titer.progress import Task
 from titer.results.artefacts import write_lines
 from titer.web import Unanswered
@@ -175,6 +175,7 @@ def _check_context(facts: Facts, longest: int) -> None:
 
 def _check_base(facts: Facts, model_name: str, check: str) -> None:
     """Refuse a server that serves another base model, as far as names and files tell."""
+    refuse_quantised(model_name, "an engine is asked with a base that is not quantised")
     same = _same_model(facts.root, model_name)
     if same is False or (same is None and check == "names"):
         known = "is" if same is False else "may be"

@@ -40,8 +40,12 @@ def judge_key(judge: Judge) -> list[str]:
 @functools.cache
 def model_digest(name: str) -> str:
     """Return a hash of a model's files, or the hub id with the commit that is cached here."""
-    from titer.models import EMBEDDED, WHEEL_SHA256, loading, locate
+    from titer.models import EMBEDDED, WHEEL_SHA256, loading, locate, split_bits
+    from titer.models.quantised import bitsandbytes_version
 
+    plain, bits = split_bits(name)
+    if bits is not None:
+        return f"{model_digest(plain)}:{bits}bit by bitsandbytes {bitsandbytes_version()}"
     if name == EMBEDDED:
         return WHEEL_SHA256[:16]
     location = Path(locate(name))

@@ -11,7 +11,7 @@ from titer.data.records import Record
 from titer.files import read_json
 from titer.infer.routing import write_routing
 from titer.infer.serving import Serving, read_serving, refuse_routed, write_serving
-from titer.jobs.base_model import fresh_model
+from titer.jobs.base_model import merged_model
 from titer.methods import Routed
 from titer.methods.repair.adapters import of_weights, read_adapter, write_factors
 from titer.methods.repair.joined import write_joined
@@ -59,9 +59,7 @@ def settle(
         settings: dict[str, Any] = {}
         measured: dict[str, Any] = {}
         if routed.probes(args, streams):
-            model = fresh_model(model_name, aligned, trainable=False)
-            if aligned is not None:
-                model = model.merge_and_unload()
+            model = merged_model(model_name, aligned)
             settings, measured = routed.settle(args, model, Template(load_tokenizer(model_name)), streams)
         found = {"inputs": key, "settings": settings, **measured}
         _write(path, found)

@@ -24,7 +24,7 @@ from titer.data.records import Record
 from titer.errors import RanAway, TiterError, check_known
 from titer.files import put_whole, read_json, remove, writing
 from titer.infer.serving import Serving, read_serving, refuse_routed, write_serving
-from titer.jobs.base_model import fresh_model
+from titer.jobs.base_model import check_base, fresh_model, own_trained
 from titer.jobs.job import Job, Kind
 from titer.jobs.routers import FOUND, leave, settle
 from titer.methods import Method, blaming
@@ -35,7 +35,9 @@ from titer.models import (
     check_folder,
     load_tokenizer,
     order_adapter_config,
+    record_bits,
     refuse_nonfinite,
+    refuse_quantised,
     refuse_strays,
 )
 from titer.plugins import source_digest
@@ -108,6 +110,7 @@ def save_adapter(model: Any, folder: Path, tokenizer: Any = None) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         model.save_pretrained(scratch)
         order_adapter_config(scratch)
+        record_bits(model, scratch)
         written = load_peft_weights(str(scratch), device="cpu")
         refuse_strays(f"The adapter in `{scratch}`", own.keys() - written.keys(), written.keys() - own.keys())
         if tokenizer is not None:
@@ -270,12 +273,13 @@ def train(
         refuse_routed(adapter, "a repair")
         serving = read_serving(adapter)
     if method.routed is not None:
+        refuse_quantised(model_name, "the tuned adapter is merged into its weights")
         if adapter is None:
             raise TiterError(
                 "A router chooses between two adapters, and no tuned one is given.", "Name the tuned adapter."
             )
         settle(method.routed, args, model_name, aligned, adapter, streams, folder, key)
-    model = fresh_model(model_name, adapter, trainable=True)
+    model = fresh_model(model_name, adapter, True, lora if adapter is None else None)
     if adapter is None:
         check_targets(model, lora_config(lora))
     write_atomically(folder / INPUTS, key.encode())
@@ -294,6 +298,7 @@ def train(
         [ReportSteps(steps), SaveAdapters(folder, checkpoints), *callbacks],
         validation,
     )
+    own_trained(trainer.model)
     try:
         with steps:
             trainer.train(resume_from_checkpoint=last_checkpoint(own))
@@ -301,6 +306,7 @@ def train(
         # From its checkpoints it would do so again; they would only be in the way of other settings.
         shutil.rmtree(own, ignore_errors=True)
         raise
+    check_base()
     # The library's last line sums up the steps since it was last started, with their times. Keys that come out of a
     # checkpoint are in order.
     history = [line for line in trainer.state.log_history if "train_runtime" not in line]

@@ -11,10 +11,10 @@ from typing import Any
 from titer import methods
 from titer.infer.signals import answer_fit
 from titer.jobs.answers import answers_of, as_inferences, check_lengths, token_pairs
-from titer.jobs.base_model import fresh_model
+from titer.jobs.base_model import own_model
 from titer.jobs.job import Job, Kind
 from titer.jobs.trainings import ReportSteps, make_trainer
-from titer.models import Template, load_tokenizer
+from titer.models import Template, add_adapter, load_tokenizer, refuse_quantised
 from titer.progress import Task
 from titer.results.artefacts import write_atomically, write_inferences
 
@@ -39,10 +39,11 @@ def _whole(job: Job) -> None:
 def _trained(job: Job) -> Any:
     """Return the aligned model after plain training of all of its weights."""
     settings, name = job.settings, job.places["model"]
+    refuse_quantised(name, "all of them are to be trained")
     plain = methods.find("finetune", "sft")
     folder = str(job.folder / "checkpoints")
     args = methods.settings(plain, {**settings["training"], "save_strategy": "no"}, "whole", folder, settings["seed"])
-    model = fresh_model(name, job.needs[0].folder / "adapter", trainable=False).merge_and_unload().requires_grad_(True)
+    model = add_adapter(own_model(name), job.needs[0].folder / "adapter").merge_and_unload().requires_grad_(True)
     with Task("step") as steps:
         records = job.records("records")
         trainer = make_trainer(plain, args, model, load_tokenizer(name), None, records, {}, [ReportSteps(steps)])

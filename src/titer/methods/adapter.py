@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from titer.compat import adapted_layers, plain_lora
 from titer.errors import TiterError
-from titer.methods.repair.adapters import PLAIN_STARTS
+from titer.models import PLAIN_STARTS
 from titer.train.trainer import PackedSFTTrainer
 
 

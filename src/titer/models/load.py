@@ -6,16 +6,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titer.compat import renamed_weights
+from titer.compat import keep_gradients, renamed_weights
 from titer.errors import TiterError, first_line
 from titer.files import check_file
 from titer.models.folders import FOREIGN_ADAPTER, WHOLE_MODEL, adapter_weights, check_folder
 from titer.models.names import is_of_another_kind, loading, locate, split_adapter
+from titer.models.quantised import LOADED, how_to_load, split_bits
 from titer.models.weights import refuse_lookahead, refuse_nonfinite, refuse_strays
 from titer.progress import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Ways to start a LoRA that leave the base's weights alone."""
 
 
 def load_config(name: str, trust_remote_code: bool = False) -> Any:
@@ -45,7 +49,8 @@ def load_model(
     """Load a causal language model, with a PEFT adapter on top when one is named.
 
     Weights are float32 on a CPU and bfloat16 on an accelerator; adapters are always float32, because a perturbation
-    or a small learning rate would vanish in a lower precision.
+    or a small learning rate would vanish in a lower precision. A name with `:4bit` behind it is a base whose linear layers
+    are quantised (`titer.models.quantised`).
 
     Args:
         name: A local folder, a hub id or `smollm2-135m-instruct`. A folder that holds an adapter brings its base model.
@@ -63,6 +68,8 @@ def load_model(
         name, adapter = split_adapter(name)
     accelerator = torch.accelerator.is_available()
     config = load_config(name, trust_remote_code)
+    bits = split_bits(name)[1]
+    quantised = {} if bits is None else how_to_load(name, config)
     with loading(name), Task(f"loading {name}"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             locate(name),
@@ -71,10 +78,14 @@ def load_model(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `whole` names them; the library would only count them
+            **quantised,
         )
     model = whole(name, loaded)
     refuse_nonfinite(f"`{name}`", model.named_parameters())
-    if accelerator:
+    if bits is not None:
+        setattr(model, LOADED, bits)  # what is saved of an adapter on it says so
+        keep_gradients(model)
+    elif accelerator:
         model.to(torch.accelerator.current_accelerator())
     if adapter is not None:
         model = add_adapter(model, adapter, trainable)

@@ -16,10 +16,12 @@ from titer.files import read_json
 from titer.hub import WAYS, excuse, unreachable
 from titer.models.embedded import EMBEDDED, cache_folder, embedded_model
 from titer.models.folders import FOREIGN_ADAPTER, WHOLE_MODEL, check_folder
+from titer.models.quantised import recorded_bits, split_bits
 
 
 def locate(name: str) -> str:
-    """Return what transformers can load for a model's name: a folder or a hub id."""
+    """Return what transformers can load for a model's name: a folder or a hub id; in how many bits is another matter."""
+    name, _ = split_bits(name)
     if name == EMBEDDED:
         return str(embedded_model())
     folder = os.path.expanduser(name)
@@ -38,9 +40,16 @@ def _is_hub_id(name: str) -> bool:
 def split_adapter(name: str) -> tuple[str, Path | None]:
     """Return (base model, adapter folder) of a name; a folder that holds a PEFT adapter brings its base model.
 
+    The base of an adapter that was trained on one in few bits is named so (`titer.models.quantised`).
+
     Raises:
-        TiterError: For an adapter that does not say what its base model is.
+        TiterError: For an adapter that does not say what its base model is, or is asked for with other bits than it says.
     """
+    plain, bits = split_bits(name)
+    if bits is not None and split_adapter(plain)[1] is not None:
+        raise TiterError(
+            f"`{plain}` is an adapter, which says itself in how many bits its base is held.", f"Leave `:{bits}bit` out."
+        )
     folder = os.path.expanduser(name)
     if not os.path.lexists(os.path.join(folder, "adapter_config.json")):
         below = os.path.join(folder, "adapter")
@@ -51,7 +60,8 @@ def split_adapter(name: str) -> tuple[str, Path | None]:
         raise TiterError(f"{config} names no base model: `base_model_name_or_path` is {base!r}.", FOREIGN_ADAPTER)
     if not os.path.lexists(os.path.expanduser(base)) and not _is_hub_id(base):
         raise TiterError(f"{config} names the base model `{base}`, and there is no such folder.", FOREIGN_ADAPTER)
-    return base, Path(folder)
+    few = recorded_bits(Path(folder))
+    return base if few is None else f"{base}:{few}bit", Path(folder)
 
 
 @contextmanager
@@ -62,7 +72,7 @@ def loading(name: str, part: str = "model") -> Iterator[None]:
     except Exception as error:
         if is_of_another_kind(error):
             raise
-        if os.path.isdir(os.path.expanduser(name)):
+        if os.path.isdir(os.path.expanduser(split_bits(name)[0])):
             raise TiterError(f"Cannot load a {part} from `{name}`: {first_line(error)}", WHOLE_MODEL) from error
         raise _not_found(name, part, error) from error
 

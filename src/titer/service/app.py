@@ -21,6 +21,7 @@ from titer.service.headers import REQUEST, Guard
 from titer.service.health import Health
 from titer.service.limits import Limits
 from titer.service.metrics import Figures, Measured
+from titer.service.outages import Outages, outage
 from titer.service.refusals import Refused
 from titer.service.texts import check_texts
 from titer.service.tracing import Traced
@@ -35,7 +36,8 @@ class Application(FastAPI):
     def build_middleware_stack(self) -> Any:
         """Return what a server calls."""
         limits: Limits = self.state.limits
-        guard = Guard(super().build_middleware_stack(), lambda: limits.policy().limits.file_bytes, self.state.hosts)
+        inner = super().build_middleware_stack()
+        guard = Guard(inner, lambda: limits.policy().limits.file_bytes, outage, self.state.hosts)
         return Traced(Measured(guard, self.state.figures))
 
 
@@ -60,6 +62,7 @@ def create_app(service: Service, hosts: Iterable[str] = ()) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(Exception, _failed)
+    app.add_middleware(Outages)
     return app
 
 

@@ -55,11 +55,18 @@ class Guard:
     Args:
         app: The application.
         file_bytes: Returns how large a file may be; it may ask the database.
+        outage: Returns the answer where that cannot be found out now (`titer.service.outages`).
         hosts: Names under which the server may be asked besides its loopback address.
     """
 
-    def __init__(self, app: App, file_bytes: Callable[[], int], hosts: Iterable[str] = ()) -> None:
-        self.app, self.file_bytes = app, file_bytes
+    def __init__(
+        self,
+        app: App,
+        file_bytes: Callable[[], int],
+        outage: Callable[[MutableMapping[str, Any], Exception], Refused | None],
+        hosts: Iterable[str] = (),
+    ) -> None:
+        self.app, self.file_bytes, self.outage = app, file_bytes, outage
         self.hosts = {host.lower() for host in hosts}
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -75,7 +82,7 @@ class Guard:
             if body.refused is not None and not body.answered:
                 # Whatever an endpoint makes of a body that broke off, the client hears why.
                 body.answered = True
-                await _answer(_marked_send(scope, send), body.refused)
+                await answer(_marked_send(scope, send), body.refused)
                 return
             if body.refused is None:
                 await _mark(scope, message, send)
@@ -87,8 +94,12 @@ class Guard:
                 body.check_length(Headers(scope=scope))
             except Refused as error:
                 refused = error
+            except Exception as error:  # of the database, most likely
+                refused = self.outage(scope, error)
+                if refused is None:
+                    raise
         if refused is not None:
-            await _answer(_marked_send(scope, send), refused)
+            await answer(_marked_send(scope, send), refused)
             return
         await self.app(scope, body.receive, marked)
 
@@ -200,7 +211,7 @@ def _marked_send(scope: MutableMapping[str, Any], send: Send) -> Send:
     return marked
 
 
-async def _answer(send: Send, refused: Refused) -> None:
+async def answer(send: Send, refused: Refused) -> None:
     """Send an answer that no endpoint gave."""
     body = json.dumps(refused.body).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import IO
 
 from titer.data import Record
-from titer.models import Template, load_tokenizer, split_adapter
+from titer.models import Template, load_tokenizer, refuse_quantised, split_adapter
 from titer.service import chat_rows, json_lines
+from titer.service.policy import NOT_QUANTISED
 from titer.service.running import JobFailed, Running
 from titer.service.store import pieces
 from titer.service.tables import File, Model
@@ -175,6 +176,7 @@ def find_start(run: Running, home: Path) -> Start:
             run.service.store.get_folder(tuned.place, fetched)
     located = from_home(models[name], home)
     base, adapter = split_adapter(located)
+    refuse_quantised(base, NOT_QUANTISED)
     if fetched is not None:
         return Start(name, base, fetched, str(fetched))
     return Start(name, base, adapter, located)

@@ -17,6 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from titer.errors import TiterError, check_known
+from titer.models.quantised import refuse_quantised
 from titer.ranges import COUNT, POSITIVE, SHARE, Range
 from titer.service.identifiers import SUFFIX
 from titer.service.tables import PolicyVersion
@@ -108,7 +109,7 @@ class QuotaPolicy:
         running_jobs: At a time; others wait.
         waiting_jobs: That wait; more are refused.
         jobs_a_day: Made in 24 hours.
-        rows_a_day: Trained on, of jobs made in 24 hours.
+        rows_a_day: Trained on, and validated on, of jobs made in 24 hours.
         tokens_a_day: Trained on, likewise.
         storage_bytes: Of files and adapters.
         requests_a_minute: Of one key.
@@ -235,10 +236,15 @@ def parse(text: str, where: str = "policy") -> Policy:
     return policy
 
 
+NOT_QUANTISED = "the service is not made for that"
+"""Why its models are no bases in few bits: many adapters share a base there, in layers of titer's own."""
+
+
 def from_dict(values: Any, where: str = "policy") -> Policy:
     """Make a policy of plain data, as `parse`."""
     policy: Policy = build(Policy, values, where)
-    for name in policy.models:
+    for name, place in policy.models.items():
+        refuse_quantised(place, NOT_QUANTISED)
         if not SUFFIX.fullmatch(name):
             raise TiterError(
                 f"`{where}.models` names a model `{name!s:.80}`, which could not stand in the id of a fine-tuned one.",

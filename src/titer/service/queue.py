@@ -377,22 +377,25 @@ def _next_to_check(session: Session, most: int) -> Sequence[str]:
     return session.scalars(select(waiting.c.id).order_by(waiting.c.turn, waiting.c.number).limit(most)).all()
 
 
-def _beyond(session: Session, job: Job, rows: int, limit: int | None) -> dict[str, Any] | None:
-    """Return the error of a job with which its organisation would train on too many rows today."""
+def _beyond(session: Session, job: Job, rows: dict[str, int], limit: int | None) -> dict[str, Any] | None:
+    """Return the error of a job with which its organisation would train and validate on too many rows today."""
     if limit is None or job.kind != "fine_tuning":
         return None
-    try:
-        quotas.check("rows_a_day", limit, quotas.used(session, job.org_id).rows, rows)
-    except Refused as refused:
-        return {"code": refused.code, "message": refused.message, "param": "training_file"}
+    amount, more = quotas.used(session, job.org_id).rows, 0
+    for param, examples in rows.items():
+        more += examples
+        try:
+            quotas.check("rows_a_day", limit, amount, more)
+        except Refused as refused:
+            return {"code": refused.code, "message": refused.message, "param": param}
     return None
 
 
-def _settle(session: Session, job: Job, rows: int, error: dict[str, Any] | None, actor: str) -> None:
+def _settle(session: Session, job: Job, rows: dict[str, int], error: dict[str, Any] | None, actor: str) -> None:
     """Let a job whose files were checked wait for a worker, or end."""
     if error is not None:
         finish(session, job, "failed", error, actor)
         return
-    job.rows = rows
+    job.rows, job.validation_rows = rows["training_file"], rows.get("validation_file")
     job.status = "queued"
     say(session, job, "Files validated, moving job to queued state.")

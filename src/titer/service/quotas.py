@@ -47,7 +47,7 @@ class Used:
     Attributes:
         waiting: Jobs that wait.
         jobs: Fine-tunings made in the last 24 hours.
-        rows: What these train on.
+        rows: What these train on, and what their loss is measured on.
         tokens: What these were taught, or will be as far as one knows.
     """
 
@@ -68,7 +68,8 @@ def used(session: Session, org: str) -> Used:
     over = Job.status.in_(ENDS)
     jobs, taught = session.execute(select(func.count(), func.sum(Job.trained_tokens)).where(*today)).one()
     # One that ended before anyone took it trains on nothing.
-    rows = select(func.sum(Job.rows)).where(*today, not_(and_(over, Job.started_at.is_(None))))
+    of_job = Job.rows + func.coalesce(Job.validation_rows, 0)
+    rows = select(func.sum(of_job)).where(*today, not_(and_(over, Job.started_at.is_(None))))
     unknown = select(Job.audit, Job.method, File.bytes).join(File, File.id == Job.file_id)
     coming = session.execute(unknown.where(*today, not_(over), Job.trained_tokens.is_(None))).all()
     expected = sum(expected_tokens(method, size, audit) for audit, method, size in coming)

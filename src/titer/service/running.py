@@ -191,11 +191,15 @@ def reaching() -> Iterator[None]:
     except DiskError as error:
         raise Away(f"{error.filename or 'A file'} cannot be written: {error.strerror}.") from error
     except Exception as error:
-        # Of whichever package reaches it; what is anybody else's fault passes.
-        remote = type(error).__module__.partition(".")[0] in REMOTE
-        if not (remote or isinstance(error, OSError)):
+        if not is_of_the_store(error):
             raise
         raise Away(f"The artefact store cannot be used: {error}") from error
+
+
+def is_of_the_store(error: Exception) -> bool:
+    """Whether an error is one of a disk, or of whichever package reaches a store; what is anybody else's fault is not."""
+    remote = type(error).__module__.partition(".")[0] in REMOTE
+    return remote or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError))
 
 
 def patiently(attempt: Callable[[], T], patience: float = PATIENCE) -> T:

@@ -187,6 +187,7 @@ class Job(Owned, Base):
         trained_tokens: How many tokens taught.
         estimated_finish: When it will be done, as far as one knows.
         rows: How many examples are trained on, once its file was checked.
+        validation_rows: How many the loss is measured on beside them, likewise; of jobs of older versions unknown.
         idempotency: The client's `Idempotency-Key`: a request that comes again makes no second job.
         tidied: Whether what it needed on the way is gone (`retention`).
     """
@@ -222,6 +223,7 @@ class Job(Owned, Base):
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     estimated_finish: Mapped[int | None]
     rows: Mapped[int | None]
+    validation_rows: Mapped[int | None]
     idempotency: Mapped[str | None] = mapped_column(String(255))
     tidied: Mapped[bool] = mapped_column(default=False)
 

@@ -14,8 +14,8 @@ LEAST = 10
 
 def check_files(
     store: Store, files: dict[str, File | None], most: int, least: int
-) -> tuple[int, dict[str, Any] | None]:
-    """Return how many examples there are to train on, and OpenAI's `error` for a job whose files cannot be used.
+) -> tuple[dict[str, int], dict[str, Any] | None]:
+    """Return how many examples each file holds, and OpenAI's `error` for a job whose files cannot be used.
 
     Args:
         store: Where they lie.
@@ -23,7 +23,7 @@ def check_files(
         most: Most rows of a file.
         least: Fewest examples of the training file.
     """
-    rows = 0
+    rows: dict[str, int] = {}
     for param, file in files.items():
         try:
             if file is None:
@@ -35,10 +35,9 @@ def check_files(
         if found.errors:
             rest = [f"and {found.more} more."] if found.more else []
             return rows, _wrong(param, "\n".join(["Its errors:", *map(str, found.errors), *rest]))
-        if param == "training_file":
-            rows = found.examples
-            if rows < least:
-                return rows, _wrong(param, f"It has {rows} examples; a job needs at least {least}.")
+        rows[param] = found.examples
+        if param == "training_file" and found.examples < least:
+            return rows, _wrong(param, f"It has {found.examples} examples; a job needs at least {least}.")
     return rows, None
 
 

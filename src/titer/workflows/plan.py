@@ -140,6 +140,7 @@ def plan(
         TiterError: For arguments that cannot be meant or have no effect, and a model whose config cannot be read.
     """
     from titer.jobs.capacity import CPU, card
+    from titer.models import refuse_quantised, split_bits
 
     for name, value in (("steps", steps), ("tokens", tokens), ("price", price), ("utilisation", utilisation)):
         if value is not None:
@@ -148,6 +149,12 @@ def plan(
     on = on._replace(price=on.price if price is None else price, utilisation=utilisation or on.utilisation)
     if gpu == CPU and count > 1:
         raise TiterError("This machine is there once.", f"Leave `{spell('count')}` out.")
+    named = split_bits(model)[1]
+    if named is not None:
+        refuse_unused(["quantise"], f"with `{model}`, which says it")
+        if adapter == "full":
+            refuse_quantised(model, f"`{spell('adapter')} full` trains all of them")
+        quantise = named
     recipe = _recipe(model, gpu, seq_length, batch, _lora(adapter, lora), dtype, quantise, checkpointing)
     if quantise is not None and count > 1:
         raise TiterError(
@@ -332,11 +339,6 @@ class _Planner:
             f"{SPARE:.0%} of what is needed; a training reaches {self.card.utilisation:g} of the peak. No GPU was at hand to "
             "measure any of it."
         )
-        if self.count == 1:
-            yield (
-                f"`titer align` and `titer finetune` keep a second copy of the base, {found.weights / GIB:.1f} GiB that are not "
-                "counted here; a script of one's own does not."
-            )
         if self.count > 1:
             yield "Cards share weights, gradients, moments and copies (FSDP2); what they tell each other takes no time here."
         yield f"{self.card.price:g} US dollars for a card and hour. Without --price: {PRICES}."

@@ -26,8 +26,10 @@ from titer.methods.repair.inputs import STREAM, encoded, with_inputs
 from titer.methods.repair.lowrank import Layer, LowRank
 from titer.models import (
     EMBEDDED,
+    PLAIN_STARTS,
     adapter_weights,
     check_folder,
+    copy_bits,
     embedded_model,
     load_model,
     load_tokenizer,
@@ -35,6 +37,7 @@ from titer.models import (
     refuse_nonfinite,
     refuse_strays,
     split_adapter,
+    split_bits,
 )
 
 NO_STREAMS: Mapping[str, Sequence[Record]] = MappingProxyType({})
@@ -51,9 +54,6 @@ _HARMLESS = {
     "loftq_config", "eva_config", "ensure_weight_tying",
 }  # fmt: skip
 """Settings of a LoRA that leave it what it is: a scaled product B A, added to the base's weight."""
-
-PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""Ways to start a LoRA that leave the base's weights alone."""
 
 
 class Adapter(NamedTuple):
@@ -280,8 +280,10 @@ def _size(layer: Layer) -> float:
 
 def _same_model(one: str, other: str) -> bool:
     """Whether two names are of one model; an adapter names the embedded one by the folder that it was loaded from."""
+    (one, bits), (other, theirs) = split_bits(one), split_bits(other)
     one, other = (str(embedded_model()) if name == EMBEDDED else name for name in (one, other))
-    return one == other or os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
+    same = one == other or os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
+    return same and bits == theirs
 
 
 def _refuse_variants(where: str, config: Any) -> None:
@@ -343,6 +345,7 @@ def write_factors(
         scratch.mkdir(parents=True)
         config.save_pretrained(str(scratch))
         order_adapter_config(scratch)
+        copy_bits(like.folder, scratch)
         save_file(tensors, scratch / "adapter_model.safetensors", {"format": "pt"})
         written = load_peft_weights(str(scratch), device="cpu")
         refuse_strays(f"The adapter in `{scratch}`", tensors.keys() - written.keys(), written.keys() - tensors.keys())

@@ -24,7 +24,7 @@ from titer.service.chat.pieces import Adapter, Bounds, Listener, Ticket
 from titer.service.chat.request import ChatRequest
 from titer.service.context import Service
 from titer.service.identifiers import new_id
-from titer.service.policy import ChatPolicy, Policy
+from titer.service.policy import NOT_QUANTISED, ChatPolicy, Policy
 from titer.service.refusals import Refused, invalid
 from titer.service.tables import Model
 from titer.service.tenants import Tenant
@@ -147,10 +147,12 @@ class Desk:
 
         A model that was fine-tuned from there holds the whole way from the weights in its own adapter.
         """
-        from titer.models import split_adapter
+        from titer.models import refuse_quantised, split_adapter
 
         with _loading(place):
-            return split_adapter(place)
+            base, adapter = split_adapter(place)
+            refuse_quantised(base, NOT_QUANTISED)
+            return base, adapter
 
     def _text(self, place: str) -> _Text:
         with self._lock:

@@ -276,7 +276,7 @@ def quotas(tenant: Tenant) -> list[tuple[str, int, int | None, bool]]:
         ("jobs that run", running, limits.running_jobs, False),
         ("jobs that wait", amounts.waiting, limits.waiting_jobs, False),
         ("jobs made in 24 hours", amounts.jobs, limits.jobs_a_day, False),
-        ("rows trained on in 24 hours", amounts.rows, limits.rows_a_day, False),
+        ("rows trained or validated on in 24 hours", amounts.rows, limits.rows_a_day, False),
         ("tokens in 24 hours", amounts.tokens, limits.tokens_a_day, False),
         ("files and models stored", used_bytes(tenant), limits.storage_bytes, True),
     ]
