@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,9 +144,7 @@ def aligned(cell: Cell, work: Path) -> Path:
 
 def run(cell: Cell, cells: Path, work: Path, profile: Profile = PROFILE) -> Mapping[str, Any]:
     """Align, attack, and keep what was found as the file of a cell."""
-    began = time.perf_counter()
     ours, theirs = aligned(cell, work), aligned(cell.control, work)
-    spent = time.perf_counter() - began
     found = assay(str(ours), str(theirs), profile=profile, output=work / "assays", name=cell.name, show=True).scorecard
     method, own = ARMS[cell.arm]
     about = {
@@ -155,7 +152,6 @@ def run(cell: Cell, cells: Path, work: Path, profile: Profile = PROFILE) -> Mapp
         **cell._asdict(),
         "method": method,
         "settings": {**AFTER, **own},
-        "seconds": {"align": round(spent), "assay": round(found.provenance["seconds"])},
         "verdicts": found.verdicts,
         "resistance": plain(found.resistance),
         "stability": plain(found.stability),
