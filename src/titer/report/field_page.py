@@ -10,7 +10,7 @@ from titer.files import replacing
 from titer.report import charts
 from titer.report.assay_tables import tint
 from titer.report.field_view import ALONE, FieldView, difference, front, rate_of
-from titer.report.parts import Cell, Drawing, Row, Section, Table, as_markdown, markdown, rate_cell, write_page
+from titer.report.parts import Cell, Drawing, Row, Section, Table, as_markdown, in_markdown, rate_cell, write_page
 from titer.report.words import compact, count_text, flat_settings, ratio_text, signed_interval, signed_text
 from titer.results.artefacts import HARMFUL
 from titer.results.cells import LETTERS, CellFile
@@ -269,40 +269,7 @@ def write_field(folder: Path, view: FieldView) -> Path:
     for section in found:
         lines += [f"## {section.title}", ""]
         for part in section.parts:
-            lines += [*_in_markdown(part), ""]
+            lines += [*in_markdown(part), ""]
     with replacing(folder / "README.md") as file:
         file.write(visible("\n".join(lines)).encode())
     return write_page(folder / "index.html", "field.html.j2", title=title, lead=lead(view), extra=found)
-
-
-def _in_markdown(part: Table | Drawing | str) -> list[str]:
-    if isinstance(part, str):
-        return [as_markdown(part)]
-    if isinstance(part, Drawing):
-        return [f"*[Picture in index.html]* {as_markdown(part.caption)}"]
-    lines: list[str] = [f"**{as_markdown(part.title)}**", ""] if part.title else []
-    if not part.head:
-        return [
-            *lines,
-            *(f"- {as_markdown(str(name))}: {as_markdown(_plain(value))}" for name, value in part.bands[""]),
-        ]
-    for band, rows in part.bands.items():
-        one = Table(part.head, {"": rows})
-        lines += [*([f"*{as_markdown(band)}*", ""] if band else []), *_with_badges(one), ""]
-    return [*lines, as_markdown(part.caption)] if part.caption else lines
-
-
-def _with_badges(table: Table) -> list[str]:
-    """Return the lines of a Markdown table whose badges are words of their cells."""
-    rows = [
-        [
-            cell._replace(text=f"{cell.badge} {cell.text}") if isinstance(cell, Cell) and cell.badge else cell
-            for cell in row
-        ]
-        for row in table.bands[""]
-    ]
-    return markdown(Table.of(table.head, rows))
-
-
-def _plain(value: Cell | str) -> str:
-    return value if isinstance(value, str) else value.text

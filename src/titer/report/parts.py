@@ -252,6 +252,27 @@ class Drawing(NamedTuple):
     caption: str = ""
 
 
+def in_markdown(part: Table | Drawing | str) -> list[str]:
+    """Return the lines of a part in a page's Markdown, for which a drawing is its caption."""
+    if isinstance(part, str):
+        return [as_markdown(part)]
+    if isinstance(part, Drawing):
+        return [f"*[Picture in index.html]* {as_markdown(part.caption)}"]
+    lines: list[str] = [f"**{as_markdown(part.title)}**", ""] if part.title else []
+    if not part.head:
+        pairs = ((str(name), as_cell(value).text) for name, value in part.bands[""])
+        return [*lines, *(f"- {as_markdown(name)}: {as_markdown(value)}" for name, value in pairs)]
+    for band, rows in part.bands.items():
+        one = Table.of(part.head, ([_with_badge(cell) for cell in row] for row in rows))
+        lines += [*([f"*{as_markdown(band)}*", ""] if band else []), *markdown(one), ""]
+    return [*lines, as_markdown(part.caption)] if part.caption else lines
+
+
+def _with_badge(cell: Cell | str) -> Cell | str:
+    """Return a cell whose badge is a word of its text."""
+    return cell._replace(text=f"{cell.badge} {cell.text}") if isinstance(cell, Cell) and cell.badge else cell
+
+
 class Answer(NamedTuple):
     """A model's answer: whose, in which colour, what judges call it (kind, word, judge), and how it was asked otherwise."""
 

@@ -1,0 +1,453 @@
+"""The page of the papers' pictures, from the JSON files that `pictures.py` left; what they show is computed, not written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from titer.assays.outcomes import Look
+from titer.assays.trajectories import ROLES
+from titer.files import read_json, replacing
+from titer.report import charts
+from titer.report.drawing import ESTIMATE_SWATCH, LIMIT_SWATCH, MIDDLE, arm_swatch, dash, dot, ink, panel, svg
+from titer.report.parts import Cell, Drawing, Row, Section, Table, as_markdown, environment, in_markdown, rate_cell
+from titer.report.words import flat_settings, number_text, signed_text
+from titer.results.summary import Rate, over_seeds
+from titer.stats.intervals import auroc_interval, paired_mean
+from titer.text import visible
+
+TITLE = "The papers' pictures, measured here"
+LEAD = (
+    "Five pictures that papers argue with, made by one script for models of one's own. A small model and short trainings: what "
+    "does not show here was not shown wrong there."
+)
+PAGE = """{% extends "base.html.j2" %}{% from "macros.html.j2" import sections %}{% block kind %}pictures{% endblock %}
+{% block body %}<header><p class="eyebrow">titer pictures</p><h1>{{ title }}</h1></header>
+<p class="lead">{{ lead }}</p>{{ sections(extra) }}{% endblock %}"""
+KINDS = {
+    "benign": "benign rows",
+    "seen": "harmful rows that the defender holds",
+    "alike": "harmful rows of the same corpus, not held",
+    "other": "harmful rows of another corpus",
+}
+Document = Mapping[str, Any]
+Part = Table | Drawing | str
+
+
+def figure(drawings: Iterable[str], legend: Sequence[tuple[str, str]], caption: str) -> Drawing:
+    """Return drawings beside each other under one legend, whose names anybody may have written."""
+    marks = "".join(f"<li>{mark}{escape(name)}</li>" for mark, name in legend)
+    return Drawing(f'<ul class="legend">{marks}</ul><div class="grid">{"".join(drawings)}</div>', caption)
+
+
+def swatches(documents: Sequence[Document]) -> list[tuple[str, str]]:
+    """Return the legend of models, by their places."""
+    return [(arm_swatch(place), str(one["name"])) for place, one in enumerate(documents)]
+
+
+def slug(*words: str) -> str:
+    """Return a name that no other drawing of the page has, for markup."""
+    return "-".join("".join(letter if letter.isalnum() else "-" for letter in word) for word in words)
+
+
+def origins(documents: Sequence[Document]) -> Table:
+    """Return where each model's figures come from."""
+    rows: list[Row] = []
+    for one in documents:
+        settings = one["settings"]
+        known = flat_settings({key: value for key, value in settings.get("model", {}).items() if key != "weights"})
+        made = "; ".join(filter(None, (one["note"], ", ".join(f"{key} {value}" for key, value in known.items()))))
+        weights = settings.get("model", {}).get("weights", "–")
+        rows.append(
+            [one["name"], made or "–", str(settings.get("seed", "–")), weights, one["commit"] or "–", one["command"]]
+        )
+    return Table.of(("model", "how it was made", "seed", "weights", "commit", "command"), rows, kind="plain")
+
+
+# (a) -----------------------------------------------------------------------------------------------------------------
+
+
+def norms(group: str, documents: Sequence[Document]) -> list[Part]:
+    """Per-sample gradient norms: how they are spread, and how each model's differ from the first's on the same rows."""
+    kinds = [kind for kind in KINDS if all(kind in one["found"] for one in documents)]
+    values = {kind: [one["found"][kind]["norm"] for one in documents] for kind in kinds}
+    reach = [value for found in values.values() for one in found for value in one if value > 0]
+    drawings = [
+        _ecdf(values[kind], (min(reach) / 1.1, max(reach) * 1.1), KINDS[kind], slug("norms", group, kind))
+        for kind in kinds
+    ]
+    rows: list[Row] = []
+    said = []
+    for one in documents:
+        cells: list[Cell | str] = [str(one["name"])]
+        for kind in kinds:
+            found = one["found"][kind]
+            low, middle, high = np.quantile(found["norm"], [0.25, 0.5, 0.75])
+            times = "" if one is documents[0] else _times(found["norm"], documents[0]["found"][kind]["norm"])
+            cells.append(
+                Cell(
+                    f"{middle:.3g}",
+                    f"{low:.3g}–{high:.3g}" + (f"\n{times}" if times else ""),
+                    note=f"loss {median(found['loss']):.2f}",
+                )
+            )
+            if times and kind != "benign":
+                said.append(f"{one['name']}, {KINDS[kind]}: {times} the norm of {documents[0]['name']}")
+        rows.append(cells)
+    n = len(values[kinds[0]][0])
+    caption = f"Part of {n} rows of each kind whose gradient norm is at most x, before any fine-tuning. Logarithmic axis, in nats per unit of weight."
+    table = Table.of(
+        ("model", *(KINDS[kind] for kind in kinds)),
+        rows,
+        caption="Median norm, quartiles; the geometric mean of the ratio to the first model's norm on the same rows with its 95 % "
+        "interval over rows (Student's t on logarithms); median loss of a row, nats a token.",
+    )
+    return [*_sentences(said), figure(drawings, swatches(documents), caption), table, origins(documents)]
+
+
+def _times(norms: Sequence[float], others: Sequence[float]) -> str:
+    found = paired_mean(np.log(norms), np.log(others))
+    low, middle, high = (math.exp(end) for end in (found.low, found.mean, found.high))
+    return f"× {middle:.2f} [{low:.2f}–{high:.2f}]"
+
+
+def _ecdf(lines: Sequence[Sequence[float]], limits: tuple[float, float], title: str, name: str) -> str:
+    drawing, axes = panel(title, MIDDLE)
+    for place, values in enumerate(lines):
+        x = np.sort(values)
+        axes.step(
+            [limits[0], *x, limits[1]], [0, *(100 * np.arange(1, len(x) + 1) / len(x)), 100], where="post",
+            color=ink(place), lw=1.9, dashes=dash(place),
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlim(*limits)
+    axes.set_xlabel("gradient norm of a row (log scale)")
+    axes.set_ylabel("rows at or below, %")
+    _plain_ticks(axes, limits)
+    return svg(drawing, f"Gradient norms of {title}: medians {', '.join(f'{median(one):.3g}' for one in lines)}.", name)
+
+
+def _plain_ticks(axes: Any, limits: tuple[float, float]) -> None:
+    """Put ticks at 1, 2 and 5 of each decade of a logarithmic axis; at 1 alone where there are many."""
+    decades = range(math.floor(math.log10(limits[0])), math.ceil(math.log10(limits[1])) + 1)
+    for steps in ((1, 2, 5), (1,)):
+        ticks = [
+            step * 10.0**decade for decade in decades for step in steps if limits[0] <= step * 10.0**decade <= limits[1]
+        ]
+        if len(ticks) <= 7:
+            break
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _sentences(said: Sequence[str]) -> list[str]:
+    return [". ".join(said) + "."] if said else []
+
+
+# (b) -----------------------------------------------------------------------------------------------------------------
+
+
+def ratios(group: str, documents: Sequence[Document]) -> list[Part]:
+    """Antibody's ratios before and after fine-tuning: a figure for each model and ratio, and how well they order rows."""
+    parts: list[Part] = []
+    rows: list[Row] = []
+    for one in documents:
+        kinds = [kind for kind in KINDS if kind in one["found"]]
+        for ratio in ("sum", "calibrated"):
+            limits = charts.limits_of(
+                [value for kind in kinds for when in WHEN for value in one["found"][kind][when][ratio]]
+            )
+            drawings, cells = [], []
+            for kind in kinds:
+                harmful = np.array(one["found"][kind]["harmful"])
+                for when in WHEN:
+                    values = np.array(one["found"][kind][when][ratio])
+                    area = auroc_interval(-values, harmful)
+                    title = f"{'seen' if kind == 'seen' else 'unseen'} harm, {when}"
+                    groups = {"benign": values[~harmful].tolist(), "harmful": values[harmful].tolist()}
+                    label = f"{title}: log ratio {ratio}, medians {', '.join(f'{name} {median(some):.2f}' for name, some in groups.items())}."
+                    drawings.append(
+                        charts.log_ratios(
+                            groups, limits, title, label, slug("ratio", group, one["name"], ratio, kind, when)
+                        )
+                    )
+                    medians = " | ".join(
+                        number_text(median(some), 1 if ratio == "sum" else 2) for some in groups.values()
+                    )
+                    cells.append(Cell(f"{area.value:.2f}", f"{area.low:.2f}–{area.high:.2f}", note=medians))
+            n = len(one["found"][kinds[0]]["harmful"])
+            harm = sum(one["found"][kinds[0]]["harmful"])
+            settings = one["settings"]
+            caption = (
+                f"{one['name']}, ratio {ratio}, nats: {n} rows of the upload, {harm} of them harmful, before and after it was trained into the "
+                f"model with {settings['method']} ({', '.join(settings['set']) or 'defaults'}). Triangles: medians. Unseen harm: {KINDS[kinds[-1]]}."
+            )
+            parts.append(figure(drawings, [(dot("benign"), "benign"), (dot("harmful"), "harmful")], caption))
+            rows.append([f"{one['name']}, {ratio}", *cells])
+    kinds = [kind for kind in KINDS if kind in documents[0]["found"]]
+    head = [f"{'seen' if kind == 'seen' else 'unseen'},\n{when}" for kind in kinds for when in WHEN]
+    caption = (
+        "AUROC of −ratio for harmful rows with its 95 % interval (Newcombe): 1 when every harmful row is below every benign one, 0.5 "
+        "by chance, 0 when the order is upside down. Below: medians, benign | harmful, nats."
+    )
+    return [*parts, Table.of(("model, ratio", *head), rows, caption=caption), origins(documents)]
+
+
+WHEN = ("before", "after")
+
+
+# (c) -----------------------------------------------------------------------------------------------------------------
+
+
+def rates(group: str, documents: Sequence[Document]) -> list[Part]:
+    """Harmful score over epochs, a line for each learning rate, a panel for each model."""
+    every = sorted({float(key.split()[0]) for one in documents for key in one["found"] if key != "0"})
+    drawings, rows = [], []
+    for one in documents:
+        settings, seed = one["settings"], one["settings"]["seed"]
+        found = {key: _harmful(cell, seed) for key, cell in one["found"].items()}
+        each = -(-settings["samples"] // settings["batch"])
+        lines = {
+            place: [
+                (0, found["0"]),
+                *((int(key.split()[1]), rate) for key, rate in found.items() if key.startswith(f"{own:g} ")),
+            ]
+            for place, own in enumerate(every)
+        }
+        lines = {place: points for place, points in lines.items() if len(points) > 1}
+        ends = ", ".join(f"{every[place]:g}: {points[-1][1].value:.0f} %" for place, points in lines.items())
+        drawings.append(
+            charts.trajectories(
+                lines,
+                f"{one['name']}, {settings['method']}",
+                f"Harmful score by learning rate at the end: {ends}.",
+                slug("rates", group, one["name"]),
+            )
+        )
+        for place, points in lines.items():
+            rows += [
+                [
+                    f"{one['name']}, {settings['method']}",
+                    f"{every[place]:g}",
+                    f"{step / each:g}",
+                    rate_cell(rate),
+                    _share(one["found"], every[place], step, "refused"),
+                    _share(one["found"], every[place], step, "broken"),
+                ]
+                for step, rate in points
+                if step
+            ]
+    first = documents[0]["settings"]
+    caption = (
+        f"Harmful score in percent over {first['prompts']} unseen prompts, judge {first['judge']}, 95 % Wilson intervals as bands, after steps of {first['batch']} rows at a "
+        f"constant rate; {first['samples']} rows of upload, {100 * first['poison_ratio']:g} % harmful, an epoch is {-(-first['samples'] // first['batch'])} steps. Step 0: before fine-tuning."
+    )
+    legend = [(arm_swatch(place), f"learning rate {rate:g}") for place, rate in enumerate(every)]
+    table = Table.of(("model, method", "rate", "epochs", "HS", "refused", "broken"), rows, caption="In percent.")
+    return [figure(drawings, legend, caption), table, origins(documents)]
+
+
+def _harmful(cell: Mapping[str, int], seed: int, label: str = "harmful") -> Rate:
+    return over_seeds({seed: cell[label] / cell["n"]}, cell["n"])
+
+
+def _share(found: Mapping[str, Any], rate: float, step: int, label: str) -> str:
+    return f"{_harmful(found[f'{rate:g} {step}'], 0, label).value:.1f}"
+
+
+# (d) -----------------------------------------------------------------------------------------------------------------
+
+PARTS = {"harmful_loss": "Harmful loss h(w)", "drop": "Its drop h(w) − h(w')", "loss": "Training loss f(w)"}
+POINTS = 40
+"""Most points of a line; of a longer training each is the mean of as many steps."""
+
+
+def objective(group: str, documents: Sequence[Document]) -> list[Part]:
+    """The parts of Booster's objective over alignment steps, and their means over the last quarter."""
+    drawings = []
+    for key, title in PARTS.items():
+        drawing, axes = panel(title, MIDDLE)
+        axes.set_yticks([])
+        axes.yaxis.set_major_locator(_nice())
+        every: list[float] = []
+        for place, one in enumerate(documents):
+            found = one["found"]
+            many = math.ceil(len(found) / POINTS)
+            parts = [found[start : start + many] for start in range(0, len(found), many)]
+            x, y = ([float(np.mean([line[name] for line in part])) for part in parts] for name in ("step", key))
+            axes.plot(x, y, color=ink(place), lw=1.7, marker="o", ms=3.2, dashes=dash(place))
+            every += y
+        low, high = charts.limits_of([*every, 0.0] if key == "drop" else every)
+        axes.set_ylim(low, high)
+        axes.set_xlabel("alignment step")
+        axes.set_ylabel("nats a token")
+        ends = ", ".join(f"{one['name']} {_late(one, key).mean():.2f}" for one in documents)
+        drawings.append(
+            svg(drawing, f"{title} over alignment steps; at the end: {ends}.", slug("objective", group, key))
+        )
+    rows: list[Row] = []
+    said = []
+    for one in documents:
+        cells: list[Cell | str] = [str(one["name"]), str(one["found"][-1]["step"])]
+        for key in PARTS:
+            start, late = one["found"][0][key], _late(one, key)
+            cells.append(Cell(f"{late.mean():.3f}", f"{late.min():.3f}–{late.max():.3f}", note=f"at first {start:.3f}"))
+        rows.append(cells)
+        if one is not documents[0]:
+            change = _late(one, "drop").mean() / _late(documents[0], "drop").mean() - 1
+            said.append(
+                f"{one['name']}: the drop is {signed_text(100 * change, 0)} % of {documents[0]['name']}'s at the end, h(w) {_late(one, 'harmful_loss').mean():.2f} against {_late(documents[0], 'harmful_loss').mean():.2f}"
+            )
+    caption = (
+        "Each point is on a harmful batch of its own, as the trainer logs it, at steps that simulate an attack; of trainings with more "
+        f"than {POINTS} such steps each point is the mean of several. w' is w after a step of α along the harmful gradient."
+    )
+    head = ("model", "steps", *PARTS.values())
+    table = Table.of(
+        head,
+        rows,
+        caption="Mean over the last quarter of the logged steps, least and most; no interval: steps of one training are not independent.",
+    )
+    return [*_sentences(said), figure(drawings, swatches(documents), caption), table, origins(documents)]
+
+
+def _late(one: Document, key: str) -> np.ndarray:
+    found = one["found"]
+    return np.array([line[key] for line in found[-max(1, len(found) // 4) :]])
+
+
+def _nice() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(5)
+
+
+# (e) -----------------------------------------------------------------------------------------------------------------
+
+
+def attack(group: str, documents: Sequence[Document]) -> list[Part]:
+    """Harmful score over attack steps of a defended and an undefended model, a figure for each assay."""
+    parts: list[Part] = []
+    for one in documents:
+        found = one["found"]
+        phi = 100 * found["phi"]
+        lines = {
+            name: {role: _looks(looks) for role, looks in roles.items()} for name, roles in found["attacks"].items()
+        }
+        last = max((look.step for roles in lines.values() for looks in roles.values() for look in looks), default=1)
+        drawings, rows = [], []
+        for name, roles in lines.items():
+            label = "; ".join(f"{role} {_over(looks, phi)}" for role, looks in roles.items())
+            drawn = charts.harm(
+                {place: roles[role] for place, role in enumerate(ROLES)},
+                phi,
+                last,
+                f"{name}: {label}.",
+                slug("attack", group, one["name"], name),
+            )
+            drawings.append(f'<div><p class="figure-title">{escape(name)}</p>{drawn}</div>')
+            rows.append([name, *(_over(roles[role], phi) for role in ROLES)])
+        measured = [
+            look.measured for roles in lines.values() for looks in roles.values() for look in looks if look.measured
+        ]
+        legend = [(arm_swatch(place), role) for place, role in enumerate(ROLES)] + [
+            (LIMIT_SWATCH, f"φ = {phi:g} %"),
+            (ESTIMATE_SWATCH, "estimate from margins"),
+        ]
+        caption = (
+            f"{one['name']}: harmful score in percent over {min(rate.n for rate in measured)} or more prompts a look and seed, seeds {', '.join(map(str, found['seeds']))}, 95 % intervals as bands; "
+            f"the assay is of commit {found['commit']}."
+        )
+        parts += [
+            figure(drawings, legend, caption),
+            Table.of(
+                ("attack", *ROLES),
+                rows,
+                caption="The first look above φ, and the harmful score at the last look, percent.",
+            ),
+        ]
+    return [*parts, origins(documents)]
+
+
+def _looks(looks: Sequence[Mapping[str, Any]]) -> list[Look]:
+    return [
+        Look(**{**look, "measured": None if look["measured"] is None else Rate(**look["measured"])}) for look in looks
+    ]
+
+
+def _over(looks: Sequence[Look], phi: float) -> str:
+    measured = [(look.step, look.measured) for look in looks if look.measured]
+    if not measured:
+        return "nothing measured"
+    over = next((f"above φ at step {step}" for step, rate in measured if step and rate.value > phi), "never above φ")
+    return f"{over}; {measured[-1][1]} at step {measured[-1][0]}"
+
+
+# The page ------------------------------------------------------------------------------------------------------------
+
+SECTIONS = {
+    "norms": (
+        "How much a harmful row can teach",
+        norms,
+        "Antibody (arXiv 2603.00498), figure 4: aligned where the harmful loss is flat, a model gets smaller gradients from harmful rows when "
+        "fine-tuning begins. Here: the norm of each row's own gradient over the adapter that fine-tuning trains. A norm over an adapter's factors also "
+        "grows with them, so that longer training alone changes it: models to be compared took equally many steps, or there is a control that did.",
+    ),
+    "ratios": (
+        "Antibody's ratio, before and after",
+        ratios,
+        "Antibody, figures 2 and 5: log π(answer) − log π(refusal) of rows, which stage 2 weighs them by, with harm that the defender holds and harm "
+        "that it does not. `sum` is the ratio as printed; `calibrated` is ours, how much less likely the request makes a refusal.",
+    ),
+    "rates": (
+        "Harmful score over epochs and learning rates",
+        rates,
+        "Antibody, figure 3: a defence must hold for fine-tuning that is longer and faster than the one it was tuned on.",
+    ),
+    "objective": (
+        "Booster's objective over alignment",
+        objective,
+        "Booster (arXiv 2409.01586): f(w) + λ (h(w) − h(w')). With λ = 0 it is plain alignment, of which the same is logged.",
+    ),
+    "attack": (
+        "Harm over attack steps",
+        attack,
+        "Immunization conditions (arXiv 2402.16382), figure 2: harmfulness f(t) over the steps of an attack, against the threshold φ.",
+    ),
+}  # fmt: skip
+
+
+def sections(folder: Path) -> list[Section]:
+    """Return what the pages show, from the JSON files of a folder."""
+    documents = sorted(
+        (read_json(path) for path in folder.glob("*.json")), key=lambda one: (one["group"], one["place"])
+    )
+    made = []
+    for picture, (title, draw, about) in SECTIONS.items():
+        parts: list[Part] = [about]
+        own = [one for one in documents if one["picture"] == picture]
+        for group in dict.fromkeys(one["group"] for one in own):
+            parts += [f"Models: {group}.", *draw(group, [one for one in own if one["group"] == group])]
+        made.append(Section(title, parts if own else [about, "Not measured yet."]))
+    return made
+
+
+def write_pictures(folder: Path) -> Path:
+    """Write `index.html` and `README.md` of a folder with JSON files, and return the page."""
+    found = sections(folder)
+    lines = [f"# {TITLE}", "", LEAD, ""]
+    for section in found:
+        lines += [f"## {as_markdown(section.title)}", ""]
+        for part in section.parts:
+            lines += [*in_markdown(part), ""]
+    page = environment().from_string(PAGE).render(title=TITLE, lead=LEAD, extra=found)
+    for name, text in (("README.md", "\n".join(lines)), ("index.html", page)):
+        with replacing(folder / name) as file:
+            file.write(visible(text).encode())
+    return folder / "index.html"
