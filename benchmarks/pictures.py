@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -27,6 +25,7 @@ from typing import Any
 
 import torch
 from common import quiet
+from pictures_kept import HARM, Kept, first, kinds_of, model_of, rows_of
 from pictures_page import write_pictures
 
 from titer import judges, methods
@@ -35,26 +34,22 @@ from titer.assays.outcomes import attack_lines
 from titer.data import Record
 from titer.data.builtin import refusals
 from titer.data.mixtures import poison
-from titer.data.pools import DataSettings, harmful_pools, task_pools
-from titer.errors import TiterError, check_known
-from titer.files import read_json, read_text
+from titer.errors import TiterError
+from titer.files import read_text
 from titer.infer.signals import row_signals, unasked_refusals
 from titer.jobs.answers import answer
-from titer.jobs.provenance import commit, digest, weights_digest
+from titer.jobs.provenance import digest
 from titer.jobs.trainings import train
 from titer.methods.finetune.base import refusal_ids
 from titer.models import Template, load_model, load_tokenizer, split_adapter
 from titer.packing.batches import Sample, to_device
 from titer.packing.layouts import layout_for
 from titer.packing.losses import token_nll
-from titer.results.artefacts import write_atomically
 from titer.settings import parse_settings
 from titer.train.gradients import global_norm, take_gradients, trainable_parameters
 from titer.workflows.training import defence_streams
 
 Pair = tuple[Sequence[int], Sequence[int]]
-HARM = ("seen", "alike", "other")
-"""Harmful rows: those that the defender holds, others of the same corpus, and another corpus."""
 
 
 # What is measured ----------------------------------------------------------------------------------------------------
@@ -108,118 +103,6 @@ def objective_of(log: Path) -> list[dict[str, float]]:
             "Plain alignment computes no harmful loss: train it with `--method booster --set lam=0`, which is the same.",
         )
     return found
-
-
-# Data, models and files ----------------------------------------------------------------------------------------------
-
-
-def rows_of(args: argparse.Namespace) -> dict[str, list[Record]]:
-    """Return the benign rows, the harmful ones by `HARM`, and the prompts of the evaluation, no two of which are the same."""
-    own = harmful_pools(DataSettings(harmful=args.harmful), args.seed, args.data_dir)
-    pools = {"benign": task_pools(DataSettings(task=args.task), args.seed, args.data_dir)["train"]}
-    pools |= {"seen": own["defence"], "alike": own["attack"], "evaluation": own["evaluation"]}
-    if args.attack is not None:
-        other = harmful_pools(DataSettings(harmful=args.harmful, attack=args.attack), args.seed, args.data_dir)
-        pools |= {"other": other["attack"], "evaluation": other["evaluation"]}
-    return pools
-
-
-def kinds_of(args: argparse.Namespace, pools: dict[str, list[Record]]) -> list[str]:
-    """Return which harmful rows are asked for, by default those that are seen and the least like them."""
-    kinds = args.harm.split(",") if args.harm else ["seen", "other" if "other" in pools else "alike"]
-    check_known(kinds, [kind for kind in HARM if kind in pools], "kind of harm in `--harm`")
-    return kinds
-
-
-def first(rows: Sequence[Record], count: int, name: str) -> list[Record]:
-    """Return the first rows of a pool; too few are an error."""
-    if len(rows) < count:
-        raise TiterError(f"There are {len(rows)} {name} rows, and {count} are asked for.", "Lower the number of rows.")
-    return list(rows[:count])
-
-
-def model_of(folder: str) -> dict[str, Any]:
-    """Return what is known of a model: its base, a hash of its weights, and how it was trained where a job's file says so."""
-    base, adapter = split_adapter(folder)
-    known: dict[str, Any] = {"base": Path(base).name, "weights": weights_digest(base, adapter)}
-    job = None if adapter is None else adapter.parent / "job.json"
-    if job is not None and job.is_file():
-        settings = read_json(job)["settings"]
-        known |= {"method": settings["method"][0], "seed": settings["seed"], "training": settings["training"]}
-    return known
-
-
-def command(args: argparse.Namespace, name: str, words: Sequence[str]) -> str:
-    """Return what was typed, for one model alone and without the folders of this machine."""
-    kept = [args.picture, f"{name}=FOLDER"]
-    places = {"--data-dir": "DIR", "--work": None, "--output": None}
-    rest = [word for word in words if word != args.picture and word not in args.models]
-    while rest:
-        word = rest.pop(0)
-        option, sign, _ = word.partition("=")
-        if option in places:
-            if not sign:
-                rest.pop(0)
-            kept += [option, str(places[option])] if places[option] else []
-        else:
-            kept.append(word)
-    return shlex.join(["python", "benchmarks/pictures.py", *kept])
-
-
-class Kept:
-    """A model's JSON file in the folder of the pictures.
-
-    Args:
-        args: Of the command.
-        name: What the model is called.
-        settings: What its figures depend on, the model among it.
-        words: What was typed.
-    """
-
-    def __init__(self, args: argparse.Namespace, name: str, settings: dict[str, Any], words: Sequence[str]) -> None:
-        label = re.sub(r"[^a-z0-9.]+", "-", f"{args.group} {name}".lower()).strip("-")
-        self.path = args.output / f"{args.picture}.{label}.json"
-        self.document: dict[str, Any] = {"picture": args.picture, "group": args.group, "name": name, "note": args.note}
-        self.document |= {"place": place_of(args, name), "settings": settings, "found": None}
-        self.origin = {"command": command(args, name, words), "commit": commit()}
-        if self.path.is_file():
-            there = read_json(self.path)
-            if digest(there["settings"]) != digest(json.loads(json.dumps(settings))):
-                raise TiterError(
-                    f"{self.path} is of other settings or another model.", "Remove it, or choose another `--group`."
-                )
-            self.document = there
-
-    @property
-    def found(self) -> Any:
-        """What was found, `None` as long as it was not."""
-        return self.document["found"]
-
-    def write(self, found: Any) -> None:
-        """Write what was found."""
-        self.document |= self.origin | {"found": found}
-        lines = [
-            f'"{key}": {json.dumps(rounded(one), ensure_ascii=False, allow_nan=False)}'
-            for key, one in self.document.items()
-        ]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
-
-
-def place_of(args: argparse.Namespace, name: str) -> int:
-    """Return a model's place in its group: that of its file, if it has one, else one behind all others."""
-    there = [read_json(path) for path in sorted(args.output.glob(f"{args.picture}.*.json"))]
-    places = {one["name"]: one["place"] for one in there if one["group"] == args.group}
-    return places.get(name, 1 + max(places.values(), default=-1))
-
-
-def rounded(value: Any) -> Any:
-    """Return plain data with five digits of each number that is not whole."""
-    if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(one) for one in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 # The pictures --------------------------------------------------------------------------------------------------------
@@ -373,6 +256,9 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--seed", type=int, default=0)
         verb.add_argument("--data-dir", type=Path, help="local copies of named datasets")
         verb.add_argument("--harmful", default="builtin:harmful", help="the defender's harmful requests")
+        verb.add_argument(
+            "--hold-out", nargs="+", default=[], metavar="CATEGORY", help="categories that the defender held out"
+        )
         verb.add_argument("--attack", help="harmful requests of another corpus: advbench, …")
         verb.add_argument("--task", default="builtin:topics", help="the benign rows")
         verb.add_argument("--harm", help=f"which harmful rows: {', '.join(HARM)}; of `rates` the last one")
@@ -405,7 +291,7 @@ def main(words: Sequence[str] | None = None) -> None:
     measure, depends = PICTURES[args.picture]
     pools = rows_of(args) if "harmful" in depends else {}
     for named in args.models:
-        name, sign, folder = named.partition("=")
+        name, sign, folder = named.rpartition("=")  # names may hold one: λ=0
         if not (sign and name and folder):
             raise TiterError(f"`{named}` is no model.", "Write NAME=FOLDER.")
         settings = {key: getattr(args, key) for key in depends}

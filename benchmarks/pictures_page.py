@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from pictures_drawn import POINTS, ecdf, figure, losses, slug, swatches
 
 from titer.assays.outcomes import Look
 from titer.assays.trajectories import ROLES
+from titer.errors import TiterError
 from titer.files import read_json, replacing
 from titer.report import charts
-from titer.report.drawing import ESTIMATE_SWATCH, LIMIT_SWATCH, MIDDLE, arm_swatch, dash, dot, ink, panel, svg
+from titer.report.drawing import ESTIMATE_SWATCH, LIMIT_SWATCH, arm_swatch, dot
 from titer.report.parts import Cell, Drawing, Row, Section, Table, as_markdown, environment, in_markdown, rate_cell
 from titer.report.words import flat_settings, number_text, signed_text
 from titer.results.summary import Rate, over_seeds
@@ -40,22 +42,6 @@ Document = Mapping[str, Any]
 Part = Table | Drawing | str
 
 
-def figure(drawings: Iterable[str], legend: Sequence[tuple[str, str]], caption: str) -> Drawing:
-    """Return drawings beside each other under one legend, whose names anybody may have written."""
-    marks = "".join(f"<li>{mark}{escape(name)}</li>" for mark, name in legend)
-    return Drawing(f'<ul class="legend">{marks}</ul><div class="grid">{"".join(drawings)}</div>', caption)
-
-
-def swatches(documents: Sequence[Document]) -> list[tuple[str, str]]:
-    """Return the legend of models, by their places."""
-    return [(arm_swatch(place), str(one["name"])) for place, one in enumerate(documents)]
-
-
-def slug(*words: str) -> str:
-    """Return a name that no other drawing of the page has, for markup."""
-    return "-".join("".join(letter if letter.isalnum() else "-" for letter in word) for word in words)
-
-
 def origins(documents: Sequence[Document]) -> Table:
     """Return where each model's figures come from."""
     rows: list[Row] = []
@@ -76,10 +62,12 @@ def origins(documents: Sequence[Document]) -> Table:
 def norms(group: str, documents: Sequence[Document]) -> list[Part]:
     """Per-sample gradient norms: how they are spread, and how each model's differ from the first's on the same rows."""
     kinds = [kind for kind in KINDS if all(kind in one["found"] for one in documents)]
+    if len({(one["settings"]["rows_digest"], one["settings"]["rows"]) for one in documents}) > 1:
+        raise TiterError(f"The norms of the group `{group}` are of different rows.", "Measure them under two groups.")
     values = {kind: [one["found"][kind]["norm"] for one in documents] for kind in kinds}
     reach = [value for found in values.values() for one in found for value in one if value > 0]
     drawings = [
-        _ecdf(values[kind], (min(reach) / 1.1, max(reach) * 1.1), KINDS[kind], slug("norms", group, kind))
+        ecdf(values[kind], (min(reach) / 1.1, max(reach) * 1.1), KINDS[kind], slug("norms", group, kind))
         for kind in kinds
     ]
     rows: list[Row] = []
@@ -115,35 +103,6 @@ def _times(norms: Sequence[float], others: Sequence[float]) -> str:
     found = paired_mean(np.log(norms), np.log(others))
     low, middle, high = (math.exp(end) for end in (found.low, found.mean, found.high))
     return f"× {middle:.2f} [{low:.2f}–{high:.2f}]"
-
-
-def _ecdf(lines: Sequence[Sequence[float]], limits: tuple[float, float], title: str, name: str) -> str:
-    drawing, axes = panel(title, MIDDLE)
-    for place, values in enumerate(lines):
-        x = np.sort(values)
-        axes.step(
-            [limits[0], *x, limits[1]], [0, *(100 * np.arange(1, len(x) + 1) / len(x)), 100], where="post",
-            color=ink(place), lw=1.9, dashes=dash(place),
-        )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xlim(*limits)
-    axes.set_xlabel("gradient norm of a row (log scale)")
-    axes.set_ylabel("rows at or below, %")
-    _plain_ticks(axes, limits)
-    return svg(drawing, f"Gradient norms of {title}: medians {', '.join(f'{median(one):.3g}' for one in lines)}.", name)
-
-
-def _plain_ticks(axes: Any, limits: tuple[float, float]) -> None:
-    """Put ticks at 1, 2 and 5 of each decade of a logarithmic axis; at 1 alone where there are many."""
-    decades = range(math.floor(math.log10(limits[0])), math.ceil(math.log10(limits[1])) + 1)
-    for steps in ((1, 2, 5), (1,)):
-        ticks = [
-            step * 10.0**decade for decade in decades for step in steps if limits[0] <= step * 10.0**decade <= limits[1]
-        ]
-        if len(ticks) <= 7:
-            break
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_xticks([], minor=True)
 
 
 def _sentences(said: Sequence[str]) -> list[str]:
@@ -264,33 +223,16 @@ def _share(found: Mapping[str, Any], rate: float, step: int, label: str) -> str:
 # (d) -----------------------------------------------------------------------------------------------------------------
 
 PARTS = {"harmful_loss": "Harmful loss h(w)", "drop": "Its drop h(w) − h(w')", "loss": "Training loss f(w)"}
-POINTS = 40
-"""Most points of a line; of a longer training each is the mean of as many steps."""
 
 
 def objective(group: str, documents: Sequence[Document]) -> list[Part]:
     """The parts of Booster's objective over alignment steps, and their means over the last quarter."""
     drawings = []
     for key, title in PARTS.items():
-        drawing, axes = panel(title, MIDDLE)
-        axes.set_yticks([])
-        axes.yaxis.set_major_locator(_nice())
-        every: list[float] = []
-        for place, one in enumerate(documents):
-            found = one["found"]
-            many = math.ceil(len(found) / POINTS)
-            parts = [found[start : start + many] for start in range(0, len(found), many)]
-            x, y = ([float(np.mean([line[name] for line in part])) for part in parts] for name in ("step", key))
-            axes.plot(x, y, color=ink(place), lw=1.7, marker="o", ms=3.2, dashes=dash(place))
-            every += y
-        low, high = charts.limits_of([*every, 0.0] if key == "drop" else every)
-        axes.set_ylim(low, high)
-        axes.set_xlabel("alignment step")
-        axes.set_ylabel("nats a token")
+        lines = [[(line["step"], line[key]) for line in one["found"]] for one in documents]
         ends = ", ".join(f"{one['name']} {_late(one, key).mean():.2f}" for one in documents)
-        drawings.append(
-            svg(drawing, f"{title} over alignment steps; at the end: {ends}.", slug("objective", group, key))
-        )
+        label = f"{title} over alignment steps; at the end: {ends}."
+        drawings.append(losses(lines, key == "drop", title, label, slug("objective", group, key)))
     rows: list[Row] = []
     said = []
     for one in documents:
@@ -320,12 +262,6 @@ def objective(group: str, documents: Sequence[Document]) -> list[Part]:
 def _late(one: Document, key: str) -> np.ndarray:
     found = one["found"]
     return np.array([line[key] for line in found[-max(1, len(found) // 4) :]])
-
-
-def _nice() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(5)
 
 
 # (e) -----------------------------------------------------------------------------------------------------------------
