@@ -87,7 +87,7 @@ class Kept:
     """
 
     def __init__(self, args: argparse.Namespace, name: str, settings: dict[str, Any], words: Sequence[str]) -> None:
-        label = re.sub(r"[^a-z0-9.]+", "-", f"{args.group} {name}".lower()).strip("-")
+        label = re.sub(r"[^\w.]+", "-", f"{args.group} {name}".lower()).strip("-")
         self.path = args.output / f"{args.picture}.{label}.json"
         self.document: dict[str, Any] = {"picture": args.picture, "group": args.group, "name": name, "note": args.note}
         self.document |= {"place": place_of(args, name), "settings": settings, "found": None}

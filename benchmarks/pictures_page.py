@@ -19,7 +19,7 @@ from titer.files import read_json, replacing
 from titer.report import charts
 from titer.report.drawing import ESTIMATE_SWATCH, LIMIT_SWATCH, arm_swatch, dot
 from titer.report.parts import Cell, Drawing, Row, Section, Table, as_markdown, environment, in_markdown, rate_cell
-from titer.report.words import flat_settings, number_text, signed_text
+from titer.report.words import flat_settings, number_text
 from titer.results.summary import Rate, over_seeds
 from titer.stats.intervals import auroc_interval, paired_mean
 from titer.text import visible
@@ -44,16 +44,14 @@ Part = Table | Drawing | str
 
 def origins(documents: Sequence[Document]) -> Table:
     """Return where each model's figures come from."""
-    rows: list[Row] = []
+    rows: dict[str, Cell | str] = {}
     for one in documents:
-        settings = one["settings"]
-        known = flat_settings({key: value for key, value in settings.get("model", {}).items() if key != "weights"})
-        made = "; ".join(filter(None, (one["note"], ", ".join(f"{key} {value}" for key, value in known.items()))))
-        weights = settings.get("model", {}).get("weights", "–")
-        rows.append(
-            [one["name"], made or "–", str(settings.get("seed", "–")), weights, one["commit"] or "–", one["command"]]
-        )
-    return Table.of(("model", "how it was made", "seed", "weights", "commit", "command"), rows, kind="plain")
+        known = dict(one["settings"].get("model", {}))
+        weights = known.pop("weights", "")
+        about = [one["note"], ", ".join(f"{key} {value}" for key, value in flat_settings(known).items())]
+        about += [f"weights {weights}" if weights else "", f"seed {one['settings']['seed']}" if weights else ""]
+        rows[one["name"]] = "; ".join([*filter(None, about), f"commit {one['commit']}", one["command"]])
+    return Table.pairs("Where this comes from", rows)
 
 
 # (a) -----------------------------------------------------------------------------------------------------------------
@@ -242,9 +240,9 @@ def objective(group: str, documents: Sequence[Document]) -> list[Part]:
             cells.append(Cell(f"{late.mean():.3f}", f"{late.min():.3f}–{late.max():.3f}", note=f"at first {start:.3f}"))
         rows.append(cells)
         if one is not documents[0]:
-            change = _late(one, "drop").mean() / _late(documents[0], "drop").mean() - 1
+            times = _late(one, "drop").mean() / _late(documents[0], "drop").mean()
             said.append(
-                f"{one['name']}: the drop is {signed_text(100 * change, 0)} % of {documents[0]['name']}'s at the end, h(w) {_late(one, 'harmful_loss').mean():.2f} against {_late(documents[0], 'harmful_loss').mean():.2f}"
+                f"{one['name']}: at the end the drop is × {times:.2f} that of {documents[0]['name']}, and h(w) {_late(one, 'harmful_loss').mean():.2f} against {_late(documents[0], 'harmful_loss').mean():.2f}"
             )
     caption = (
         "Each point is on a harmful batch of its own, as the trainer logs it, at steps that simulate an attack; of trainings with more "

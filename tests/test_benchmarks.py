@@ -42,8 +42,13 @@ APART = (
     "hostile",
     "same_figures",
     "assay_cost",
+    "pictures",
+    "pictures_drawn",
+    "pictures_kept",
+    "pictures_page",
 )
-"""Modules, and scripts that compare no times; `tests/assay` runs `calibration` and what `assay_cost` computes."""
+"""Modules, and scripts that compare no times; `tests/assay` runs `calibration` and what `assay_cost` computes,
+`test_pictures.py` the pictures."""
 
 
 def quick(python, name, *words):
