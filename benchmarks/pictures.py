@@ -9,7 +9,7 @@
 
 Models are given as NAME=FOLDER: what the pages call one, and a model's or an adapter's folder (of `objective` the folder with
 its log, of `attack` that of an assay). Each model leaves a JSON file, and what is there is not measured again. A group, given by
-`--group`, holds models to be compared: its first is the one that others are held against. Rows that train here go into `--work`,
+`--group`, holds models to be compared with its control: the one with `--control`, else the first. Rows that train here go into `--work`,
 from which an interrupted training goes on.
 """
 
@@ -249,6 +249,7 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("models", nargs="+", metavar="NAME=FOLDER")
         verb.add_argument("--group", default="models", help="what these models are called together")
         verb.add_argument("--note", default="", help="how they were made, for the page")
+        verb.add_argument("--control", action="store_true", help="the one that the group's others are held against")
         if name == "attack":
             verb.add_argument("--only", action="append", default=[], help="one attack; may be given again")
         if name in ("objective", "attack"):

@@ -117,10 +117,10 @@ class Kept:
 
 
 def place_of(args: argparse.Namespace, name: str) -> int:
-    """Return a model's place in its group: that of its file, if it has one, else one behind all others."""
+    """Return a model's place in its group: the control's is before, any other's behind those that are there."""
     there = [read_json(path) for path in sorted(args.output.glob(f"{args.picture}.*.json"))]
     places = {one["name"]: one["place"] for one in there if one["group"] == args.group}
-    return places.get(name, 1 + max(places.values(), default=-1))
+    return -1 if args.control else places.get(name, 1 + max(places.values(), default=-1))
 
 
 def rounded(value: Any) -> Any:
