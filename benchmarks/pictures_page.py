@@ -30,6 +30,7 @@ LEAD = (
     "does not show here was not shown wrong there."
 )
 PAGE = """{% extends "base.html.j2" %}{% from "macros.html.j2" import sections %}{% block kind %}pictures{% endblock %}
+{% block style %}table.plain tbody th { min-width: 7em; overflow-wrap: break-word; }{% endblock %}
 {% block body %}<header><p class="eyebrow">titer pictures</p><h1>{{ title }}</h1></header>
 <p class="lead">{{ lead }}</p>{{ sections(extra) }}{% endblock %}"""
 KINDS = {
@@ -68,6 +69,7 @@ def norms(group: str, documents: Sequence[Document]) -> list[Part]:
         ecdf(values[kind], (min(reach) / 1.1, max(reach) * 1.1), KINDS[kind], slug("norms", group, kind))
         for kind in kinds
     ]
+    control = documents[0]
     rows: list[Row] = []
     said = []
     for one in documents:
@@ -75,32 +77,30 @@ def norms(group: str, documents: Sequence[Document]) -> list[Part]:
         for kind in kinds:
             found = one["found"][kind]
             low, middle, high = np.quantile(found["norm"], [0.25, 0.5, 0.75])
-            times = "" if one is documents[0] else _times(found["norm"], documents[0]["found"][kind]["norm"])
-            cells.append(
-                Cell(
-                    f"{middle:.3g}",
-                    f"{low:.3g}–{high:.3g}" + (f"\n{times}" if times else ""),
-                    note=f"loss {median(found['loss']):.2f}",
-                )
-            )
-            if times and kind != "benign":
-                said.append(f"{one['name']}, {KINDS[kind]}: {times} the norm of {documents[0]['name']}")
+            below = f"{low:.3g}–{high:.3g}"
+            if one is not control:
+                word, times = _times(found["norm"], control["found"][kind]["norm"])
+                below += f"\n{times}"
+                said.append(f"{one['name']}, {KINDS[kind]}: {word}, {times} the norm of {control['name']}")
+            cells.append(Cell(f"{middle:.3g}", below, note=f"loss {median(found['loss']):.2f}"))
         rows.append(cells)
     n = len(values[kinds[0]][0])
     caption = f"Part of {n} rows of each kind whose gradient norm is at most x, before any fine-tuning. Logarithmic axis, in nats per unit of weight."
     table = Table.of(
         ("model", *(KINDS[kind] for kind in kinds)),
         rows,
-        caption="Median norm, quartiles; the geometric mean of the ratio to the first model's norm on the same rows with its 95 % "
+        caption="Median norm, quartiles; the geometric mean of the ratio to the control's norm (the first model) on the same rows with its 95 % "
         "interval over rows (Student's t on logarithms); median loss of a row, nats a token.",
     )
     return [*_sentences(said), figure(drawings, swatches(documents), caption), table, origins(documents)]
 
 
-def _times(norms: Sequence[float], others: Sequence[float]) -> str:
+def _times(norms: Sequence[float], others: Sequence[float]) -> tuple[str, str]:
+    """Return whether norms are smaller than others of the same rows, in a word, and how many times as large they are."""
     found = paired_mean(np.log(norms), np.log(others))
     low, middle, high = (math.exp(end) for end in (found.low, found.mean, found.high))
-    return f"× {middle:.2f} [{low:.2f}–{high:.2f}]"
+    word = "smaller" if high < 1 else "larger" if low > 1 else "not shown to differ"
+    return word, f"× {middle:.2f} [{low:.2f}–{high:.2f}]"
 
 
 def _sentences(said: Sequence[str]) -> list[str]:
@@ -367,7 +367,7 @@ def sections(folder: Path) -> list[Section]:
         parts: list[Part] = [about]
         own = [one for one in documents if one["picture"] == picture]
         for group in dict.fromkeys(one["group"] for one in own):
-            parts += [f"Models: {group}.", *draw(group, [one for one in own if one["group"] == group])]
+            parts += [f"Group: {group}.", *draw(group, [one for one in own if one["group"] == group])]
         made.append(Section(title, parts if own else [about, "Not measured yet."]))
     return made
 

@@ -110,7 +110,7 @@ def test_pages_say_what_was_planted():
         for scale in (1.0, 0.5)
     ]
     plain, flat = (document("norms", i, name, norms[i], rows=3, rows_digest="d") for i, name in enumerate("pf"))
-    assert "f, harmful rows of another corpus: × 0.50 [0.50–0.50] the norm of p" in words_of(
+    assert "f, harmful rows of another corpus: smaller, × 0.50 [0.50–0.50] the norm of p" in words_of(
         pictures_page.norms("g", [plain, flat])
     )
     with pytest.raises(TiterError, match="different rows"):
