@@ -202,6 +202,7 @@ def attack(args: argparse.Namespace, folder: str, kept: Kept, pools: dict[str, l
             "phi": card.resistance.phi,
             "seeds": sorted({t.seed for found in card.attackers.values() for t in found}),
             "commit": card.provenance.get("commit"),
+            "weights": card.provenance.get("weights"),
             "attacks": {
                 line.name: {role: [plain_look(look) for look in found.looks] for role, found in line.outcomes.items()}
                 for line in lines

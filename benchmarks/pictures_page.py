@@ -294,9 +294,10 @@ def attack(group: str, documents: Sequence[Document]) -> list[Part]:
             (LIMIT_SWATCH, f"φ = {phi:g} %"),
             (ESTIMATE_SWATCH, "estimate from margins"),
         ]
+        seeds, weights = ", ".join(map(str, found["seeds"])), flat_settings(found["weights"] or {})
         caption = (
-            f"{one['name']}: harmful score in percent over {min(rate.n for rate in measured)} or more prompts a look and seed, seeds {', '.join(map(str, found['seeds']))}, 95 % intervals as bands; "
-            f"the assay is of commit {found['commit']}."
+            f"{one['name']}: harmful score in percent over {min(rate.n for rate in measured)} or more prompts of a look and seed, seeds {seeds}, "
+            f"95 % intervals as bands. The assay is of commit {found['commit']}, of weights {', '.join(f'{value} ({role})' for role, value in weights.items())}."
         )
         parts += [
             figure(drawings, legend, caption),
