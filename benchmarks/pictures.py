@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from common import quiet
-from pictures_kept import HARM, Kept, first, kinds_of, model_of, rows_of
+from pictures_kept import HARM, Kept, first, kinds_of, model_of, rows_of, streams_of
 from pictures_page import write_pictures
 
 from titer import judges, methods
@@ -47,7 +47,6 @@ from titer.packing.layouts import layout_for
 from titer.packing.losses import token_nll
 from titer.settings import parse_settings
 from titer.train.gradients import global_norm, take_gradients, trainable_parameters
-from titer.workflows.training import defence_streams
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
@@ -130,7 +129,7 @@ def ratios(args: argparse.Namespace, folder: str, kept: Kept, pools: dict[str, l
         if kind in found:
             continue
         upload = poison(pools["benign"], pools[kind], args.samples, args.poison_ratio, args.seed)
-        tuned = tune(args, folder, upload, f"{kept.path.stem}-{kind}", args.set)
+        tuned = tune(args, folder, pools, upload, f"{kept.path.stem}-{kind}", args.set)
         found[kind] = {"harmful": [record.origin == "harmful" for record in upload]}
         for when, where in (("before", folder), ("after", str(tuned / "adapter"))):
             base, adapter = split_adapter(where)
@@ -159,7 +158,9 @@ def rates(args: argparse.Namespace, folder: str, kept: Kept, pools: dict[str, li
             f"per_device_train_batch_size={args.batch}",
         ]
         # A constant rate, so that what an epoch leaves is what a training of so many epochs leaves.
-        tuned = tune(args, folder, upload, f"{kept.path.stem}-{rate:g}", ["lr_scheduler_type=constant", *own], steps)
+        tuned = tune(
+            args, folder, pools, upload, f"{kept.path.stem}-{rate:g}", ["lr_scheduler_type=constant", *own], steps
+        )
         for step in todo:
             scored = harmful_score(str(tuned / f"step-{step}"), prompts, judge, args.tokens)
             kept.write(found := found | {f"{rate:g} {step}": scored})
@@ -168,6 +169,7 @@ def rates(args: argparse.Namespace, folder: str, kept: Kept, pools: dict[str, li
 def tune(
     args: argparse.Namespace,
     folder: str,
+    pools: dict[str, list[Record]],
     upload: list[Record],
     name: str,
     texts: Sequence[str],
@@ -178,11 +180,7 @@ def tune(
     base, adapter = split_adapter(folder)
     output: Path = args.work / f"{args.method}-{name}"
     settings = methods.settings(method, values, "--set", str(output / "checkpoints"), args.seed)
-    wants = defence_streams(
-        args.harmful, ["builtin:general", "builtin:choices"], "builtin:lookalikes", args.seed, args.data_dir
-    )
-    streams = {stream: wants[stream] for stream in method.streams}
-    train(method, settings, base, adapter, {}, upload, streams, output, checkpoints)
+    train(method, settings, base, adapter, {}, upload, streams_of(args, method, pools), output, checkpoints)
     return output
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from titer.data import Record
-from titer.data.pools import DataSettings, harmful_pools, task_pools
+from titer.data.pools import DataSettings, defence_pools, harmful_pools, task_pools
 from titer.errors import TiterError, check_known
 from titer.files import read_json
 from titer.jobs.provenance import commit, digest, weights_digest
+from titer.methods import Method
 from titer.models import split_adapter
 from titer.results.artefacts import write_atomically
 
@@ -23,7 +24,7 @@ HARM = ("seen", "alike", "other")
 
 
 def rows_of(args: argparse.Namespace) -> dict[str, list[Record]]:
-    """Return the benign rows, the harmful ones by `HARM`, and the prompts of the evaluation, no two of which are the same."""
+    """Return the benign rows, the harmful ones by `HARM`, and the prompts of the evaluation: no harmful prompt is in two."""
     held_out = {"harmful": args.harmful, "held_out_categories": args.hold_out}
     own = harmful_pools(DataSettings(**held_out), args.seed, args.data_dir)
     pools = {"benign": task_pools(DataSettings(task=args.task), args.seed, args.data_dir)["train"]}
@@ -32,6 +33,20 @@ def rows_of(args: argparse.Namespace) -> dict[str, list[Record]]:
         other = harmful_pools(DataSettings(**held_out, attack=args.attack), args.seed, args.data_dir)
         pools |= {"other": other["attack"], "evaluation": other["evaluation"]}
     return pools
+
+
+def streams_of(args: argparse.Namespace, method: Method, pools: dict[str, list[Record]]) -> dict[str, list[Record]]:
+    """Return the defender's rows that a method of fine-tuning wants."""
+    if not method.streams:
+        return {}
+    helpful = DataSettings(
+        harmful=args.harmful, helpful=["builtin:general", "builtin:choices"], held_out_categories=args.hold_out
+    )
+    held = {
+        "harmful_dataset": pools["seen"],
+        "helpful_dataset": defence_pools(helpful, args.seed, args.data_dir)["helpful"],
+    }
+    return {name: held[name] for name in method.streams}
 
 
 def kinds_of(args: argparse.Namespace, pools: dict[str, list[Record]]) -> list[str]:
@@ -60,9 +75,9 @@ def model_of(folder: str) -> dict[str, Any]:
 
 
 def command(args: argparse.Namespace, name: str, words: Sequence[str]) -> str:
-    """Return what was typed, for one model alone and without the folders of this machine."""
+    """Return what was typed, for one model alone and without the folders of this machine, and without the note."""
     kept = [args.picture, f"{name}=FOLDER"]
-    places = {"--data-dir": "DIR", "--work": None, "--output": None}
+    places = {"--data-dir": "DIR", "--work": None, "--output": None, "--note": None}
     rest = [word for word in words if word != args.picture and word not in args.models]
     while rest:
         word = rest.pop(0)
