@@ -49,8 +49,9 @@ def origins(documents: Sequence[Document]) -> Table:
     for one in documents:
         known = dict(one["settings"].get("model", {}))
         weights = known.pop("weights", "")
-        about = [one["note"], ", ".join(f"{key} {value}" for key, value in flat_settings(known).items())]
-        about += [f"weights {weights}" if weights else "", f"seed {one['settings']['seed']}" if weights else ""]
+        made = {"base": known.get("base", "")} if one["note"] else known
+        about = [one["note"], ", ".join(f"{key} {value}" for key, value in flat_settings(made).items() if value)]
+        about += [f"weights {weights}", f"seed {one['settings']['seed']}"] if weights else []
         rows[one["name"]] = "; ".join([*filter(None, about), f"commit {one['commit']}", one["command"]])
     return Table.pairs("Where this comes from", rows)
 
@@ -115,45 +116,44 @@ def ratios(group: str, documents: Sequence[Document]) -> list[Part]:
     parts: list[Part] = []
     rows: list[Row] = []
     for one in documents:
-        kinds = [kind for kind in KINDS if kind in one["found"]]
+        found, settings = one["found"], one["settings"]
+        kinds = [kind for kind in KINDS if kind in found]
         for ratio in ("sum", "calibrated"):
-            limits = charts.limits_of(
-                [value for kind in kinds for when in WHEN for value in one["found"][kind][when][ratio]]
-            )
-            drawings, cells = [], []
+            limits = charts.limits_of([value for kind in kinds for when in WHEN for value in found[kind][when][ratio]])
+            drawings = []
             for kind in kinds:
-                harmful = np.array(one["found"][kind]["harmful"])
+                cells: list[Cell | str] = [f"{one['name']}, {ratio}", KINDS[kind]]
                 for when in WHEN:
-                    values = np.array(one["found"][kind][when][ratio])
-                    area = auroc_interval(-values, harmful)
-                    title = f"{'seen' if kind == 'seen' else 'unseen'} harm, {when}"
-                    groups = {"benign": values[~harmful].tolist(), "harmful": values[harmful].tolist()}
-                    label = f"{title}: log ratio {ratio}, medians {', '.join(f'{name} {median(some):.2f}' for name, some in groups.items())}."
-                    drawings.append(
-                        charts.log_ratios(
-                            groups, limits, title, label, slug("ratio", group, one["name"], ratio, kind, when)
-                        )
+                    title = f"{when}: {KINDS[kind].removeprefix('harmful ')}"
+                    drawing, cell = _ratio(
+                        found[kind], when, ratio, limits, title, slug("ratio", group, one["name"], kind)
                     )
-                    medians = " | ".join(
-                        number_text(median(some), 1 if ratio == "sum" else 2) for some in groups.values()
-                    )
-                    cells.append(Cell(f"{area.value:.2f}", f"{area.low:.2f}–{area.high:.2f}", note=medians))
-            n = len(one["found"][kinds[0]]["harmful"])
-            harm = sum(one["found"][kinds[0]]["harmful"])
-            settings = one["settings"]
+                    drawings.append(drawing)
+                    cells.append(cell)
+                rows.append(cells)
+            flags = found[kinds[0]]["harmful"]
             caption = (
-                f"{one['name']}, ratio {ratio}, nats: {n} rows of the upload, {harm} of them harmful, before and after it was trained into the "
-                f"model with {settings['method']} ({', '.join(settings['set']) or 'defaults'}). Triangles: medians. Unseen harm: {KINDS[kinds[-1]]}."
+                f"{one['name']}, ratio {ratio}, nats: {len(flags)} rows of the upload, {sum(flags)} of them harmful, before and after it was "
+                f"trained into the model with {settings['method']} ({', '.join(settings['set']) or 'defaults'}). Triangles: medians."
             )
             parts.append(figure(drawings, [(dot("benign"), "benign"), (dot("harmful"), "harmful")], caption))
-            rows.append([f"{one['name']}, {ratio}", *cells])
-    kinds = [kind for kind in KINDS if kind in documents[0]["found"]]
-    head = [f"{'seen' if kind == 'seen' else 'unseen'},\n{when}" for kind in kinds for when in WHEN]
     caption = (
         "AUROC of −ratio for harmful rows with its 95 % interval (Newcombe): 1 when every harmful row is below every benign one, 0.5 "
         "by chance, 0 when the order is upside down. Below: medians, benign | harmful, nats."
     )
-    return [*parts, Table.of(("model, ratio", *head), rows, caption=caption), origins(documents)]
+    return [*parts, Table.of(("model, ratio", "harm", *WHEN), rows, caption=caption), origins(documents)]
+
+
+def _ratio(
+    found: Mapping[str, Any], when: str, ratio: str, limits: tuple[float, float], title: str, name: str
+) -> tuple[str, Cell]:
+    harmful, values = np.array(found["harmful"]), np.array(found[when][ratio])
+    area = auroc_interval(-values, harmful)
+    groups = {"benign": values[~harmful].tolist(), "harmful": values[harmful].tolist()}
+    medians = " | ".join(number_text(median(some), 1 if ratio == "sum" else 2) for some in groups.values())
+    label = f"Log ratio {ratio}, {title}: medians {medians} (benign | harmful)."
+    drawing = charts.log_ratios(groups, limits, title, label, f"{name}-{ratio}-{when}")
+    return drawing, Cell(f"{area.value:.2f}", f"{area.low:.2f}–{area.high:.2f}", note=medians)
 
 
 WHEN = ("before", "after")
@@ -338,7 +338,8 @@ SECTIONS = {
         "Antibody's ratio, before and after",
         ratios,
         "Antibody, figures 2 and 5: log π(answer) − log π(refusal) of rows, which stage 2 weighs them by, with harm that the defender holds and harm "
-        "that it does not. `sum` is the ratio as printed; `calibrated` is ours, how much less likely the request makes a refusal.",
+        "that it does not. The ratio sum is the one that is printed; it grows with an answer's length, so that labels of a word are told from "
+        "sentences by that alone. calibrated is ours: how much less likely the request makes a refusal, whatever the answer.",
     ),
     "rates": (
         "Harmful score over epochs and learning rates",
