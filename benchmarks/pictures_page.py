@@ -93,7 +93,7 @@ def norms(group: str, documents: Sequence[Document]) -> list[Part]:
         caption="Median norm, quartiles; the geometric mean of the ratio to the control's norm (the first model) on the same rows with its 95 % "
         "interval over rows (Student's t on logarithms); median loss of a row, nats a token.",
     )
-    return [*_sentences(said), figure(drawings, swatches(documents), caption), table, origins(documents)]
+    return [_held(said), figure(drawings, swatches(documents), caption), table, origins(documents)]
 
 
 def _times(norms: Sequence[float], others: Sequence[float]) -> tuple[str, str]:
@@ -104,8 +104,11 @@ def _times(norms: Sequence[float], others: Sequence[float]) -> tuple[str, str]:
     return word, f"× {middle:.2f} [{low:.2f}–{high:.2f}]"
 
 
-def _sentences(said: Sequence[str]) -> list[str]:
-    return [". ".join(said) + "."] if said else []
+def _held(said: Sequence[str]) -> str:
+    """Return what was found of models held against their control, in a paragraph."""
+    return (
+        ". ".join(said) + "." if said else "No model is held against it yet, so what is the regulariser's is not known."
+    )
 
 
 # (b) -----------------------------------------------------------------------------------------------------------------
@@ -254,7 +257,7 @@ def objective(group: str, documents: Sequence[Document]) -> list[Part]:
         rows,
         caption="Mean over the last quarter of the logged steps, least and most; no interval: steps of one training are not independent.",
     )
-    return [*_sentences(said), figure(drawings, swatches(documents), caption), table, origins(documents)]
+    return [_held(said), figure(drawings, swatches(documents), caption), table, origins(documents)]
 
 
 def _late(one: Document, key: str) -> np.ndarray:
