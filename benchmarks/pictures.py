@@ -112,14 +112,17 @@ def norms(args: argparse.Namespace, folder: str, kept: Kept, pools: dict[str, li
     base, adapter = split_adapter(folder)
     if adapter is None:
         raise TiterError(f"`{folder}` holds no adapter.", "Norms are those of the weights that fine-tuning trains.")
+    found = dict(kept.found or {})
+    todo = [kind for kind in ("benign", *kinds_of(args, pools)) if kind not in found]
+    if not todo:
+        return
     model = load_model(base, adapter, trainable=True)
     template = Template(load_tokenizer(base))
-    found = {}
-    for kind in ("benign", *kinds_of(args, pools)):
+    for kind in todo:
         rows = first(pools[kind], args.rows, kind)
         values = gradient_norms(model, [template.pair_ids(record) for record in rows])
         found[kind] = {"norm": [norm for norm, _ in values], "loss": [loss for _, loss in values]}
-    kept.write(found)
+        kept.write(found)
 
 
 def ratios(args: argparse.Namespace, folder: str, kept: Kept, pools: dict[str, list[Record]]) -> None:
@@ -303,7 +306,7 @@ def main(words: Sequence[str] | None = None) -> None:
         else:
             settings["source"] = digest(read_text(Path(folder) / SOURCES[args.picture]))
         kept = Kept(args, name, settings, words)
-        if kept.found is None or args.picture in ("ratios", "rates"):
+        if kept.found is None or args.picture not in SOURCES:
             measure(args, folder, kept, pools)
         print(kept.path, flush=True)
 

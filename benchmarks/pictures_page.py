@@ -106,9 +106,7 @@ def _times(norms: Sequence[float], others: Sequence[float]) -> tuple[str, str]:
 
 def _held(said: Sequence[str]) -> str:
     """Return what was found of models held against their control, in a paragraph."""
-    return (
-        ". ".join(said) + "." if said else "No model is held against it yet, so what is the regulariser's is not known."
-    )
+    return ". ".join(said) + "." if said else "One model alone: what of it is the regulariser's is not known."
 
 
 # (b) -----------------------------------------------------------------------------------------------------------------
