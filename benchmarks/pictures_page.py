@@ -82,7 +82,7 @@ def norms(group: str, documents: Sequence[Document]) -> list[Part]:
             if one is not control:
                 word, times = _times(found["norm"], control["found"][kind]["norm"])
                 below += f"\n{times}"
-                said.append(f"{one['name']}, {KINDS[kind]}: {word}, {times} the norm of {control['name']}")
+                said.append(f"{one['name']}, {KINDS[kind]}: {word}, {times} the norm of {_against(documents)}")
             cells.append(Cell(f"{middle:.3g}", below, note=f"loss {median(found['loss']):.2f}"))
         rows.append(cells)
     n = len(values[kinds[0]][0])
@@ -102,6 +102,11 @@ def _times(norms: Sequence[float], others: Sequence[float]) -> tuple[str, str]:
     low, middle, high = (math.exp(end) for end in (found.low, found.mean, found.high))
     word = "smaller" if high < 1 else "larger" if low > 1 else "not shown to differ"
     return word, f"× {middle:.2f} [{low:.2f}–{high:.2f}]"
+
+
+def _against(documents: Sequence[Document]) -> str:
+    """Return what models are held against, in words."""
+    return str(documents[0]["name"]) + ("" if documents[0]["place"] < 0 else " (the first here, and no control)")
 
 
 def _held(said: Sequence[str]) -> str:
@@ -243,7 +248,7 @@ def objective(group: str, documents: Sequence[Document]) -> list[Part]:
         if one is not documents[0]:
             times = _late(one, "drop").mean() / _late(documents[0], "drop").mean()
             said.append(
-                f"{one['name']}: at the end the drop is × {times:.2f} that of {documents[0]['name']}, and h(w) {_late(one, 'harmful_loss').mean():.2f} against {_late(documents[0], 'harmful_loss').mean():.2f}"
+                f"{one['name']}: at the end the drop is × {times:.2f} that of {_against(documents)}, and h(w) {_late(one, 'harmful_loss').mean():.2f} against {_late(documents[0], 'harmful_loss').mean():.2f}"
             )
     caption = (
         "Each point is on a harmful batch of its own, as the trainer logs it, at steps that simulate an attack; of trainings with more "

@@ -109,7 +109,7 @@ def test_pages_say_what_was_planted():
         }
         for scale in (1.0, 0.5)
     ]
-    plain, flat = (document("norms", i, name, norms[i], rows=3, rows_digest="d") for i, name in enumerate("pf"))
+    plain, flat = (document("norms", i - 1, name, norms[i], rows=3, rows_digest="d") for i, name in enumerate("pf"))
     assert "f, harmful rows of another corpus: smaller, × 0.50 [0.50–0.50] the norm of p" in words_of(
         pictures_page.norms("g", [plain, flat])
     )
@@ -127,8 +127,9 @@ def test_pages_say_what_was_planted():
         for drop in (0.3, 0.2)
     ]
     both = [document("objective", i, name, line) for i, (name, line) in enumerate(zip("pb", lines, strict=True))]
-    assert "b: at the end the drop is × 0.67 that of p, and h(w) 3.00 against 3.00" in words_of(
-        pictures_page.objective("g", both)
+    assert (
+        "b: at the end the drop is × 0.67 that of p (the first here, and no control), and h(w) 3.00 against 3.00"
+        in words_of(pictures_page.objective("g", both))
     )
 
 
