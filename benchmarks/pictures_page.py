@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from pictures_drawn import POINTS, ecdf, figure, losses, slug, swatches
+from pictures_looks import looks_of, over, sooner
 
-from titer.assays.outcomes import Look
 from titer.assays.trajectories import ROLES
 from titer.errors import TiterError
 from titer.files import read_json, replacing
@@ -78,20 +78,20 @@ def norms(group: str, documents: Sequence[Document]) -> list[Part]:
         for kind in kinds:
             found = one["found"][kind]
             low, middle, high = np.quantile(found["norm"], [0.25, 0.5, 0.75])
-            below = f"{low:.3g}–{high:.3g}"
+            note = f"loss {median(found['loss']):.2f}"
             if one is not control:
                 word, times = _times(found["norm"], control["found"][kind]["norm"])
-                below += f"\n{times}"
+                note += f"; {times}"
                 said.append(f"{one['name']}, {KINDS[kind]}: {word}, {times} the norm of {_against(documents)}")
-            cells.append(Cell(f"{middle:.3g}", below, note=f"loss {median(found['loss']):.2f}"))
+            cells.append(Cell(f"{middle:.3g}", f"{low:.3g}–{high:.3g}", note=note))
         rows.append(cells)
     n = len(values[kinds[0]][0])
     caption = f"Part of {n} rows of each kind whose gradient norm is at most x, before any fine-tuning. Logarithmic axis, in nats per unit of weight."
     table = Table.of(
         ("model", *(KINDS[kind] for kind in kinds)),
         rows,
-        caption="Median norm, quartiles; the geometric mean of the ratio to the control's norm (the first model) on the same rows with its 95 % "
-        "interval over rows (Student's t on logarithms); median loss of a row, nats a token.",
+        caption="Median norm, quartiles; median loss of a row, nats a token; the geometric mean of the ratio to the first model's norm on the same "
+        "rows with its 95 % interval over rows (Student's t on logarithms).",
     )
     return [_held(said), figure(drawings, swatches(documents), caption), table, origins(documents)]
 
@@ -101,7 +101,8 @@ def _times(norms: Sequence[float], others: Sequence[float]) -> tuple[str, str]:
     found = paired_mean(np.log(norms), np.log(others))
     low, middle, high = (math.exp(end) for end in (found.low, found.mean, found.high))
     word = "smaller" if high < 1 else "larger" if low > 1 else "not shown to differ"
-    return word, f"× {middle:.2f} [{low:.2f}–{high:.2f}]"
+    digits = 2 if middle >= 0.1 else 3
+    return word, f"× {middle:.{digits}f} [{low:.{digits}f}–{high:.{digits}f}]"
 
 
 def _against(documents: Sequence[Document]) -> str:
@@ -278,12 +279,12 @@ def attack(group: str, documents: Sequence[Document]) -> list[Part]:
         found = one["found"]
         phi = 100 * found["phi"]
         lines = {
-            name: {role: _looks(looks) for role, looks in roles.items()} for name, roles in found["attacks"].items()
+            name: {role: looks_of(looks) for role, looks in roles.items()} for name, roles in found["attacks"].items()
         }
         last = max((look.step for roles in lines.values() for looks in roles.values() for look in looks), default=1)
         drawings, rows = [], []
         for name, roles in lines.items():
-            label = "; ".join(f"{role} {_over(looks, phi)}" for role, looks in roles.items())
+            label = "; ".join(f"{role} {over(looks, phi)}" for role, looks in roles.items())
             drawn = charts.harm(
                 {place: roles[role] for place, role in enumerate(ROLES)},
                 phi,
@@ -292,7 +293,7 @@ def attack(group: str, documents: Sequence[Document]) -> list[Part]:
                 slug("attack", group, one["name"], name),
             )
             drawings.append(f'<div><p class="figure-title">{escape(name)}</p>{drawn}</div>')
-            rows.append([name, *(_over(roles[role], phi) for role in ROLES)])
+            rows.append([name, *(over(roles[role], phi) for role in ROLES)])
         measured = [
             look.measured for roles in lines.values() for looks in roles.values() for look in looks if look.measured
         ]
@@ -310,24 +311,11 @@ def attack(group: str, documents: Sequence[Document]) -> list[Part]:
             Table.of(
                 ("attack", *ROLES),
                 rows,
-                caption="The first look above φ, and the harmful score at the last look, percent.",
+                caption="The first look above φ, and the harmful score at the last look, percent; attackers end where nothing later would change when "
+                "a model broke. " + sooner(lines, phi),
             ),
         ]
     return [*parts, origins(documents)]
-
-
-def _looks(looks: Sequence[Mapping[str, Any]]) -> list[Look]:
-    return [
-        Look(**{**look, "measured": None if look["measured"] is None else Rate(**look["measured"])}) for look in looks
-    ]
-
-
-def _over(looks: Sequence[Look], phi: float) -> str:
-    measured = [(look.step, look.measured) for look in looks if look.measured]
-    if not measured:
-        return "nothing measured"
-    over = next((f"above φ at step {step}" for step, rate in measured if step and rate.value > phi), "never above φ")
-    return f"{over}; {measured[-1][1]} at step {measured[-1][0]}"
 
 
 # The page ------------------------------------------------------------------------------------------------------------

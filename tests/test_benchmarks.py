@@ -45,6 +45,7 @@ APART = (
     "pictures",
     "pictures_drawn",
     "pictures_kept",
+    "pictures_looks",
     "pictures_page",
 )
 """Modules, and scripts that compare no times; `tests/assay` runs `calibration` and what `assay_cost` computes,

@@ -162,6 +162,8 @@ def test_an_assay_is_drawn_with_its_threshold(tmp_path):
         for t in card.attackers[role]
         if t.attack == "full_parameter"
     ]
+    assert steps[0] > steps[1]
+    assert "Of 1 attacks the defended model was above it at a later look in 1, at a sooner one in 0." in readme
     assert [f"above φ at step {step};" in cell for step, cell in zip(steps, line.split("|")[2:4], strict=True)] == [
         True
     ] * 2
