@@ -12,9 +12,8 @@ from titer.assays.resistance import Resistance, resistance
 from titer.assays.trajectories import ROLES, Trajectory
 from titer.files import read_json
 from titer.report.drawing import GRID, PAGE, SOFT, dash, ink, panel, svg
-from titer.report.field_page import write_sections
 from titer.report.findings import times_text
-from titer.report.parts import Cell, Drawing, Row, Section, Table
+from titer.report.parts import Cell, Drawing, Row, Section, Table, write_sections
 from titer.report.words import compact, count_text, interval_text, signed_text
 from titer.results.reading import typed
 
@@ -215,4 +214,4 @@ def write(folder: Path, cells: Sequence[Found], protocol: Mapping[str, str]) -> 
         Section("Protocol", [Table.pairs("all cells", {**protocol, "commits": ", ".join(commits)})]),
     ]
     lead = f"{count_text(len(cells), 'cell')} of one small model, each attacked by the same attackers as a plain alignment of equal length."
-    return write_sections(folder, "benchmarks/resistance.py", "Alignment that resists", lead, sections)
+    return write_sections(folder, "resistance", "Alignment that resists", lead, sections)

@@ -45,8 +45,14 @@ APART = (
     "assay_cost",
     "resistance",
     "resistance_page",
+    "pictures",
+    "pictures_drawn",
+    "pictures_kept",
+    "pictures_looks",
+    "pictures_page",
 )
-"""Modules, and scripts that compare no times; `tests/assay` runs `calibration` and what `assay_cost` computes."""
+"""Modules, and scripts that compare no times; `tests/assay` runs `calibration` and what `assay_cost` computes,
+`test_pictures.py` the pictures."""
 
 
 def quick(python, name, *words):

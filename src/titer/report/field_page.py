@@ -6,17 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from titer.files import replacing
 from titer.report import charts
 from titer.report.assay_tables import tint
 from titer.report.field_beside import beside
 from titer.report.field_view import ALONE, FieldView, difference, front, rate_of
-from titer.report.parts import Cell, Drawing, Row, Section, Table, as_markdown, markdown, rate_cell, write_page
+from titer.report.parts import Cell, Drawing, Row, Section, Table, rate_cell, write_sections
 from titer.report.words import compact, count_text, flat_settings, ratio_text, signed_interval, signed_text
 from titer.results.artefacts import HARMFUL
 from titer.results.cells import LETTERS, CellFile
 from titer.stats.intervals import Difference, agreement
-from titer.text import visible
 
 NBSP = "\u00a0"
 
@@ -280,62 +278,4 @@ def lead(view: FieldView) -> str:
 
 def write_field(folder: Path, view: FieldView) -> Path:
     """Write `index.html` and `README.md` of a field into a folder, and return the page."""
-    return write_sections(folder, "titer field", f"The field: {view.name}", lead(view), sections(view))
-
-
-def write_sections(folder: Path, maker: str, title: str, first: str, found: Sequence[Section]) -> Path:
-    """Write sections as `index.html` and `README.md` into a folder, and return the page.
-
-    Args:
-        folder: Where they go.
-        maker: What made them, above the title.
-        title: Of both.
-        first: What they say first.
-        found: What they show, behind the paragraphs of `findings.md` where that is in the folder: what somebody who read
-            the figures says of them.
-    """
-    said = folder / "findings.md"
-    if said.is_file():
-        paragraphs = [" ".join(part.split()) for part in said.read_text(encoding="utf-8").split("\n\n")]
-        found = [Section("What was found", [part for part in paragraphs if part]), *found]
-    lines = [f"# {title}", "", as_markdown(first), ""]
-    for section in found:
-        lines += [f"## {section.title}", ""]
-        for part in section.parts:
-            lines += [*_in_markdown(part), ""]
-    with replacing(folder / "README.md") as file:
-        file.write(visible("\n".join(lines)).encode())
-    return write_page(folder / "index.html", "sections.html.j2", maker=maker, title=title, lead=first, extra=found)
-
-
-def _in_markdown(part: Table | Drawing | str) -> list[str]:
-    if isinstance(part, str):
-        return [as_markdown(part)]
-    if isinstance(part, Drawing):
-        return [f"*[Picture in index.html]* {as_markdown(part.caption)}"]
-    lines: list[str] = [f"**{as_markdown(part.title)}**", ""] if part.title else []
-    if not part.head:
-        return [
-            *lines,
-            *(f"- {as_markdown(str(name))}: {as_markdown(_plain(value))}" for name, value in part.bands[""]),
-        ]
-    for band, rows in part.bands.items():
-        one = Table(part.head, {"": rows})
-        lines += [*([f"*{as_markdown(band)}*", ""] if band else []), *_with_badges(one), ""]
-    return [*lines, as_markdown(part.caption)] if part.caption else lines
-
-
-def _with_badges(table: Table) -> list[str]:
-    """Return the lines of a Markdown table whose badges are words of their cells."""
-    rows = [
-        [
-            cell._replace(text=f"{cell.badge} {cell.text}") if isinstance(cell, Cell) and cell.badge else cell
-            for cell in row
-        ]
-        for row in table.bands[""]
-    ]
-    return markdown(Table.of(table.head, rows))
-
-
-def _plain(value: Cell | str) -> str:
-    return value if isinstance(value, str) else value.text
+    return write_sections(folder, "field", f"The field: {view.name}", lead(view), sections(view))

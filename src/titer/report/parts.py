@@ -252,6 +252,27 @@ class Drawing(NamedTuple):
     caption: str = ""
 
 
+def in_markdown(part: Table | Drawing | str) -> list[str]:
+    """Return the lines of a part in a page's Markdown, for which a drawing is its caption."""
+    if isinstance(part, str):
+        return [as_markdown(part)]
+    if isinstance(part, Drawing):
+        return [f"*[Picture in index.html]* {as_markdown(part.caption)}"]
+    lines: list[str] = [f"**{as_markdown(part.title)}**", ""] if part.title else []
+    if not part.head:
+        pairs = ((str(name), as_cell(value).text) for name, value in part.bands[""])
+        return [*lines, *(f"- {as_markdown(name)}: {as_markdown(value)}" for name, value in pairs)]
+    for band, rows in part.bands.items():
+        one = Table.of(part.head, ([_with_badge(cell) for cell in row] for row in rows))
+        lines += [*([f"*{as_markdown(band)}*", ""] if band else []), *markdown(one), ""]
+    return [*lines, as_markdown(part.caption)] if part.caption else lines
+
+
+def _with_badge(cell: Cell | str) -> Cell | str:
+    """Return a cell whose badge is a word of its text."""
+    return cell._replace(text=f"{cell.badge} {cell.text}") if isinstance(cell, Cell) and cell.badge else cell
+
+
 class Answer(NamedTuple):
     """A model's answer: whose, in which colour, what judges call it (kind, word, judge), and how it was asked otherwise."""
 
@@ -290,6 +311,31 @@ def write_page(path: Path, template: str, **context: Any) -> Path:
     with replacing(Path(path)) as file:
         file.write(visible(page).encode())
     return Path(path)
+
+
+def write_sections(folder: Path, kind: str, title: str, lead: str, found: Sequence[Section]) -> Path:
+    """Write sections as `index.html` and `README.md` into a folder, and return the page.
+
+    Args:
+        folder: Where they go.
+        kind: What they are of, a word above the title.
+        title: Of both.
+        lead: What they say first.
+        found: What they show, behind the paragraphs of `findings.md` where that is in the folder: what somebody who read
+            the figures says of them.
+    """
+    said = folder / "findings.md"
+    if said.is_file():
+        paragraphs = [" ".join(part.split()) for part in said.read_text(encoding="utf-8").split("\n\n")]
+        found = [Section("What was found", [part for part in paragraphs if part]), *found]
+    lines = [f"# {as_markdown(title)}", "", as_markdown(lead), ""]
+    for section in found:
+        lines += [f"## {as_markdown(section.title)}", ""]
+        for part in section.parts:
+            lines += [*in_markdown(part), ""]
+    with replacing(folder / "README.md") as file:
+        file.write(visible("\n".join(lines)).encode())
+    return write_page(folder / "index.html", "sections.html.j2", kind=kind, title=title, lead=lead, extra=found)
 
 
 def escaping(folder: Path) -> Environment:
