@@ -29,12 +29,12 @@ def cast_once(model: nn.Module) -> Iterator[None]:
         if type(layer) is nn.Linear and layer.weight.dtype == torch.float32 and "forward" not in vars(layer)
     ]
     for layer in layers:
-        layer.forward = _forward(layer, layer.forward)  # type: ignore[method-assign]
+        vars(layer)["forward"] = _forward(layer, layer.forward)
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            del vars(layer)["forward"]
 
 
 def _forward(layer: nn.Linear, plainly: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
