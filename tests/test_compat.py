@@ -504,6 +504,13 @@ def test_tensors_without_numbers():
     assert compat.tensors_in({"one": [output], "two": (3, {"three": output})}) == [output, output]
 
 
+def test_changes_in_place_are_counted():
+    tensor = torch.zeros(2)
+    before = compat.times_changed(tensor)
+    tensor.add_(1)
+    assert compat.times_changed(tensor) > before
+
+
 def test_operations_are_watched():
     class Watch(compat.operations_watcher()):
         seen = ()

@@ -306,6 +306,11 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [each for each in tree_iter(value) if isinstance(each, torch.Tensor)]
 
 
+def times_changed(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place: `Tensor._version`, by which autograd finds out. Not through `.data`."""
+    return int(tensor._version)
+
+
 def tensor_tables(module: Module) -> list[dict[str, Tensor | None]]:
     """Return the dictionaries of a module's own parameters and buffers, to be written to.
 

@@ -12,13 +12,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from titer.compat import times_changed
+
 
 @contextmanager
 def cast_once(model: nn.Module) -> Iterator[None]:
     """Within it, frozen linear layers keep their weights as autocast casts them; what they give is the same to the bit.
 
     Memory: one copy of these weights in 16 bits, once they were needed. Outside of autocast, and for weights that are
-    trained, nothing is kept; of weights that change, the cast is made anew.
+    trained, nothing is kept; of weights that change, the cast is made anew, unless they change through `.data`.
 
     Args:
         model: With weights in float32; others are left as they are.
@@ -47,7 +49,7 @@ def _forward(layer: nn.Linear, plainly: Callable[[Tensor], Tensor]) -> Callable[
             kept = None
             return plainly(input)
         dtype = torch.get_autocast_dtype(kind)
-        now = (dtype, weight.data_ptr(), weight._version)
+        now = (dtype, weight.data_ptr(), times_changed(weight))
         if kept is None or kept[1] != now:
             kept = weight.detach().to(dtype), now
         return nn.functional.linear(input, kept[0], layer.bias)
