@@ -245,10 +245,11 @@ def test_every_number_that_a_user_can_give_has_a_range():
     from titer.ranges import RANGES, numbers
     from titer.workflows.experiment_file import AlignSettings, EvaluateSettings, Experiment, FinetuneSettings
     from titer.workflows.field_file import Form, Tuning
+    from titer.workflows.field_theirs import Published, Theirs
 
     kinds = {method.config for _, _, method in methods.every()}
     kinds |= {AttackConfig, Profile, Search, Attack, Experiment, AlignSettings, FinetuneSettings, EvaluateSettings}
-    kinds |= {Form, Tuning}
+    kinds |= {Form, Tuning, Published, Theirs}
     own = {kind: {name for each in kind.__mro__ for name in vars(each).get("RANGES", {})} for kind in kinds}
     names = {name for kind in kinds for name in numbers(kind) if name not in own[kind]}
     names |= {"r", "lora_alpha", "lora_dropout"}
