@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import quiet
 from resistance_page import KAPPA, PHI, PLAIN, UNIT, Found, write
 
 from titer.assays.profile import Profile
@@ -142,10 +141,10 @@ def aligned(cell: Cell, work: Path) -> Path:
     return folder
 
 
-def run(cell: Cell, cells: Path, work: Path, profile: Profile = PROFILE) -> Mapping[str, Any]:
+def run(cell: Cell, cells: Path, work: Path) -> None:
     """Align, attack, and keep what was found as the file of a cell."""
     ours, theirs = aligned(cell, work), aligned(cell.control, work)
-    found = assay(str(ours), str(theirs), profile=profile, output=work / "assays", name=cell.name, show=True).scorecard
+    found = assay(str(ours), str(theirs), profile=PROFILE, output=work / "assays", name=cell.name, show=True).scorecard
     method, own = ARMS[cell.arm]
     about = {
         "schema": "titer/resistance-cell/1",
@@ -159,7 +158,6 @@ def run(cell: Cell, cells: Path, work: Path, profile: Profile = PROFILE) -> Mapp
         "environment": environment(),
     }
     write_atomically(cells / f"{cell.name}.json", json.dumps(about, indent=1, ensure_ascii=False).encode() + b"\n")
-    return about
 
 
 def protocol() -> dict[str, str]:
@@ -177,7 +175,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=FOLDER, help="cells and pages")
     parser.add_argument("--pages", action="store_true", help="write the pages of what is done")
     args = parser.parse_args()
-    quiet()
     cells = args.output / "cells"
     for cell in [Cell.read(name) for name in args.run or ()]:
         if not (cells / f"{cell.name}.json").exists():

@@ -178,6 +178,9 @@ def test_rounding_to_16_bits_is_told_by_the_row_and_not_by_the_logit():
     diverged[1, 2], diverged[3, 4] = float("nan"), float("inf")
     assert same_to_rounding(diverged, diverged.clone(), torch.bfloat16)
     assert not same_to_rounding(wanted, diverged, torch.bfloat16)
+    nothing = diverged.clone()
+    nothing[1, 2] = 0
+    assert not same_to_rounding(nothing, diverged, torch.bfloat16)
 
 
 @pytest.mark.parametrize(("leak", "way"), [(0.0, "shared"), (1e-3, "library")])
