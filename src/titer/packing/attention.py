@@ -1,7 +1,8 @@
 """Attention over a packed row, one sample at a time, and how a model is switched to it and back.
 
 `PACKED_ATTENTION` has a small mask for each sample, so that neither time nor memory grows with the square of the packed length.
-On accelerators in half precision one kernel takes the whole row (`titer.packing.varlen`).
+On accelerators in half precision one kernel takes the whole row (`titer.packing.varlen`); on CPUs short samples go through
+products of matrices (`titer.packing.halves`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from titer.compat import attention_of, library_attention, register_attention
 from titer.packing.batches import PackedBatch
+from titer.packing.halves import attend as attend_in_halves
+from titer.packing.halves import takes as in_halves
 from titer.packing.varlen import Pieces, kernel_for, pieces_of
 from titer.packing.varlen import attend as attend_in_one
 
@@ -118,11 +121,10 @@ def packed_attention(
             causal = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
             attention_mask = causal.tril(key.shape[2] - query.shape[2])[None, None]
         return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
-    kernel, precision = None, query.dtype
-    if softcap is None and s_aux is None and not dropout:
-        if torch.is_autocast_enabled(query.device.type):
-            precision = torch.get_autocast_dtype(query.device.type)
-        kernel = kernel_for(query, precision)
+    plain, precision = softcap is None and s_aux is None and not dropout, query.dtype
+    if torch.is_autocast_enabled(query.device.type):
+        precision = torch.get_autocast_dtype(query.device.type)
+    kernel = kernel_for(query, precision) if plain else None
     if kernel is not None:
         # Autocast does that for operations that it knows.
         query, key, value = (x.to(precision) for x in (query, key, value))
@@ -133,15 +135,16 @@ def packed_attention(
     for span, (prefix, mask) in enumerate(zip(spans.prefixes, spans.within(sliding_window), strict=True)):
         if spans.lengths[span] == 0:
             continue
-        shared = prefix >= 0 and spans.lengths[prefix] > 0
-        outputs.append(
-            attend(
-                queries[span],
-                torch.cat((keys[prefix], keys[span]), dim=2) if shared else keys[span],
-                torch.cat((values[prefix], values[span]), dim=2) if shared else values[span],
-                mask,
-            ).transpose(1, 2)
-        )
+        own_keys, own_values = keys[span], values[span]
+        if prefix >= 0 and spans.lengths[prefix] > 0:
+            own_keys = torch.cat((keys[prefix], own_keys), dim=2)
+            own_values = torch.cat((values[prefix], own_values), dim=2)
+        if plain and in_halves(queries[span], own_keys, precision):
+            in_16_bits = queries[span].to(precision), own_keys.to(precision), own_values.to(precision)
+            output = attend_in_halves(*in_16_bits, mask, scaling)
+        else:
+            output = attend(queries[span], own_keys, own_values, mask)
+        outputs.append(output.transpose(1, 2))
     # Transposed before they are joined, so that what comes out lies in memory as layers expect it.
     return torch.cat(outputs, dim=1), None
 

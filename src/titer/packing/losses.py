@@ -35,6 +35,9 @@ class LinearNLL(torch.autograd.Function):
         """Return the losses `(N,)` of hidden states `(N, hidden_size)`, in at least float32."""
         wants_gradient = ctx.needs_input_grad[0]
         losses, slopes = [], []
+        kind = hidden.device.type
+        if torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
+            weight = weight.to(torch.get_autocast_dtype(kind))  # once, where autocast would for every product
         for states, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits = F.linear(states, weight, bias)
             precise = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
