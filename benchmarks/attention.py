@@ -1,4 +1,6 @@
-"""Attention over short samples on a CPU in 16 bits: products of matrices against the fused kernel, alone and in a training step.
+"""Attention over short samples on a CPU in 16 bits: by products of matrices, many samples at once, against the fused kernel.
+
+Both go forward and backward through the attention of rows of alike samples, and through a training step.
 
 Seconds are those of the processor, so that other work on the machine shows less.
 """
@@ -12,37 +14,46 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from common import LORA, arguments, compare, even_rows, load, report
 from peft import LoraConfig, get_peft_model
 from rich.table import Table
 
 from titer.data import Record
 from titer.models import Template
-from titer.packing import attention, halves
-from titer.packing.attention import use_packed_attention
+from titer.packing import attention
+from titer.packing.attention import packed_attention, spans_of, use_packed_attention
 from titer.packing.batches import Sample, pack
 from titer.packing.losses import fuse_head, token_nll
 
-LENGTHS, HEADS, SIZE = (20, 45, 90, 160, 250), 9, 64
+LENGTHS, HEADS, SHARED, SIZE = (20, 45, 90, 160, 250), 9, 3, 64
 
 
-def alone(tokens: int) -> dict[str, Callable[[], Any]]:
-    """Return the two ways forward and backward through the attention of one sample."""
+def alone(tokens: int, rows: int) -> dict[str, Callable[[], Any]]:
+    """Return the two ways through the attention of as many samples of `tokens` tokens."""
     made = torch.Generator().manual_seed(0)
-    *heads, upstream = (torch.randn(1, HEADS, tokens, SIZE, generator=made).bfloat16() for _ in range(4))
-    for tensor in heads:
-        tensor.requires_grad_()
-    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None]
-
-    def fused() -> None:
-        output = F.scaled_dot_product_attention(*heads, attn_mask=mask)
-        torch.autograd.grad(output, heads, upstream)
+    batch = pack([Sample([1] * (tokens // 2), [[1] * (tokens - tokens // 2 + 1)])] * rows, share_prefix=False)
+    spans, total = spans_of(batch), batch["input_ids"].shape[1]
+    heads = [
+        torch.randn(1, count, total, SIZE, generator=made).bfloat16().requires_grad_()
+        for count in (HEADS, HEADS // SHARED, HEADS // SHARED)
+    ]
+    upstream = torch.randn(1, total, HEADS, SIZE, generator=made).bfloat16()
 
     def products() -> None:
-        torch.autograd.grad(halves.attend(*heads, mask), heads, upstream)
+        output, _ = packed_attention(None, *heads, None, spans=spans)  # type: ignore[arg-type]
+        torch.autograd.grad(output, heads, upstream)
 
-    return {f"fused {tokens}": fused, f"products {tokens}": products}
+    return {f"fused {tokens}": fused(products), f"products {tokens}": products}
+
+
+def fused(way: Callable[[], Any]) -> Callable[[], Any]:
+    """Return the same by the library's kernel."""
+
+    def run() -> None:
+        with patch.object(attention, "computes", lambda *_: False):
+            way()
+
+    return run
 
 
 def main() -> None:
@@ -62,23 +73,19 @@ def main() -> None:
             losses, _ = token_nll(adapted, batch)
         losses.mean().backward()
 
-    def fused_step() -> None:
-        with patch.object(attention, "in_halves", lambda *_: False):
-            step()
-
-    contenders: dict[str, Callable[[], Any]] = {"fused step": fused_step, "products step": step}
+    contenders: dict[str, Callable[[], Any]] = {"fused step": fused(step), "products step": step}
     for tokens in LENGTHS:
-        contenders |= alone(tokens)
+        contenders |= alone(tokens, args.rows)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(args.rounds + 1):
         for name, contender in contenders.items():
-            again = 1 if name.endswith("step") else 20
+            again = 1 if name.endswith("step") else 5
             start = time.process_time()
             for _ in range(again):
                 contender()
             if number:  # the first warms up
                 times[name].append((time.process_time() - start) / again)
-    title = f"{HEADS} heads of {SIZE}; {args.rows} rows of about {args.tokens} tokens a step"
+    title = f"{args.rows} samples at once; in a step of about {args.tokens} tokens"
     table = Table("forward and backward", "ms", "range", title=title)
     for name, values in times.items():
         low, median, high = (1000 * value for value in (min(values), statistics.median(values), max(values)))

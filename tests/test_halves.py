@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from titer.packing import attention, halves
+from titer.packing import attention
 from titer.packing.attention import packed_attention, spans_of
-from titer.packing.batches import Sample, pack
-from titer.packing.halves import attend, takes
+from titer.packing.batches import Sample, join, pack
+from titer.packing.halves import attend, computes
 
 SAMPLES = [
     Sample([1, 2, 3, 4], [[5, 6, 7], [8], [9, 10]]),
@@ -16,87 +15,101 @@ SAMPLES = [
 ]
 
 
-def heads_of(tokens, seed=0, heads=3, size=16):
-    made = torch.Generator().manual_seed(seed)
-    return [torch.randn((1, heads, tokens, size), generator=made).bfloat16() for _ in range(4)]
-
-
-def outputs_and_gradients(compute, tensors, upstream):
-    leaves = [x.clone().requires_grad_() for x in tensors]
-    output = compute(*leaves)
-    return [output, *torch.autograd.grad(output, leaves, upstream)]
-
-
 def apart(found, wanted):
     """The relative distance of each tensor from the definition in float64."""
     return [float((one.detach().double() - two).norm() / two.norm()) for one, two in zip(found, wanted, strict=True)]
 
 
-@pytest.mark.parametrize("scale", [None, 0.3])
-@pytest.mark.parametrize("tokens", [1, 7, 45, 160])
-def test_it_is_as_exact_as_the_fused_kernel(tokens, scale):
-    *tensors, upstream = heads_of(tokens)
-    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None]
-
-    def fused(query, key, value):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-
-    def longhand(query, key, value):
-        scores = query @ key.transpose(2, 3) * (16**-0.5 if scale is None else scale)
-        return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ value
-
-    wanted = outputs_and_gradients(longhand, [x.double() for x in tensors], upstream.double())
-    ours = outputs_and_gradients(lambda *x: attend(*x, mask, scale), tensors, upstream)
-    theirs = outputs_and_gradients(fused, tensors, upstream)
-    for own, other, size in zip(apart(ours, wanted), apart(theirs, wanted), [x.norm() for x in wanted], strict=True):
-        if size:  # of a single token the scores have no gradient
-            assert own < 0.004
-            assert own < 1.5 * other + 1e-6
+def definition(query, key, value, batch, scale, window):
+    """The attention of each sample, written out in float64."""
+    lengths, prefixes = [mask.shape[2] for mask in batch["masks"]], batch["prefixes"]
+    starts = [sum(lengths[:place]) for place in range(len(lengths))]
+    shared = query.shape[1] // key.shape[1]
+    outputs = []
+    for place, prefix in enumerate(prefixes):
+        own = list(range(starts[place], starts[place] + lengths[place]))
+        seen = [*(range(starts[prefix], starts[prefix] + lengths[prefix]) if prefix >= 0 else []), *own]
+        mask = batch["masks"][place]
+        if window is not None:
+            positions = batch["position_ids"][0]
+            mask = mask & (positions[own][:, None] - positions[seen][None, :] < window)
+        keys, values = (x[:, :, seen].repeat_interleave(shared, dim=1) for x in (key, value))
+        scores = query[:, :, own] @ keys.transpose(2, 3) * scale
+        outputs.append(scores.masked_fill(~mask, float("-inf")).softmax(-1) @ values)
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
-@pytest.mark.parametrize("window", [None, 3])
-def test_a_packed_row_goes_through_it(window, monkeypatch):
-    """With prefixes that samples share, where keys are more than queries, and under windows."""
-    batch = pack(SAMPLES)
-    spans = spans_of(batch)
-    *tensors, _ = heads_of(batch["input_ids"].shape[1])
-    upstream = torch.randn(1, tensors[0].shape[2], 3, 16, generator=torch.Generator().manual_seed(1))
-
-    def packed(*x):
-        return packed_attention(None, *x, None, spans=spans, sliding_window=window)[0]
-
-    wanted = outputs_and_gradients(packed, [x.double() for x in tensors], upstream.double())
-    calls = []
-    monkeypatch.setattr(attention, "attend_in_halves", lambda *x: calls.append(x[0].dtype) or attend(*x))
-    leaves = [x.float().requires_grad_() for x in tensors]
-    with torch.autocast("cpu", torch.bfloat16):  # which is on while the loss goes backward, too
-        output = packed(*leaves)
-        found = [output, *torch.autograd.grad(output, leaves, upstream.bfloat16())]
-    assert calls == [torch.bfloat16] * 4
-    assert output.dtype == torch.bfloat16
-    assert max(apart(found, wanted)) < 0.006
+def samples(*lengths):
+    return [Sample([7] * (length // 2), [[9] * (length - length // 2 + 1)]) for length in lengths]
 
 
-def test_long_samples_float32_and_dropout_go_through_the_library():
-    query = torch.zeros(1, 2, 161, 8)
-    assert takes(query[:, :, :160], query[:, :, :160], torch.bfloat16)
-    assert takes(query[:, :, :100], query, torch.float16)
-    assert not takes(query, query, torch.bfloat16)
-    assert not takes(query[:, :, :9], query[:, :, :9], torch.float32)
-    assert not takes(query[:, :, :9].to("meta"), query[:, :, :9].to("meta"), torch.bfloat16)
+BATCHES = {
+    "branches and prefixes": pack(SAMPLES),
+    "one token": pack([Sample([1], [[2]])], share_prefix=False),
+    "of unlike length": pack(samples(20, 45, 4, 160, 33, 90, 47), share_prefix=False),
+    "long ones among them": pack(samples(170, 20, 45, 200, 160), share_prefix=False),
+    "joined": join([pack(SAMPLES), pack(samples(30, 31)), pack(SAMPLES[1:])]),
+}
+
+
+@pytest.mark.parametrize("window", [None, 5, 1000])
+@pytest.mark.parametrize("shared", [1, 3])
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_it_is_as_exact_as_the_fused_kernel(batch, shared, window, monkeypatch):
+    """Outputs and gradients of a packed row, with prefixes, windows and heads that share their keys."""
+    spans, made = spans_of(batch), torch.Generator().manual_seed(0)
+    tokens = batch["input_ids"].shape[1]
+    sizes = ((2 * shared, 16), (2, 16), (2, 24))
+    tensors = [torch.randn((1, heads, tokens, size), generator=made).bfloat16() for heads, size in sizes]
+    upstream = torch.randn((1, tokens, 2 * shared, 24), generator=made).bfloat16()
+
+    def packed(*x):  # the loss goes backward under autocast, too
+        with torch.autocast("cpu", torch.bfloat16):
+            output = packed_attention(None, *x, None, spans=spans, scaling=0.3, sliding_window=window)[0]
+            return [output, *torch.autograd.grad(output, x, upstream.to(output.dtype))]
+
+    exact = [x.double().requires_grad_() for x in tensors]
+    output = definition(*exact, batch, 0.3, window)
+    wanted = [output.detach(), *torch.autograd.grad(output, exact, upstream.double())]
+    ours = packed(*(x.float().requires_grad_() for x in tensors))
+    monkeypatch.setattr(attention, "computes", lambda *_: False)
+    theirs = packed(*(x.float().requires_grad_() for x in tensors))
+    assert ours[0].dtype == theirs[0].dtype == torch.bfloat16
+    for own, other, exactly in zip(apart(ours, wanted), apart(theirs, wanted), wanted, strict=True):
+        if exactly.norm():  # of a single token the scores have no gradient
+            assert own < 0.005
+            assert own < max(1.5 * other, 0.0025)
+
+
+def test_which_samples_are_computed_together():
+    spans = spans_of(BATCHES["long ones among them"])
+    groups = spans.groups(None)
+    assert sorted(place for group in groups for place in group.places) == [2, 3, 5]  # the first is an empty prefix
+    assert all(len(group.tokens) == sum(spans.lengths[place] for place in group.places) for group in groups)
+    alike = spans_of(pack(samples(*[50] * 12), share_prefix=False)).groups(None)
+    assert [len(group.places) for group in alike] == [12]
+    many = spans_of(pack(samples(*[50] * 60), share_prefix=False)).groups(None)
+    assert len(many) == 3  # no more scores at once than a cache holds
+    unlike = spans_of(pack(samples(150, 10), share_prefix=False)).groups(None)
+    assert len(unlike) == 2  # most of them would be padding
+
+
+def test_float32_accelerators_and_dropout_go_through_the_library():
+    query = torch.zeros(1, 2, 9, 8)
+    assert computes(query, torch.bfloat16)
+    assert computes(query, torch.float16)
+    assert not computes(query, torch.float32)
+    assert not computes(query.to("meta"), torch.bfloat16)
     spans = spans_of(pack(SAMPLES))
-    *tensors, _ = heads_of(sum(spans.lengths))
-    torch.manual_seed(0)
-    one = packed_attention(None, *tensors, None, spans=spans, dropout=0.5)[0]
-    other = packed_attention(None, *tensors, None, spans=spans)[0]
-    assert not torch.equal(one, other)
+    tensors = [torch.randn(1, 2, sum(spans.lengths), 8).bfloat16() for _ in range(3)]
+    dropped = packed_attention(None, *tensors, None, spans=spans, dropout=0.5)[0]
+    assert not torch.equal(dropped, packed_attention(None, *tensors, None, spans=spans)[0])
 
 
 def test_nothing_is_kept_for_the_way_back_but_its_inputs():
-    *tensors, _ = heads_of(45)
-    query, key, value = (x.requires_grad_() for x in tensors)
-    mask = torch.ones(45, 45, dtype=torch.bool).tril()[None, None]
+    spans = spans_of(pack(samples(20, 45)))
+    tensors = [torch.randn(1, 2, sum(spans.lengths), 8).bfloat16().requires_grad_() for _ in range(3)]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        halves.attend(query, key, value, mask)
-    assert {id(x) for x in kept} <= {id(x) for x in (query, key, value, mask)}
+        attend(*tensors, spans.groups(None))
+    assert [id(x) for x in kept] == [id(x) for x in tensors]

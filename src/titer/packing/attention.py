@@ -19,8 +19,8 @@ from torch import Tensor
 
 from titer.compat import attention_of, library_attention, register_attention
 from titer.packing.batches import PackedBatch
+from titer.packing.halves import Group, computes, grouped
 from titer.packing.halves import attend as attend_in_halves
-from titer.packing.halves import takes as in_halves
 from titer.packing.varlen import Pieces, kernel_for, pieces_of
 from titer.packing.varlen import attend as attend_in_one
 
@@ -45,6 +45,7 @@ class Spans:
     positions: Tensor
     parts: list[list[int]]
     _windowed: dict[int, list[Tensor]] = field(default_factory=dict)
+    _grouped: dict[int | None, list[Group]] = field(default_factory=dict)
 
     def within(self, window: int | None) -> list[Tensor]:
         """Return the masks of a layer in which a token sees only itself and the `window` − 1 tokens before it."""
@@ -58,6 +59,12 @@ class Spans:
                 for own, prefix, mask in zip(places, self.prefixes, self.masks, strict=True)
             ]
         return self._windowed[window]
+
+    def groups(self, window: int | None) -> list[Group]:
+        """Return the short samples, in groups that are computed at once, for a layer with such a window."""
+        if window not in self._grouped:
+            self._grouped[window] = grouped(self.lengths, self.prefixes, self.within(window))
+        return self._grouped[window]
 
     @functools.cached_property
     def pieces(self) -> Pieces:
@@ -112,41 +119,53 @@ def packed_attention(
             raise NotImplementedError(f"packed attention does not know what `{name}` does to attention")
     if spans is None and softcap is None and s_aux is None:
         return library_attention(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     attend = functools.partial(_attend, dropout=dropout, scaling=scaling, softcap=softcap, sinks=s_aux)
     if spans is None:
         if attention_mask is None:
             causal = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
             attention_mask = causal.tril(key.shape[2] - query.shape[2])[None, None]
+        key, value = (_for_each_head(x, query) for x in (key, value))
         return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
-    plain, precision = softcap is None and s_aux is None and not dropout, query.dtype
-    if torch.is_autocast_enabled(query.device.type):
-        precision = torch.get_autocast_dtype(query.device.type)
-    kernel = kernel_for(query, precision) if plain else None
+    kernel, groups = None, []
+    if softcap is None and s_aux is None and not dropout:
+        precision = query.dtype
+        if torch.is_autocast_enabled(query.device.type):
+            precision = torch.get_autocast_dtype(query.device.type)
+        kernel = kernel_for(query, precision)
+        groups = spans.groups(sliding_window) if computes(query, precision) else []
+        if kernel is not None or groups:
+            # Autocast does that for operations that it knows.
+            query, key, value = (x.to(precision) for x in (query, key, value))
+    done: dict[int, Tensor] = {}
+    if groups:
+        output = attend_in_halves(query, key, value, groups, scaling)
+        pieces = output.split(spans.lengths, dim=1)
+        done = {place: pieces[place] for group in groups for place in group.places}
+        if all(place in done for place, length in enumerate(spans.lengths) if length):
+            return output, None
+    key, value = (_for_each_head(x, query) for x in (key, value))
     if kernel is not None:
-        # Autocast does that for operations that it knows.
-        query, key, value = (x.to(precision) for x in (query, key, value))
         return attend_in_one(kernel, query, key, value, spans.pieces, scaling, sliding_window), None
     # `split` and not slices: the gradient of a slice is a whole row of zeros, that of a split one concatenation.
     queries, keys, values = (x.split(spans.lengths, dim=2) for x in (query, key, value))
-    outputs = []
-    for span, (prefix, mask) in enumerate(zip(spans.prefixes, spans.within(sliding_window), strict=True)):
-        if spans.lengths[span] == 0:
+    for place, (prefix, mask) in enumerate(zip(spans.prefixes, spans.within(sliding_window), strict=True)):
+        if spans.lengths[place] == 0 or place in done:
             continue
-        own_keys, own_values = keys[span], values[span]
-        if prefix >= 0 and spans.lengths[prefix] > 0:
-            own_keys = torch.cat((keys[prefix], own_keys), dim=2)
-            own_values = torch.cat((values[prefix], own_values), dim=2)
-        if plain and in_halves(queries[span], own_keys, precision):
-            in_16_bits = queries[span].to(precision), own_keys.to(precision), own_values.to(precision)
-            output = attend_in_halves(*in_16_bits, mask, scaling)
-        else:
-            output = attend(queries[span], own_keys, own_values, mask)
-        outputs.append(output.transpose(1, 2))
+        shared = prefix >= 0 and spans.lengths[prefix] > 0
+        done[place] = attend(
+            queries[place],
+            torch.cat((keys[prefix], keys[place]), dim=2) if shared else keys[place],
+            torch.cat((values[prefix], values[place]), dim=2) if shared else values[place],
+            mask,
+        ).transpose(1, 2)
     # Transposed before they are joined, so that what comes out lies in memory as layers expect it.
-    return torch.cat(outputs, dim=1), None
+    return torch.cat([done[place] for place in sorted(done)], dim=1), None
+
+
+def _for_each_head(tensor: Tensor, query: Tensor) -> Tensor:
+    """Return keys or values, `(1, key_value_heads, T, head_dim)`, once for each head of the queries."""
+    groups = query.shape[1] // tensor.shape[1]
+    return tensor.repeat_interleave(groups, dim=1) if groups > 1 else tensor
 
 
 def _attend(
