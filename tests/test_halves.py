@@ -106,6 +106,24 @@ def test_float32_accelerators_and_dropout_go_through_the_library():
     assert not torch.equal(dropped, packed_attention(None, *tensors, None, spans=spans)[0])
 
 
+def test_what_is_no_number_stays_in_its_sample():
+    """A fleet's attackers share packed rows, and one that diverges must not take the others along."""
+    spans = spans_of(pack(samples(40, 45, 48), share_prefix=False))
+    assert len(spans.groups(None)) == 1
+    heads = [torch.randn(1, 2, sum(spans.lengths), 8).bfloat16() for _ in range(3)]
+    place = spans.groups(None)[0].places[0]
+    start = sum(spans.lengths[:place])
+    broken = slice(start, start + spans.lengths[place])
+    for tensor in heads:
+        tensor[:, :, broken] = float("nan")
+        tensor.requires_grad_()
+    output = attend(*heads, spans.groups(None))
+    found = [output, *(x.transpose(1, 2) for x in torch.autograd.grad(output, heads, torch.ones_like(output)))]
+    for tensor in found:
+        assert tensor[:, broken].isnan().all()
+        assert torch.cat((tensor[:, : broken.start], tensor[:, broken.stop :]), dim=1).isfinite().all()
+
+
 def test_nothing_is_kept_for_the_way_back_but_its_inputs():
     spans = spans_of(pack(samples(20, 45)))
     tensors = [torch.randn(1, 2, sum(spans.lengths), 8).bfloat16().requires_grad_() for _ in range(3)]

@@ -50,7 +50,7 @@ class Group:
         places: Their numbers in the row.
         tokens: `(n,)`, their own tokens, one after the other.
         padded: `(n,)`, the place of each of these in `(B · Q)`.
-        queries: `(B · Q,)`, the token of each place, any where there is none.
+        queries: `(B · Q,)`, the token of each place, where there is none the sample's first: what is no number stays in its sample.
         keys: `(B · K,)`, likewise.
         hidden: `(B, 1, 1, Q, K)`, true where a query does not see a key.
     """
@@ -109,10 +109,14 @@ def _group(spans: Sequence[Span], masks: Sequence[Tensor]) -> Group:
         places=[span.place for span in spans],
         tokens=ids([token for span in spans for token in span.queries]),
         padded=ids([number * wide + place for number, span in enumerate(spans) for place in range(len(span.queries))]),
-        queries=ids([token for span in spans for token in [*span.queries, *[0] * (wide - len(span.queries))]]),
-        keys=ids([token for span in spans for token in [*span.keys, *[0] * (high - len(span.keys))]]),
+        queries=ids([token for span in spans for token in _filled(span.queries, wide, span)]),
+        keys=ids([token for span in spans for token in _filled(span.keys, high, span)]),
         hidden=hidden,
     )
+
+
+def _filled(tokens: Sequence[int], size: int, span: Span) -> list[int]:
+    return [*tokens, *[span.queries[0]] * (size - len(tokens))]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, groups: Sequence[Group], scaling: float | None = None) -> Tensor:
