@@ -94,7 +94,7 @@ def test_which_samples_are_computed_together():
     assert len(unlike) == 2  # most of them would be padding
 
 
-def test_float32_accelerators_and_dropout_go_through_the_library():
+def test_other_precisions_accelerators_and_dropout_go_through_the_library():
     query = torch.zeros(1, 2, 9, 8)
     assert computes(query, torch.bfloat16)
     assert computes(query, torch.float16)
@@ -102,6 +102,8 @@ def test_float32_accelerators_and_dropout_go_through_the_library():
     assert not computes(query.to("meta"), torch.bfloat16)
     spans = spans_of(pack(SAMPLES))
     tensors = [torch.randn(1, 2, sum(spans.lengths), 8).bfloat16() for _ in range(3)]
+    with torch.autocast("cpu", torch.bfloat16):  # which leaves float64 alone
+        assert packed_attention(None, *(x.double() for x in tensors), None, spans=spans)[0].dtype == torch.float64
     dropped = packed_attention(None, *tensors, None, spans=spans, dropout=0.5)[0]
     assert not torch.equal(dropped, packed_attention(None, *tensors, None, spans=spans)[0])
 

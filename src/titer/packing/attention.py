@@ -129,7 +129,7 @@ def packed_attention(
     kernel, groups = None, []
     if softcap is None and s_aux is None and not dropout:
         precision = query.dtype
-        if torch.is_autocast_enabled(query.device.type):
+        if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:  # which autocast leaves alone
             precision = torch.get_autocast_dtype(query.device.type)
         kernel = kernel_for(query, precision)
         groups = spans.groups(sliding_window) if computes(query, precision) else []
