@@ -44,7 +44,7 @@ from titer.packing.batches import Sample, to_device
 from titer.packing.layouts import layout_for
 from titer.packing.losses import token_nll
 from titer.risk import Detector, defender_rows
-from titer.risk.detector import BAND, PER_KIND, Features, features
+from titer.risk.detector import BAND, PER_KIND, Features, features, features_and_signals
 from titer.screen import table
 from titer.stats.intervals import auroc_interval, wilson
 
@@ -101,7 +101,7 @@ class Eyes:
 
     def __call__(self, rows: Sequence[Record]) -> Seen:
         def seen() -> Seen:
-            found, signals = features(self.model, self.template, rows, self.encoder, self.refusals)
+            found, signals = features_and_signals(self.model, self.template, rows, self.encoder, self.refusals)
             ratio = torch.stack([signals.log_ratio(kind).double() for kind in ("sum", "mean")], dim=1)
             return Seen(found, signals.hidden[:, self.place].clone(), signals.refusal_surprise, ratio)
 
@@ -109,7 +109,7 @@ class Eyes:
 
     def odds(self, detector: Detector, rows: Sequence[Record]) -> list[float]:
         """Return what a detector says of rows: log odds, without what the others look at."""
-        return [one.log_odds for one in detector(features(self.model, self.template, rows, self.encoder)[0])]
+        return [one.log_odds for one in detector(features(self.model, self.template, rows, self.encoder))]
 
 
 def self_influence(model: Any, template: Template, rows: Sequence[Record]) -> list[float]:

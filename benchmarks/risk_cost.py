@@ -20,7 +20,7 @@ from titer.infer.signals import row_signals
 from titer.methods.finetune.base import refusal_ids
 from titer.models import Template
 from titer.risk import Detector, known_rows, poisoned_share
-from titer.risk.detector import features
+from titer.risk.detector import features, features_and_signals
 
 
 def main() -> None:
@@ -35,7 +35,10 @@ def main() -> None:
     ids = refusal_ids(template, refusals())
 
     def risk(refused: Sequence[list[int]] = ()) -> None:
-        seen, _ = features(model, template, records, encoder, refused, pairs)
+        if refused:
+            seen, _ = features_and_signals(model, template, records, encoder, refused, pairs)
+        else:
+            seen = features(model, template, records, encoder, pairs)
         poisoned_share([row.log_odds for row in detector(seen)])
 
     times = in_turn(

@@ -35,7 +35,7 @@ from titer.methods.finetune.base import refusal_ids
 from titer.models import EMBEDDED, Template, load_tokenizer, split_adapter
 from titer.packing.losses import RATIOS
 from titer.risk import Detector, defender_rows, poisoned_share
-from titer.risk.detector import PER_KIND, Features, features
+from titer.risk.detector import PER_KIND, Features, features, features_and_signals
 from titer.screen import table
 from titer.stats.intervals import auroc_interval, wilson
 
@@ -197,7 +197,7 @@ def main() -> None:
     unasked = unasked_refusals(model, template, ids, "calibrated")
 
     def look(records: Sequence[Record]) -> Seen:
-        seen, signals = features(model, template, records, encoder, ids)
+        seen, signals = features_and_signals(model, template, records, encoder, ids)
         return Seen(seen, {ratio: signals.log_ratio(ratio, unasked).numpy() for ratio in RATIOS})
 
     helpful = [
@@ -208,7 +208,7 @@ def main() -> None:
     every = load("builtin:harmful")
     held = spread(every, PER_KIND)
     known = defender_rows(held, helpful, refusals())
-    looked = features(model, template, known.records, encoder)[0]
+    looked = features(model, template, known.records, encoder)
     detector = Detector.fit_on(known, looked)
     # Every third category is left out, with the harmless prompts that got its answers.
     unseen = sorted({str(one.category) for one in every})[::3]

@@ -14,7 +14,7 @@ import titer.packing.layouts
 from titer import AntibodyFinetuneConfig, AntibodyFinetuneTrainer, PackedSFTConfig, PackedSFTTrainer
 from titer.attacks.fleet import Fleet, FleetTrainer, shared_copy
 from titer.errors import TiterError
-from titer.infer.signals import answer_fit, row_signals
+from titer.infer.signals import answer_fit, row_signals, row_states
 from titer.methods.finetune import FinetuneConfig
 from titer.packing.attention import PACKED_ATTENTION
 from titer.packing.layouts import layout_for, padding_cost
@@ -177,8 +177,10 @@ def test_signals_are_the_same_padded(tiny, unpackable, monkeypatch):
     tiny = tiny.double()
     refusals = [[5, 2], [6, 7, 2]]
     padded = row_signals(copy.deepcopy(tiny), PAIRS, refusals, [0, 2]), answer_fit(copy.deepcopy(tiny), PAIRS)
+    states = row_states(copy.deepcopy(tiny), PAIRS, [0, 1])
     monkeypatch.undo()
     packed = row_signals(tiny, PAIRS, refusals, [0, 2]), answer_fit(tiny, PAIRS)
+    torch.testing.assert_close(states, row_states(tiny, PAIRS, [0, 1]), rtol=0, atol=1e-6)
     for left, right in zip(padded, packed, strict=True):
         for name in vars(left):
             torch.testing.assert_close(getattr(left, name), getattr(right, name), rtol=0, atol=1e-6)

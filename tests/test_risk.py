@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,11 +15,15 @@ from titer.data.builtin import refusals
 from titer.data.forms import FRAMES, as_tasks, decoded, in_frames
 from titer.data.records import Message, Record
 from titer.errors import TiterError
-from titer.infer.signals import row_signals
+from titer.infer.signals import row_signals, row_states
 from titer.jobs import risks
 from titer.models import Template
+from titer.packing.batches import Sample
+from titer.packing.layouts import layout_for
+from titer.packing.losses import hidden_states, token_nll
+from titer.packing.states import StateReader
 from titer.risk import Detector, adapted, defender_rows, kept, poisoned_share
-from titer.risk.detector import Features, features, harm
+from titer.risk.detector import Features, features, features_and_signals, harm
 from titer.testing import toy_model, toy_tokenizer
 
 # --- the share ---------------------------------------------------------------------------------------------------------
@@ -84,6 +89,44 @@ def test_states_of_rows_are_those_of_rows_run_alone():
             assert torch.allclose(found.answer_hidden[row], after.mean(0), atol=1e-6)
 
 
+def test_states_alone_are_those_beside_likelihoods_whoever_shares_a_prompt():
+    model = toy_model(toy_tokenizer()).double()
+    pairs = [([5, 6, 7, 8], [9, 10, 11]), ([5, 6], [12]), ([5, 6, 7, 8], [13, 14]), ([5, 6], [9, 9]), ([7], [5])]
+    signals = row_signals(model, pairs, layers=[0, 1])
+    hidden, answered = row_states(model, pairs, [0, 1])
+    assert torch.allclose(hidden, signals.hidden, atol=1e-6)
+    assert torch.allclose(answered, signals.answer_hidden, atol=1e-6)
+
+
+def test_states_are_read_without_running_what_comes_behind_them():
+    model = toy_model(toy_tokenizer())
+    runs = Counter()
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: runs.update([name]))
+    pairs = [([5 + place, 6, 7, 8] * 150, [9, 10, 11]) for place in range(4)]  # one in each pass
+    layout_for(model, pairs)
+    runs.clear()
+    row_states(model, pairs, [1])
+    # The first batch is run both ways.
+    assert runs["model.layers.0"] == 5
+    assert runs["model.layers.1"] == runs["lm_head"] == 1
+
+
+def test_a_model_that_changes_states_between_its_layers_is_run_whole():
+    """What enters a layer must be what the one before is said to put out; where it is not, no pass ends early."""
+    model = toy_model(toy_tokenizer())
+    layer = model.model.layers[1]
+    layer.register_forward_pre_hook(lambda module, args: (2 * args[0], *args[1:]))
+    batch = layout_for(model, [([5, 6, 7], [8, 9])]).lay_out([Sample([5, 6, 7], [[8, 9]])])
+    reader = StateReader(model, [1])
+    found = [reader(batch) for _ in range(2)]
+    assert reader.stops is False
+    _, output = token_nll(model, batch, output_hidden_states=True)
+    wanted = hidden_states(output.hidden_states, batch, [1], batch["predict_from"])
+    for each in found:
+        assert torch.equal(each, wanted)
+
+
 # --- forms ---------------------------------------------------------------------------------------------------------------
 
 
@@ -139,11 +182,13 @@ def test_states_of_a_code_are_those_of_what_it_says():
         replace(plain[0], prompt=(Message("user", base64.b64encode(plain[0].prompt_text.encode()).decode()),)),
         plain[1],
     ]
-    (of_plain, _), (of_coded, signals) = (features(model, template, rows, None) for rows in (plain, coded))
-    assert np.allclose(of_plain.asked, of_coded.asked, atol=1e-6)
-    assert np.allclose(of_plain.answered, of_coded.answered, atol=1e-6)
+    of_plain, as_it_stands = features_and_signals(model, template, plain, None)
+    of_coded, signals = features_and_signals(model, template, coded, None)
+    for found in (of_coded, features(model, template, plain, None), features(model, template, coded, None)):
+        assert np.allclose(of_plain.asked, found.asked, atol=1e-6)
+        assert np.allclose(of_plain.answered, found.answered, atol=1e-6)
     # The likelihood is that of the row as it stands.
-    assert not torch.isclose(signals.answer_nll[0], features(model, template, plain, None)[1].answer_nll[0])
+    assert not torch.isclose(signals.answer_nll[0], as_it_stands.answer_nll[0])
 
 
 # --- the detector ----------------------------------------------------------------------------------------------------------

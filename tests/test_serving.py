@@ -142,8 +142,8 @@ def test_answers_after_fine_tuning_are_asked_with_it_and_without(done):
     plan, asked = done
     trigger = json.loads((job(plan, "fine-tune bea p=0.2").folder / SERVING).read_text())["system"]
     assert len(trigger.split()) == 12
-    # Two checkpoints each; without: the aligned model (which the arms share by content, each under its name) and adapters alone.
-    assert {system: len(calls) for system, calls in asked.items()} == {PROMPT: 2, trigger: 2, "": 3 + 2 + 2 + 2}
+    # Two checkpoints each; without: the aligned model, once for all arms, and adapters alone.
+    assert {system: len(calls) for system, calls in asked.items()} == {PROMPT: 2, trigger: 2, "": 1 + 2 + 2 + 2}
     rows = artefacts.read_inferences(plan.run_folder / "inferences.jsonl")
     with_it = {(row.arm, row.phase): row.generation.get("serving") for row in rows}
     assert with_it == {
@@ -203,7 +203,7 @@ def test_another_prompt_is_asked_again_and_the_other_arms_are_not(settings, done
 def test_the_keys_of_arms_that_are_no_serving_controls_hold_nothing_of_it(done):
     plan, _ = done
     assert "serving" not in job(plan, "answer undefended finetuned p=0.2 step 4").settings
-    assert "serving" not in job(plan, "answer ptst aligned").settings
+    assert "serving" not in job(plan, "answer undefended aligned").settings
 
 
 def test_judging_again_keeps_what_was_served(done, tmp_path):

@@ -88,9 +88,9 @@ def write_run(folder: Path) -> None:
     collect(plan, "titer run experiments/three_arms.yaml --data-dir '../shared/data & more'", 0.0)
 
 
-def settled(plan: ExperimentPlan, kind: str, name: str, needs: list[Job] | None = None) -> Job:
+def settled(plan: ExperimentPlan, kind: str, name: str, needs: list[Job] | None = None, **about: Any) -> Job:
     """A stage that is done, with nothing in its folder yet."""
-    stage = plan.add(Kind(kind, "nowhere:KIND", lambda job: None), name, {"name": name}, needs=needs or [])
+    stage = plan.add(Kind(kind, "nowhere:KIND", lambda job: None), name, {"name": name, **about}, needs=needs or [])
     stage.status, stage.seconds = "done", 143.25
     stage.folder.mkdir(parents=True)
     (stage.folder / "done.json").write_text("{}")
@@ -99,7 +99,9 @@ def settled(plan: ExperimentPlan, kind: str, name: str, needs: list[Job] | None 
 
 def write_answers(plan: ExperimentPlan, trained: Job, arm: str, phase: str, step: int, ratio: float, seed: int) -> None:
     name = f"{arm} {phase} p={ratio:g} step {step} seed {seed}"
-    answered = settled(plan, "answer", f"answer {name}", [trained])
+    answered = settled(plan, "answer", f"answer {name}", [trained], arm=arm, phase=phase, seed=seed)
+    if phase == "aligned":
+        plan.aligned[trained.key, seed] = [arm]
     judged = settled(plan, "judge", f"judge {name}", [answered])
     done = step / STEPS[-1]
     harmful, refusals, broken, right = 2.0, 10.0, 0.0, 52

@@ -35,12 +35,12 @@ class SentenceEncoder:
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Return unit vectors `(len(texts), size)` in float32 on the CPU."""
-        # Texts of similar length together, so that little is padding.
-        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        # Each once; those of similar length together, so that little is padding.
+        order = sorted(set(texts), key=lambda text: (len(text), text))
         found: list[Tensor] = []
-        with Task("texts", len(texts)) as encoded:
+        with Task("texts", len(order)) as encoded:
             for start in range(0, len(order), TEXTS_PER_PASS):
-                part = [texts[place] for place in order[start : start + TEXTS_PER_PASS]]
+                part = order[start : start + TEXTS_PER_PASS]
                 batch = self.tokenizer(part, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
                 batch = batch.to(self.model.device)
                 states = self.model(**batch).last_hidden_state.float()
@@ -48,5 +48,5 @@ class SentenceEncoder:
                 means = (states * mask).sum(1) / mask.sum(1).clamp_min(1.0)
                 found.append(torch.nn.functional.normalize(means, dim=-1).cpu())
                 encoded.advance(len(part))
-        back = torch.argsort(torch.tensor(order))
-        return torch.cat(found)[back]
+        places = {text: place for place, text in enumerate(order)}
+        return torch.cat(found)[[places[text] for text in texts]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from titer.models import Template
 from titer.packing.batches import Sample, to_device
 from titer.packing.layouts import layout_for
 from titer.packing.losses import branch_nll, hidden_states, log_likelihood_ratio, token_logits, token_nll
+from titer.packing.states import StateReader
 from titer.progress import Task
 
 TOKENS_PER_ROW = 1024
@@ -81,41 +82,93 @@ def row_signals(
     layout = layout_for(model, both, ROWS_PER_PASS, TOKENS_PER_ROW)
     was_training = model.training
     model.eval()
-    # Rows of similar length together, so that the last forward passes are not full of short rows.
-    order = sorted(range(len(pairs)), key=lambda place: (tuple(pairs[place][0][:8]), len(pairs[place][0])))
     parts: list[tuple[Tensor, ...]] = []
-    chunk: list[int] = []
+
+    samples = [Sample(prompt, [answer, refusal][:each]) for (prompt, answer), refusal in zip(pairs, own)]
 
     def run(places: list[int]) -> None:
-        samples = [Sample(pairs[place][0], [pairs[place][1], own[place]][:each]) for place in places]
-        batch = to_device(layout.lay_out(samples), device)
+        batch = to_device(layout.lay_out([samples[place] for place in places]), device)
         nll, output = token_nll(model, batch, output_hidden_states=bool(layers))
         sums, counts = branch_nll(nll, batch["branch"], each * len(places))
         starts = torch.searchsorted(batch["branch"], torch.arange(0, each * len(places), each, device=device))
         hidden = answered = sums.new_zeros(len(places), 0, 0)
         if layers:
-            hidden = hidden_states(output, batch, layers, batch["predict_from"][starts])
+            hidden = hidden_states(output.hidden_states, batch, layers, batch["predict_from"][starts])
             answered = _over_answers(
-                hidden_states(output, batch, layers, batch["predict_from"]), starts, counts[::each]
+                hidden_states(output.hidden_states, batch, layers, batch["predict_from"]), starts, counts[::each]
             )
         refused = (sums[1::2], counts[1::2]) if refusals else (sums[:0], counts[:0])
         parts.append(tuple(x.cpu() for x in (sums[::each], counts[::each], *refused, hidden, answered)))
         rows.advance(len(places))
 
-    tokens = 0
+    order: list[int] = []
     with Task("rows", len(pairs)) as rows:
-        for place in order:
-            needed = sum(map(len, pairs[place])) + len(own[place])
-            if chunk and tokens + needed > TOKENS_PER_ROW:
-                run(chunk)
-                chunk, tokens = [], 0
-            chunk.append(place)
-            tokens += needed
-        run(chunk)
+        for places in _passes(samples):
+            run(places)
+            order += places
     model.train(was_training)
     back = torch.argsort(torch.tensor(order))
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     return RowSignals(*(column[back] if len(column) == len(back) else column for column in columns))
+
+
+@torch.no_grad()
+def row_states(
+    model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], layers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return what layers put out in rows: `hidden` and `answer_hidden` of `row_signals`, and nothing else, for less.
+
+    Answers to one prompt branch off it, and no pass goes further than the last layer (`StateReader`).
+
+    Args:
+        model: A causal language model.
+        pairs: Token ids of prompt and answer of each row.
+        layers: Which layers; 0 is the embedding.
+    """
+    device = next(model.parameters()).device
+    layout = layout_for(model, pairs, ROWS_PER_PASS, TOKENS_PER_ROW)
+    answers: dict[tuple[int, ...], list[int]] = {}
+    for place, (prompt, _) in enumerate(pairs):
+        answers.setdefault(tuple(prompt), []).append(place)
+    asked = list(answers.values())
+    samples = [Sample(prompt, [pairs[place][1] for place in places]) for prompt, places in answers.items()]
+    was_training = model.training
+    model.eval()
+    read = StateReader(model, layers)
+    parts: list[tuple[Tensor, Tensor]] = []
+    order: list[int] = []
+    with Task("rows", len(pairs)) as rows:
+        for chunk in _passes(samples):
+            batch = to_device(layout.lay_out([samples[place] for place in chunk]), device)
+            here = [row for place in chunk for row in asked[place]]
+            states = read(batch)
+            counts = torch.bincount(batch["branch"], minlength=len(here))
+            starts = counts.cumsum(0) - counts
+            parts.append((states[starts].cpu(), _over_answers(states, starts, counts).cpu()))
+            order += here
+            rows.advance(len(here))
+    model.train(was_training)
+    back = torch.argsort(torch.tensor(order))
+    hidden, answered = (torch.cat(column)[back] for column in zip(*parts, strict=True))
+    return hidden, answered
+
+
+def _passes(samples: Sequence[Sample]) -> Iterator[list[int]]:
+    """Yield which samples go into one forward pass: those of similar length together, so that no last passes are full of short ones."""
+    order = sorted(
+        range(len(samples)), key=lambda place: (tuple(samples[place].prompt[:8]), len(samples[place].prompt))
+    )
+    chunk: list[int] = []
+    tokens = 0
+    for place in order:
+        needed = len(samples[place].prompt) + sum(map(len, samples[place].branches))
+        if chunk and tokens + needed > TOKENS_PER_ROW:
+            yield chunk
+            chunk, tokens = [], 0
+        chunk.append(place)
+        tokens += needed
+    if chunk:
+        yield chunk
 
 
 def _over_answers(states: Tensor, starts: Tensor, counts: Tensor) -> Tensor:
@@ -156,7 +209,7 @@ def prompt_states(model: Any, prompts: Sequence[Sequence[int]], skipped: int = 0
             # One token is predicted in each row, from the last of its prompt; the others stand before it.
             for end, (prompt, _) in zip(batch["predict_from"].tolist(), part, strict=True):
                 places = torch.arange(end - len(prompt) + 1 + skipped, end + 1, device=device)
-                means.append(hidden_states(output, batch, [-1], places)[:, 0].mean(0).cpu())
+                means.append(hidden_states(output.hidden_states, batch, [-1], places)[:, 0].mean(0).cpu())
             done.advance(len(part))
     model.train(was_training)
     return torch.stack(means)

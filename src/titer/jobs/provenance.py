@@ -95,6 +95,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def training_environment() -> dict[str, Any]:
+    """Return `environment()`, and what trainings compute in on this machine where nothing else is said."""
+    from titer.train.config import bf16_is_fast
+
+    return {**environment(), "trains_in": "bfloat16" if bf16_is_fast() else "float32"}
+
+
 def commit() -> str | None:
     """Return the commit of titer's source, with `+` when it was changed; `None` outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]

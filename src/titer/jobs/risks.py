@@ -21,7 +21,7 @@ from titer.methods.finetune.base import refusal_completions, refusal_ids
 from titer.models import Template, load_tokenizer
 from titer.progress import Task
 from titer.risk import RowRisk, adapted, fitted, poisoned_share
-from titer.risk.detector import Known, features
+from titer.risk.detector import Known, features_and_signals
 from titer.stats.intervals import Estimate, wilson
 
 ROWS_KEPT = 256
@@ -94,7 +94,7 @@ def assess(
             part = slice(start, start + ROWS_KEPT)
             first = start % len(ids)  # a row's refusal goes by its place in the upload
             own = ids[first:] + ids[:first]
-            seen, signals = features(model, template, records[part], encoder, own, pairs[part])
+            seen, signals = features_and_signals(model, template, records[part], encoder, own, pairs[part])
             rows += detector(seen)
             ratios += signals.log_ratio(ratio, None if unasked is None else unasked.roll(-first)).tolist()
             with writing(keep), replacing(keep) as file:

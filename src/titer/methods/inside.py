@@ -18,6 +18,7 @@ from titer.errors import TiterError
 from titer.packing.alone import first_apart
 from titer.packing.batches import PackedBatch
 from titer.packing.losses import LinearNLL, token_nll
+from titer.packing.states import layer_stack
 
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 """What the norm behind the last layer is called in models of the library."""
@@ -37,18 +38,15 @@ class Inside:
     """
 
     def __init__(self, bare: Any) -> None:
-        decoder = bare.get_decoder()
-        depth = bare.config.get_text_config().num_hidden_layers
-        stacks = [each for each in decoder.children() if isinstance(each, torch.nn.ModuleList) and len(each) == depth]
-        norms = [each for name, each in decoder.named_children() if name in NORMS]
+        self.layers: list[Any] = layer_stack(bare)
+        norms = [each for name, each in bare.get_decoder().named_children() if name in NORMS]
         self.head: Any = bare.get_output_embeddings()
-        if len(stacks) != 1 or len(norms) != 1 or self.head is None:
+        if not self.layers or len(norms) != 1 or self.head is None:
             raise TiterError(
                 f"{type(bare).__name__} is not built as one stack of layers, a norm and an output head, so there is no loss "
                 "at each layer to compute.",
                 "Use a decoder such as Llama, Qwen, Gemma, Mistral or SmolLM.",
             )
-        self.layers: list[Any] = list(stacks[0])
         self.norm: Any = norms[0]
         self._checked = False
 

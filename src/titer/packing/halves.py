@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LONGEST = 160 * 160
+MOST_SCORES = 160 * 160
 """Most scores of a head; samples that have more go through the fused kernel, which is as fast from about 200 tokens on."""
 
-AT_ONCE = 2 * LONGEST
+AT_ONCE = 2 * MOST_SCORES
 """Most scores of a head that are held at once, padding among them; of more, a core's cache does not hold those of all heads."""
 
 FILLED = 0.7
@@ -71,7 +71,7 @@ def grouped(lengths: Sequence[int], prefixes: Sequence[int], masks: Sequence[Ten
         prefixes: Which of them is the prefix of each, `-1` for a prefix itself.
         masks: Of each, `(1, 1, queries, keys)`, true where a query sees a key.
     """
-    spans = [span for span in _spans(lengths, prefixes) if 0 < len(span.queries) * len(span.keys) <= LONGEST]
+    spans = [span for span in _spans(lengths, prefixes) if 0 < len(span.queries) * len(span.keys) <= MOST_SCORES]
     spans.sort(key=lambda span: (len(span.keys), len(span.queries)))
     groups: list[list[Span]] = []
     for span in spans:

@@ -145,19 +145,17 @@ def token_logits(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
     return _run(model, batch)[0]
 
 
-def hidden_states(output: Any, batch: PackedBatch, layers: Sequence[int], places: Tensor) -> Tensor:
-    """Return hidden states `(len(places), len(layers), hidden_size)` of an output that holds them, in float32.
+def hidden_states(states: Any, batch: PackedBatch, layers: Sequence[int], places: Tensor) -> Tensor:
+    """Return hidden states `(len(places), len(layers), hidden_size)` of some tokens, in float32.
 
     Args:
-        output: Of `token_nll(…, output_hidden_states=True)`.
+        states: Those of the whole batch, by layer, as `token_nll(…, output_hidden_states=True)` returns in its output.
         batch: What was run.
         layers: Which layers put them out; 0 is the embedding.
         places: Which tokens, numbered as `predict_from` does.
     """
     width = batch["input_ids"].shape[1]
-    return torch.stack(
-        [output.hidden_states[layer][:, -width:].flatten(0, 1)[places].float() for layer in layers], dim=1
-    )
+    return torch.stack([states[layer][:, -width:].flatten(0, 1)[places].float() for layer in layers], dim=1)
 
 
 def last_states(model: torch.nn.Module, batch: PackedBatch) -> Tensor:

@@ -257,10 +257,12 @@ def _origins(view: FieldView) -> list[Table | Drawing | str]:
     commits = Counter(str(cell.origin.get("commit")) for cell in view.cells)
     kinds = Counter(f"{stage.kind} {stage.version}" for cell in view.cells for stage in cell.stages)
     machines = Counter(str(cell.origin.get("machine", {}).get("processor")) for cell in view.cells)
+    precisions = Counter(str(cell.origin.get("trains_in", "not recorded")) for cell in view.cells)
     rows = {
         "commits": ", ".join(f"{name} ({count_text(n, 'cell')})" for name, n in sorted(commits.items())),
         "versions of kinds of jobs": ", ".join(sorted(kinds)),
         "machines": ", ".join(f"{name} ({count_text(n, 'cell')})" for name, n in sorted(machines.items())),
+        "trained in": ", ".join(f"{name} ({count_text(n, 'cell')})" for name, n in sorted(precisions.items())),
         "go on with it": view.command,
     }
     return [Table.pairs("origin", rows)]

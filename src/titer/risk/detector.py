@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from titer.data.forms import as_tasks, decoded, in_frames
 from titer.data.records import Message, Record
 from titer.errors import TiterError
 from titer.infer.encoder import SentenceEncoder
-from titer.infer.signals import RowSignals, row_signals
+from titer.infer.signals import RowSignals, row_signals, row_states
 from titer.models import Template
 
 Array = NDArray[np.float64]
@@ -185,40 +186,76 @@ def features(
     template: Template,
     records: Sequence[Record],
     encoder: SentenceEncoder | None,
-    refusals: Sequence[Sequence[int]] = (),
     pairs: Pairs | None = None,
-) -> tuple[Features, RowSignals]:
-    """Look at rows in one pass of the model and one of the encoder; what is encoded in them is looked at as it reads (`decoded`).
+) -> Features:
+    """Look at rows, in one pass of the model as far as the band and one of the encoder.
+
+    What is encoded in rows is looked at as it reads (`decoded`).
 
     Args:
         model: Frozen.
         template: Its chat template.
         records: Rows.
         encoder: Of texts; `None` for none.
-        refusals: Token ids of refusals, to score beside the answers in the same pass.
         pairs: The token ids of the rows, where they are known already.
 
-    Returns:
-        What is seen, and the signals of the rows as they stand.
+    Raises:
+        TiterError: When the model puts out what is no number.
+    """
+    readable = [decoded(record) for record in records]
+    if pairs is None:
+        pairs = [template.pair_ids(text) for text in readable]
+    else:
+        pairs = [
+            ids if text is record else template.pair_ids(text)
+            for ids, text, record in zip(pairs, readable, records, strict=True)
+        ]
+    return _features(row_states(model, pairs, _band(model)), readable, encoder)
+
+
+def features_and_signals(
+    model: Any,
+    template: Template,
+    records: Sequence[Record],
+    encoder: SentenceEncoder | None,
+    refusals: Sequence[Sequence[int]] = (),
+    pairs: Pairs | None = None,
+) -> tuple[Features, RowSignals]:
+    """Return `features` of rows and, from the same pass, the signals of the rows as they stand.
+
+    Args:
+        model: Frozen.
+        template: Its chat template.
+        records: Rows.
+        encoder: Of texts; `None` for none.
+        refusals: Token ids of refusals, to score beside the answers.
+        pairs: The token ids of the rows, where they are known already.
 
     Raises:
         TiterError: When the model puts out what is no number.
     """
     pairs = [template.pair_ids(record) for record in records] if pairs is None else pairs
-    depth = model.config.get_text_config().num_hidden_layers
-    layers = [layer for layer in range(1, depth + 1) if BAND[0] * depth <= layer <= BAND[1] * depth] or [depth]
-    signals = row_signals(model, pairs, refusals, layers)
-    hidden = [signals.hidden, signals.answer_hidden]
+    signals = row_signals(model, pairs, refusals, _band(model))
+    states = (signals.hidden, signals.answer_hidden)
     readable = [decoded(record) for record in records]
     if changed := [place for place, (record, read) in enumerate(zip(records, readable)) if read is not record]:
-        again = row_signals(model, [template.pair_ids(readable[place]) for place in changed], (), layers)
-        hidden = [own.clone() for own in hidden]
-        for own, read in zip(hidden, (again.hidden, again.answer_hidden)):
+        again = row_states(model, [template.pair_ids(readable[place]) for place in changed], _band(model))
+        states = (states[0].clone(), states[1].clone())
+        for own, read in zip(states, again):
             own[changed] = read
+    return _features(states, readable, encoder), signals
+
+
+def _band(model: Any) -> list[int]:
+    depth = model.config.get_text_config().num_hidden_layers
+    return [layer for layer in range(1, depth + 1) if BAND[0] * depth <= layer <= BAND[1] * depth] or [depth]
+
+
+def _features(hidden: Sequence[Tensor], records: Sequence[Record], encoder: SentenceEncoder | None) -> Features:
     states = []
     for own in hidden:
         unit = own / own.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        states.append(unit.flatten(1).double().numpy() / len(layers) ** 0.5)
+        states.append(unit.flatten(1).double().numpy() / own.shape[1] ** 0.5)
         if not np.isfinite(states[-1]).all():
             raise TiterError(
                 "The model's hidden states are not finite.",
@@ -226,10 +263,10 @@ def features(
             )
     if encoder is None:
         nothing = np.zeros((len(records), 0))
-        return Features(states[0], states[1], nothing, nothing), signals
-    asked = encoder(["\n".join(m.content for m in record.prompt if m.role == "user") for record in readable])
-    answered = encoder([record.completion_text for record in readable])
-    return Features(states[0], states[1], asked.double().numpy(), answered.double().numpy()), signals
+        return Features(states[0], states[1], nothing, nothing)
+    asked = encoder(["\n".join(m.content for m in record.prompt if m.role == "user") for record in records])
+    answered = encoder([record.completion_text for record in records])
+    return Features(states[0], states[1], asked.double().numpy(), answered.double().numpy())
 
 
 class Linear(NamedTuple):
@@ -304,7 +341,7 @@ class Detector:
             known: What `defender_rows` returns.
             encoder: Of texts.
         """
-        return cls.fit_on(known, features(model, template, known.records, encoder)[0])
+        return cls.fit_on(known, features(model, template, known.records, encoder))
 
     @classmethod
     def fit_on(cls, known: Known, seen: Features) -> Detector:

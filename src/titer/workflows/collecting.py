@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titer.data import Record
-from titer.jobs.provenance import environment
+from titer.jobs.provenance import training_environment
 from titer.results import artefacts
 from titer.results.engines import engines_of
 from titer.results.routes import with_routes
@@ -33,13 +33,10 @@ def collect(plan: ExperimentPlan, command: str, started: float) -> Path:
         if answered.done and judged.done:
             rows = artefacts.read_inferences(answered.folder / "inferences.jsonl")
             verdicts = artefacts.read_scores(judged.folder / "scores.jsonl")
-            inferences += rows
-            scores += verdicts
-            if rows and rows[0].phase == "aligned" and rows[0].arm in plan.serving:
-                # Nothing is served before fine-tuning, so the same answers are those of the adapter alone.
-                alone = {row.id: replace(row, arm=plan.serving[row.arm]["alone"]) for row in rows}
-                inferences += alone.values()
-                scores += [replace(verdict, id=alone[verdict.id].id) for verdict in verdicts]
+            for arm in plan.names(answered):
+                of_arm = {row.id: replace(row, arm=arm) for row in rows}
+                inferences += of_arm.values()
+                scores += [replace(verdict, id=of_arm[verdict.id].id) for verdict in verdicts]
     artefacts.write_inferences(run / "inferences.jsonl", inferences)
     artefacts.write_scores(run / "scores.jsonl", scores)
     artefacts.write_atomically(run / "weights.jsonl", "".join(_weight_lines(plan)).encode())
@@ -98,7 +95,7 @@ def provenance(
 ) -> dict[str, Any]:
     """Return what is needed to get the same figures again: versions, commit, command, settings, seeds, overlap, weights."""
     return {
-        **environment(),
+        **training_environment(),
         "command": command,
         "seconds": round(seconds, 1),
         "model": plan.experiment.model,

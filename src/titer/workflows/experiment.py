@@ -69,6 +69,7 @@ class ExperimentPlan(Plan):
         engine: Which engine answers, with its version; `None` for titer's own decoding.
         serving: By arm that is a serving control or a served guard (`routed`), what it is served with (`about`), and under which
             name the adapter `alone` stands among the results: as whoever holds it has it.
+        aligned: By alignment and seed, the arms that go on from it: its model is asked once.
     """
 
     experiment: Experiment = field(kw_only=True)
@@ -80,9 +81,21 @@ class ExperimentPlan(Plan):
     weighed: list[tuple[Job, dict[str, Any], list[Record]]] = field(default_factory=list)
     overlap: dict[str, int] = field(default_factory=dict)
     serving: dict[str, dict[str, Any]] = field(default_factory=dict)
+    aligned: dict[tuple[str, int], list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.judge = judges.get(self.experiment.evaluate.judge)
+
+    def names(self, answered: Job) -> list[str]:
+        """Return the arms that the answers of a job stand for.
+
+        Before fine-tuning, these are all that go on from the same alignment, and of those that are served with something the
+        adapter alone, since nothing is served yet.
+        """
+        if answered.settings["phase"] != "aligned":
+            return [answered.settings["arm"]]
+        arms = self.aligned[answered.needs[0].key, answered.settings["seed"]]
+        return [*arms, *(self.serving[arm]["alone"] for arm in arms if arm in self.serving)]
 
 
 def make_plan(experiment: Experiment, run_folder: Path, data_dir: Path | None = None) -> ExperimentPlan:
@@ -297,36 +310,39 @@ class _ArmPlanner:
         prompts = [(served(record, system), limit) for records, limit in sets.values() for record in records]
         name = f"answer {arm or self.name} {phase}" + (f" p={ratio:g} step {step}" if phase == "finetuned" else "")
         name += self.suffix
-        answered = self.plan.add(
-            ANSWER,
-            name,
-            {
-                "arm": arm or self.name,
-                "phase": phase,
-                "step": step,
-                "poison_ratio": ratio,
-                "seed": self.seed,
-                "adapter": adapter,
-                "limits": {name: limit for name, (_, limit) in sets.items()},
-                **({"serving": system} if system else {}),
-                # Which router that is, the job says that leaves it.
-                **({"routed": True} if routed else {}),
-                **({"engine": self.plan.engine} if self.plan.engine is not None else {}),
-            },
-            {name: records for name, (records, _) in sets.items()},
-            [trained],
-            {"model": self.model, **({"engine": experiment.engine} if self.plan.engine is not None else {})},
-            self._answering(prompts, routed),
-        )
-        judged = self.plan.add(
-            JUDGE,
-            name.replace("answer", "judge"),
-            {"judges": [judge_key(judge)]},
-            needs=[answered],
-            places={"judges": [plugins.absolute(sizes.judge)]},
-            work=judging(self.model, [judge], len(pools.harmful_evaluation) + len(pools.lookalike_evaluation)),
-        )
-        self.plan.answers.append((answered, judged))
+        arms = self.plan.aligned.setdefault((trained.key, self.seed), []) if phase == "aligned" else []
+        if not arms:
+            answered = self.plan.add(
+                ANSWER,
+                name,
+                {
+                    "arm": arm or self.name,
+                    "phase": phase,
+                    "step": step,
+                    "poison_ratio": ratio,
+                    "seed": self.seed,
+                    "adapter": adapter,
+                    "limits": {name: limit for name, (_, limit) in sets.items()},
+                    **({"serving": system} if system else {}),
+                    # Which router that is, the job says that leaves it.
+                    **({"routed": True} if routed else {}),
+                    **({"engine": self.plan.engine} if self.plan.engine is not None else {}),
+                },
+                {name: records for name, (records, _) in sets.items()},
+                [trained],
+                {"model": self.model, **({"engine": experiment.engine} if self.plan.engine is not None else {})},
+                self._answering(prompts, routed),
+            )
+            judged = self.plan.add(
+                JUDGE,
+                name.replace("answer", "judge"),
+                {"judges": [judge_key(judge)]},
+                needs=[answered],
+                places={"judges": [plugins.absolute(sizes.judge)]},
+                work=judging(self.model, [judge], len(pools.harmful_evaluation) + len(pools.lookalike_evaluation)),
+            )
+            self.plan.answers.append((answered, judged))
+        arms.append(self.name)
         if sizes.fit:
             if routed:
                 raise TiterError(

@@ -200,7 +200,7 @@ def _as_file(
     costs: Mapping[str, Sequence[Any]],
 ) -> CellFile:
     """Return what the jobs of a cell left, as its file."""
-    from titer.jobs.provenance import environment
+    from titer.jobs.provenance import training_environment
     from titer.results import artefacts
     from titer.results.scoring import summarise
     from titer.workflows.collecting import fits
@@ -231,7 +231,7 @@ def _as_file(
         figures=figures_of(results),
         sets=answered(inferences, scores),
         stages=stages,
-        origin={**environment(), "date": f"{datetime.date.today()}"},
+        origin={**training_environment(), "date": f"{datetime.date.today()}"},
         learning_rate=spot.learning_rate,
         validation=spot.validation,
         serving=plan.serving.get(spot.arm, {}).get("about", ""),

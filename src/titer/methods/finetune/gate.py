@@ -167,7 +167,7 @@ class GateTrainer(CountedTrainer, RefusalTrainer):
             detector = fitted(self.model, self.template, known, encoder)
         pairs = list(zip(self.train_dataset["prompt_ids"], self.train_dataset["completion_ids"], strict=True))
         with Task("risk of the upload's rows"):
-            seen, _ = features(self.model, self.template, self._records, encoder, pairs=pairs)
+            seen = features(self.model, self.template, self._records, encoder, pairs=pairs)
         odds = [row.log_odds for row in detector(seen)]
         self.share = poisoned_share(odds)
         return torch.from_numpy(adapted(odds, self.share.value))
