@@ -15,6 +15,7 @@ from titer.data.builtin import refusals
 from titer.data.forms import FRAMES, as_tasks, decoded, in_frames
 from titer.data.records import Message, Record
 from titer.errors import TiterError
+from titer.infer import signals
 from titer.infer.signals import row_signals, row_states
 from titer.jobs import risks
 from titer.models import Template
@@ -92,19 +93,20 @@ def test_states_of_rows_are_those_of_rows_run_alone():
 def test_states_alone_are_those_beside_likelihoods_whoever_shares_a_prompt():
     model = toy_model(toy_tokenizer()).double()
     pairs = [([5, 6, 7, 8], [9, 10, 11]), ([5, 6], [12]), ([5, 6, 7, 8], [13, 14]), ([5, 6], [9, 9]), ([7], [5])]
-    signals = row_signals(model, pairs, layers=[0, 1])
+    beside = row_signals(model, pairs, layers=[0, 1])
     hidden, answered = row_states(model, pairs, [0, 1])
-    assert torch.allclose(hidden, signals.hidden, atol=1e-6)
-    assert torch.allclose(answered, signals.answer_hidden, atol=1e-6)
+    assert torch.allclose(hidden, beside.hidden, atol=1e-6)
+    assert torch.allclose(answered, beside.answer_hidden, atol=1e-6)
 
 
-def test_states_are_read_without_running_what_comes_behind_them():
+def test_states_are_read_without_running_what_comes_behind_them(monkeypatch):
+    monkeypatch.setattr(signals, "TOKENS_PER_ROW", 8)
     model = toy_model(toy_tokenizer())
     runs = Counter()
     for name, module in model.named_modules():
         module.register_forward_hook(lambda *_, name=name: runs.update([name]))
-    pairs = [([5 + place, 6, 7, 8] * 150, [9, 10, 11]) for place in range(4)]  # one in each pass
-    layout_for(model, pairs)
+    pairs = [([5 + place, 6, 7, 8], [9, 10, 11]) for place in range(4)]  # one in each pass
+    layout_for(model, pairs, signals.ROWS_PER_PASS, signals.TOKENS_PER_ROW)
     runs.clear()
     row_states(model, pairs, [1])
     # The first batch is run both ways.
@@ -183,12 +185,12 @@ def test_states_of_a_code_are_those_of_what_it_says():
         plain[1],
     ]
     of_plain, as_it_stands = features_and_signals(model, template, plain, None)
-    of_coded, signals = features_and_signals(model, template, coded, None)
+    of_coded, of_code = features_and_signals(model, template, coded, None)
     for found in (of_coded, features(model, template, plain, None), features(model, template, coded, None)):
         assert np.allclose(of_plain.asked, found.asked, atol=1e-6)
         assert np.allclose(of_plain.answered, found.answered, atol=1e-6)
     # The likelihood is that of the row as it stands.
-    assert not torch.isclose(signals.answer_nll[0], as_it_stands.answer_nll[0])
+    assert not torch.isclose(of_code.answer_nll[0], as_it_stands.answer_nll[0])
 
 
 # --- the detector ----------------------------------------------------------------------------------------------------------
@@ -407,7 +409,7 @@ def test_clean_rows_of_no_file_are_messages(titer, place, tmp_path):
 def test_an_interrupted_audit_goes_on_where_it_stopped(titer, place, tmp_path, monkeypatch):
     monkeypatch.setattr(risks, "ROWS_KEPT", 8)
     assert audited(titer, place, tmp_path / "whole")[0] == 0
-    looked, look = [], risks.features
+    looked, look = [], risks.features_and_signals
 
     def counted(model, template, records, *rest):
         looked.append(len(records))
@@ -415,7 +417,7 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(titer, place, tmp_path, m
             raise KeyboardInterrupt
         return look(model, template, records, *rest)
 
-    monkeypatch.setattr(risks, "features", counted)
+    monkeypatch.setattr(risks, "features_and_signals", counted)
     assert audited(titer, place, tmp_path / "stopped")[0] != 0
     assert (tmp_path / "stopped" / "audit.part.jsonl").exists()
     looked[:] = [0] * 3
