@@ -114,6 +114,21 @@ def test_states_are_read_without_running_what_comes_behind_them(monkeypatch):
     assert runs["model.layers.1"] == runs["lm_head"] == 1
 
 
+def test_one_prompt_with_more_answers_than_fit_into_a_pass_takes_several(monkeypatch):
+    monkeypatch.setattr(signals, "TOKENS_PER_ROW", 20)
+    model = toy_model(toy_tokenizer()).double()
+    pairs = [([5, 6, 7], [8 + place, 9, 10, 11]) for place in range(12)]
+    widths = []
+    model.register_forward_pre_hook(
+        lambda module, args, named: widths.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    found = row_states(model, pairs, [1])
+    assert max(widths) <= 20
+    beside = row_signals(model, pairs, layers=[1])
+    assert torch.allclose(found[0], beside.hidden, atol=1e-6)
+    assert torch.allclose(found[1], beside.answer_hidden, atol=1e-6)
+
+
 def test_a_model_that_changes_states_between_its_layers_is_run_whole():
     """What enters a layer must be what the one before is said to put out; where it is not, no pass ends early."""
     model = toy_model(toy_tokenizer())

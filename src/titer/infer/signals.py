@@ -83,7 +83,6 @@ def row_signals(
     was_training = model.training
     model.eval()
     parts: list[tuple[Tensor, ...]] = []
-
     samples = [Sample(prompt, [answer, refusal][:each]) for (prompt, answer), refusal in zip(pairs, own)]
 
     def run(places: list[int]) -> None:
@@ -127,11 +126,8 @@ def row_states(
     """
     device = next(model.parameters()).device
     layout = layout_for(model, pairs, ROWS_PER_PASS, TOKENS_PER_ROW)
-    answers: dict[tuple[int, ...], list[int]] = {}
-    for place, (prompt, _) in enumerate(pairs):
-        answers.setdefault(tuple(prompt), []).append(place)
-    asked = list(answers.values())
-    samples = [Sample(prompt, [pairs[place][1] for place in places]) for prompt, places in answers.items()]
+    answers = _by_prompt(pairs)
+    samples = [Sample(pairs[places[0]][0], [pairs[place][1] for place in places]) for places in answers]
     was_training = model.training
     model.eval()
     read = StateReader(model, layers)
@@ -140,7 +136,7 @@ def row_states(
     with Task("rows", len(pairs)) as rows:
         for chunk in _passes(samples):
             batch = to_device(layout.lay_out([samples[place] for place in chunk]), device)
-            here = [row for place in chunk for row in asked[place]]
+            here = [row for place in chunk for row in answers[place]]
             states = read(batch)
             counts = torch.bincount(batch["branch"], minlength=len(here))
             starts = counts.cumsum(0) - counts
@@ -153,8 +149,23 @@ def row_states(
     return hidden, answered
 
 
+def _by_prompt(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[int]]:
+    """Return which rows have a prompt in common, no more of them together than fit into a pass."""
+    groups: list[list[int]] = []
+    last: dict[tuple[int, ...], tuple[list[int], int]] = {}
+    for place, (prompt, answer) in enumerate(pairs):
+        group, tokens = last.get(tuple(prompt), ([], len(prompt)))
+        if group and tokens + len(answer) > TOKENS_PER_ROW:
+            group, tokens = [], len(prompt)
+        if not group:
+            groups.append(group)
+        group.append(place)
+        last[tuple(prompt)] = group, tokens + len(answer)
+    return groups
+
+
 def _passes(samples: Sequence[Sample]) -> Iterator[list[int]]:
-    """Yield which samples go into one forward pass: those of similar length together, so that no last passes are full of short ones."""
+    """Yield which samples go into one pass, those of like length together, so that the last passes are not full of short ones."""
     order = sorted(
         range(len(samples)), key=lambda place: (tuple(samples[place].prompt[:8]), len(samples[place].prompt))
     )

@@ -64,16 +64,19 @@ class StateReader:
             return None
         entering: dict[int, Tensor] = {}
 
-        def enter(place: int, states: Tensor) -> None:
-            entering[place] = states
-            if place == last:
+        def enter(place: int, args: Any, named: dict[str, Any]) -> None:
+            states = args[0] if args else named.get("hidden_states")
+            if isinstance(states, Tensor):
+                entering[place] = states
+            if place == last and len(entering) == len(places):
                 raise _Enough
 
+        places = set(self.layers)
         with ExitStack() as hooks:
-            for place in set(self.layers):
+            for place in places:
 
-                def before(module: Any, args: Any, named: Any, place: int = place) -> None:
-                    enter(place, args[0] if args else named["hidden_states"])
+                def before(module: Any, args: Any, named: dict[str, Any], place: int = place) -> None:
+                    enter(place, args, named)
 
                 hooks.callback(stack[place].register_forward_pre_hook(before, with_kwargs=True).remove)
             try:
