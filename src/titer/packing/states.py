@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,22 +64,19 @@ class StateReader:
         if last >= len(stack):  # what the last layer puts out is read behind the norm that follows it
             return None
         entering: dict[int, Tensor] = {}
+        places = set(self.layers)
 
-        def enter(place: int, args: Any, named: dict[str, Any]) -> None:
+        def enter(place: int, module: Any, args: Any, named: dict[str, Any]) -> None:
             states = args[0] if args else named.get("hidden_states")
             if isinstance(states, Tensor):
                 entering[place] = states
             if place == last and len(entering) == len(places):
                 raise _Enough
 
-        places = set(self.layers)
         with ExitStack() as hooks:
             for place in places:
-
-                def before(module: Any, args: Any, named: dict[str, Any], place: int = place) -> None:
-                    enter(place, args, named)
-
-                hooks.callback(stack[place].register_forward_pre_hook(before, with_kwargs=True).remove)
+                handle = stack[place].register_forward_pre_hook(partial(enter, place), with_kwargs=True)
+                hooks.callback(handle.remove)
             try:
                 token_nll(self.model, batch)
             except _Enough:
