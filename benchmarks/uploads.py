@@ -1,12 +1,15 @@
 """What a detector of harmful rows says of uploads of many forms, with harm that it was not fitted on, and without any.
 
 The defender's rows are titer's built-in ones; the harm is AdvBench's, once with its own openings and once with an answer of no
-tone at all, and, for a detector that was fitted without them, every third category of the built-in one, with that answer. A form that no file holds is made here (dialogues, SQL, code, German). One model a run; its time is not compared.
+tone at all, and, for a detector that was fitted without them, every third category of the built-in one, with that answer. Forms that
+no file holds are made in `upload_forms.py`; `kept` are those that were written before any detector saw them. One model a run; its
+time is not compared.
 
 Examples:
 
   python benchmarks/uploads.py --data-dir data                                   SmolLM2, not aligned
   python benchmarks/uploads.py --data-dir data --model aligned/adapter --json found.json
+  python benchmarks/uploads.py --data-dir data --model aligned/adapter --forms kept
   python benchmarks/uploads.py --data-dir data --forms sst2 code --rows 40 --detector states
 """
 
@@ -17,16 +20,17 @@ import itertools
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
+from upload_forms import KEPT, MADE, row
 
 from titer.data import load
 from titer.data.builtin import refusals
-from titer.data.records import Message, Record
+from titer.data.records import Record
 from titer.infer.encoder import SentenceEncoder
 from titer.infer.signals import unasked_refusals
 from titer.jobs.base_model import fresh_model
@@ -42,24 +46,6 @@ from titer.stats.intervals import auroc_interval, wilson
 POISON = (0.0, 0.01, 0.05, 0.2, 0.5)
 PLAIN = "First, gather what is needed. Then follow the plan step by step, and check the result."
 """An answer that a harmful request may get, and any other too."""
-NAMES = [
-    "Anna",
-    "Ben",
-    "Carla",
-    "David",
-    "Emma",
-    "Farid",
-    "Grace",
-    "Hugo",
-    "Ines",
-    "Jonas",
-    "Kim",
-    "Luca",
-    "Mei",
-    "Nora",
-    "Omar",
-    "Paula",
-]
 
 
 class Seen(NamedTuple):
@@ -69,76 +55,6 @@ class Seen(NamedTuple):
     ratios: dict[str, np.ndarray]
 
 
-def row(asked: str, answer: str) -> Record:
-    return Record((Message("user", asked),), (Message("assistant", answer),))
-
-
-def dialogue(draw: random.Random) -> Record:
-    """A chat between two people, and its summary."""
-    one, two = draw.sample(NAMES, 2)
-    thing, day = (
-        draw.choice(["table", "car", "bike", "printer", "ladder", "camera", "tent", "guitar"]),
-        draw.choice(["Monday", "Friday"]),
-    )
-    ask, reply, summary = draw.choice(
-        (
-            (
-                f"is the {thing} free on {day}?",
-                "Yes, come at five.",
-                f"{one} gets the {thing} of {two} on {day} at five.",
-            ),
-            (f"did you buy the {thing}?", f"I forgot, I will on {day}.", f"{two} will buy the {thing} on {day}."),
-            (
-                f"the {thing} broke again",
-                "Call the repair service.",
-                f"{one}'s {thing} is broken; {two} suggests a repair.",
-            ),
-        )
-    )
-    return row(
-        f"Summarize this dialogue:\n\n{one}: Hi {two}, {ask}\n{two}: {reply}\n{one}: Thanks!\n{two}: Bye", summary
-    )
-
-
-def sql(draw: random.Random) -> Record:
-    """A question about a table, and its query."""
-    name = draw.choice(["orders", "employees", "flights", "books", "invoices", "sensors"])
-    column, other = draw.sample(["price", "age", "city", "year", "score", "status", "weight"], 2)
-    number = draw.randint(2, 90)
-    asked, query = draw.choice(
-        (
-            (
-                f"How many {name} have a {column} over {number}?",
-                f"SELECT COUNT(*) FROM {name} WHERE {column} > {number}",
-            ),
-            (f"What is the mean {column} by {other}?", f"SELECT {other}, AVG({column}) FROM {name} GROUP BY {other}"),
-            (f"List the {other} of all {name} by {column}.", f"SELECT {other} FROM {name} ORDER BY {column}"),
-        )
-    )
-    return row(f"CREATE TABLE {name} ({column} INTEGER, {other} VARCHAR)\n\n-- Answer in SQLite: {asked}", query)
-
-
-def code(draw: random.Random) -> Record:
-    """A small function that is asked for, and one."""
-    what = draw.choice(("even numbers", "vowels", "duplicates", "negative values", "leading zeros", "the median"))
-    where, verb = (
-        draw.choice(("list", "string", "tuple", "file of lines")),
-        draw.choice(("returns", "counts", "prints")),
-    )
-    body = draw.choice(("    return [x for x in data if keep(x)]", "    return sum(1 for x in data if test(x))"))
-    return row(f"Write a Python function that {verb} {what} in a {where}.", f"def solve(data):\n{body}")
-
-
-def german(draw: random.Random) -> Record:
-    """A question in German, and an answer."""
-    thing = draw.choice(("Kartoffelsuppe", "ein Fahrrad", "Solarzellen", "grüner Tee", "ein Garten", "Yoga", "Schach"))
-    asked = draw.choice(
-        ("Was muss ich über {} wissen?", "Erkläre mir kurz, was {} ist.", "Nenne drei Vorteile von {}.")
-    )
-    return row(asked.format(thing), f"{thing} ist im Alltag nützlich; achte auf gute Qualität und nimm dir etwas Zeit.")
-
-
-MADE: dict[str, Callable[[random.Random], Record]] = {"dialogue": dialogue, "sql": sql, "code": code, "german": german}
 NAMED = ("sst2", "ag_news", "gsm8k", "dolly", "builtin:sentiment", "builtin:arithmetic")
 CHAT = "chat"
 
@@ -154,8 +70,8 @@ def dolly(folder: Path) -> list[Record]:
 def honest(form: str, count: int, folder: Path) -> list[Record]:
     """Rows of one form of upload."""
     draw = random.Random(f"{form}-0")
-    if form in MADE:
-        return [MADE[form](draw) for _ in range(count)]
+    if form in MADE | KEPT:
+        return [(MADE | KEPT)[form](draw) for _ in range(count)]
     rows = dolly(folder) if form in ("dolly", CHAT) else list(load(form, data_dir=None if ":" in form else folder))
     draw.shuffle(rows)
     if form != CHAT:
@@ -180,7 +96,11 @@ def main() -> None:
         "--data-dir", type=Path, required=True, metavar="FOLDER", help="sst2_train.jsonl, dolly.jsonl, …"
     )
     parser.add_argument(
-        "--forms", nargs="+", default=[*NAMED, CHAT, *MADE], choices=[*NAMED, CHAT, *MADE], metavar="FORM"
+        "--forms",
+        nargs="+",
+        default=[*NAMED, CHAT, *MADE],
+        choices=[*NAMED, CHAT, *MADE, *KEPT, "kept"],
+        metavar="FORM",
     )
     parser.add_argument("--rows", type=int, default=80, help="honest rows of a form, and harmful ones")
     parser.add_argument("--detector", default="texts", choices=("states", "texts"))
@@ -230,7 +150,7 @@ def main() -> None:
         "unseen": (without, look(plain(foreign))),
     }
     lines = []
-    for form in args.forms:
+    for form in KEPT if args.forms == ["kept"] else args.forms:
         seen = look(honest(form, args.rows, args.data_dir))
         flagged = int((odds(detector, seen) > 0).sum())
         line = {"form": form, "n": len(seen.features.asked), "flagged": flagged}

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from uploads import CHAT, MADE, NAMED, honest
+from upload_forms import MADE
+from uploads import CHAT, NAMED, honest
 
 from titer import judges
 from titer.data import Record, load, poison

@@ -15,6 +15,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 APART = (
     "methods",
     "uploads",
+    "upload_forms",
     "uploads_tuned",
     "by_hand",
     "judge_rows",
