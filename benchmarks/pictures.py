@@ -286,7 +286,6 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if words is None else words
     args = parser().parse_args(words)
-    quiet()
     torch.manual_seed(0)
     if args.picture == "page":
         print(write_pictures(args.output))
@@ -312,6 +311,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    quiet()
     try:
         main()
     except TiterError as error:

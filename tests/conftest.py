@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import logging
 import os
 import zlib
 from pathlib import Path
@@ -88,6 +89,15 @@ def _small_detectors():
         patched.setattr(SentenceEncoder, "__call__", encode)
         patched.setattr("titer.risk.detector.PER_KIND", 20)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _warnings_stay_on():
+    """Fail a test that turns warnings off for all that run after it in its process: they would look for what is not logged."""
+    yield
+    off = logging.root.manager.disable
+    logging.disable(logging.NOTSET)
+    assert off < logging.WARNING, "logging.disable() of this test was not undone"
 
 
 @pytest.fixture(scope="module", autouse=True)
