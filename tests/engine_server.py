@@ -163,12 +163,14 @@ class _Handler(BaseHTTPRequestHandler):
             side.now += 1
             side.most = max(side.most, side.now)
         try:
-            self.reply(*side.post(self.path, body))
+            answer = side.post(self.path, body)
         except ConnectionError:  # what a fault raises to hang up
             self.close_connection = True
+            return
         finally:
-            with side.lock:
+            with side.lock:  # before the answer is out, which a client may follow up at once
                 side.now -= 1
+        self.reply(*answer)
 
     def reply(self, status, content):
         data = content.encode() if isinstance(content, str) else json.dumps(content).encode()

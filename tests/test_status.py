@@ -149,22 +149,25 @@ def test_a_run_is_watched_from_another_process_until_it_has_ended(tmp_path, name
     running = threading.Thread(target=lambda: execute(plan, Silent(), launcher=choose(name, 1, resources=resources)))
     running.start()
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 90
         while not (plan.run_folder / "jobs").is_dir() or not read_status(plan.run_folder).count("running"):
             assert time.monotonic() < end
             time.sleep(0.05)
         code = "from titer import progress; progress.EVERY = 0.5; from titer.cli import main; main()"
         words = [sys.executable, "-c", code, "status", str(plan.run_folder), "--watch"]
-        watching = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        time.sleep(2.5)
+        written = tmp_path / "told", tmp_path / "error"
+        with written[0].open("w") as out, written[1].open("w") as err:
+            watching = subprocess.Popen(words, stdout=out, stderr=err)
+        while "… status" not in written[1].read_text():
+            assert time.monotonic() < end
+            time.sleep(0.05)
     finally:
         go.touch()
         running.join()
-    told, error = watching.communicate(timeout=60)
-    assert watching.returncode == 0, error
+    assert watching.wait(timeout=60) == 0
+    told, error = (path.read_text() for path in written)
     assert told.splitlines()[0].startswith(f"{plan.run_folder}: 2 jobs, 1 done, 1 running; about ")
     assert "2 jobs, 2 done" in " ".join(told.split())
-    assert "… status" in error
     assert "1 done, 1 running" in error
 
 
