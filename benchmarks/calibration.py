@@ -32,6 +32,7 @@ from titer.assays.conditions import Paired, stability, trainability
 from titer.assays.profile import PlannedAttack, Profile, answered_steps, read_profile
 from titer.assays.resistance import Start, resistance
 from titer.assays.trajectories import UNITS, Checkpoint, Left, Trajectory
+from titer.progress import counted
 from titer.stats.intervals import wilson
 from titer.stats.sequential import decided
 from titer.stats.survival import ALONE, exceeds
@@ -305,11 +306,9 @@ def calibrate(
     plans: Sequence[Plan], rates: Sequence[float], repetitions: int, seed: int, behind: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each profile, false rate, kind of looks and truth."""
-    for plan in plans:
-        for f0 in rates:
-            for persistent in (False, True):
-                for truth in TRUTHS:
-                    yield resistance_row(plan, truth, f0, persistent, repetitions, seed, behind)
+    rows = list(itertools.product(plans, rates, (False, True), TRUTHS))
+    for plan, f0, persistent, truth in counted("rows", rows):
+        yield resistance_row(plan, truth, f0, persistent, repetitions, seed, behind)
 
 
 def looks_table(profile: Profile) -> Table:
